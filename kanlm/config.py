@@ -1,0 +1,519 @@
+"""Every setting of kanlm, and how a configuration comes together.
+
+1. A YAML file may name a `base:` file; it is laid over it, and so on down.
+2. `section.key=value` overrides from the command line are laid on top.
+3. The result is checked against the frozen dataclasses below: an unknown key, a wrong
+   type or an impossible combination is refused in one line that names the setting.
+
+OmegaConf reads and merges, pydantic checks types. Wherever a section has a `kind`
+(tokenizer, schedule, feed-forward block, basis, source) a bare word stands for
+`{kind: word}`, and naming another kind replaces the section instead of merging into it.
+
+Torch is not imported here; the options of feed-forward kinds and sources, which are
+the keyword arguments of their classes, are checked by `check_options`.
+"""
+
+import dataclasses
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from kanlm.errors import UserError, nearest
+from kanlm.model.settings import ModelSettings
+
+#: Sections for which a bare word stands for `{kind: word}`.
+KIND_SECTIONS = ("tokenizer", "schedule", "feed_forward", "basis", "sources")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerSettings:
+    """How text becomes tokens. Fine-tuning inherits the base run's."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    kind: Literal["bytes", "characters", "bpe", "pretrained"] = "bpe"
+    #: Tokens of a BPE trained here, the end-of-document token included.
+    vocab_size: int | None = None
+    #: Folder, file or hub name of a pretrained tokenizer.
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.kind == "bpe") != (self.vocab_size is not None):
+            raise ValueError(
+                "vocab_size belongs to kind bpe, and bpe needs it: "
+                f"kind = {self.kind}, vocab_size = {self.vocab_size}"
+            )
+        if self.vocab_size is not None and self.vocab_size < 257:
+            raise ValueError(
+                f"vocab_size = {self.vocab_size}: expected at least 257 "
+                "(256 bytes and the end of a document)"
+            )
+        if (self.kind == "pretrained") != (self.name is not None):
+            raise ValueError(
+                "name belongs to kind pretrained, and pretrained needs it: "
+                f"kind = {self.kind}, name = {self.name}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """One domain of text: a mixture of sources, split and tokenised into shards."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    #: Name of the domain in results.
+    domain: str = "text"
+    #: Each `{kind, weight, …}`; the rest are the options of the source's class.
+    sources: list[dict[str, Any]] = field(default_factory=lambda: [{"kind": "stdlib-prose"}])
+    #: Folder against which a source's relative paths are read.
+    root: str = "."
+    #: Folder of tokenised shards.
+    cache_dir: str = "data/cache"
+    validation_fraction: float = 0.05
+    test_fraction: float = 0.05
+    #: Drop a training document whose 8-token shingles have at least this Jaccard
+    #: similarity with a held-out document's; null keeps all.
+    near_duplicate_threshold: float | None = 0.8
+    #: Attend only to tokens of the same document.
+    attention_within_documents: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise ValueError("sources is empty: give at least one")
+        if not 0 < self.validation_fraction < 1:
+            raise ValueError(
+                f"validation_fraction = {self.validation_fraction}: expected between 0 and 1"
+            )
+        if not 0 <= self.test_fraction < 1 - self.validation_fraction:
+            raise ValueError(
+                f"test_fraction = {self.test_fraction} and validation_fraction = "
+                f"{self.validation_fraction} leave nothing to train on"
+            )
+        if self.near_duplicate_threshold is not None and not 0 < self.near_duplicate_threshold <= 1:
+            raise ValueError(
+                f"near_duplicate_threshold = {self.near_duplicate_threshold}: "
+                "expected 0 < threshold ≤ 1, or null"
+            )
+        if not self.domain or set(self.domain) & set("/\\:") or self.domain.startswith("."):
+            raise ValueError(f"domain = {self.domain!r}: expected a name fit for a folder")
+        for source in self.sources:
+            weight = source.get("weight", 1.0)
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or weight <= 0:
+                raise ValueError(f"weight = {weight!r} of a source: expected a positive number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """The loop: how long, how much at a time, in which precision."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    steps: int = 1000
+    #: Sequences in a step, over all processes.
+    batch_size: int = 16
+    #: Sequences in one forward pass of one process; null takes its whole share.
+    micro_batch_size: int | None = None
+    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+    #: `auto` compiles where a GPU and a C++ compiler are, and says what it chose.
+    compile: Literal["off", "on", "auto"] = "auto"
+    #: Largest norm of the gradient; null does not clip.
+    gradient_clip: float | None = 1.0
+    #: Steps between log lines, full validation passes, samples and checkpoints;
+    #: a null leaves that to the end of the run.
+    log_every: int = 10
+    evaluate_every: int | None = 250
+    sample_every: int | None = None
+    checkpoint_every: int | None = 500
+    #: Checkpoints kept: the newest ones.
+    keep_checkpoints: int = 2
+    #: Stop after this many validations without a new best, and keep the best model.
+    early_stopping_patience: int | None = None
+
+    def __post_init__(self) -> None:
+        _positive(self, "steps", "batch_size", "micro_batch_size", "gradient_clip", "log_every")
+        _positive(self, "evaluate_every", "sample_every", "checkpoint_every", "keep_checkpoints")
+        _positive(self, "early_stopping_patience")
+        if self.early_stopping_patience is not None and self.evaluate_every is None:
+            raise ValueError("early_stopping_patience needs evaluate_every")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """AdamW with three groups: matrices, coefficients of bases, everything undecayed."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    learning_rate: float = 6e-3
+    weight_decay: float = 0.1
+    #: Rate of basis coefficients over `learning_rate`.
+    coefficients_learning_rate_ratio: float = 1.0
+    coefficients_weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    epsilon: float = 1e-8
+
+    def __post_init__(self) -> None:
+        _positive(self, "learning_rate", "coefficients_learning_rate_ratio", "epsilon")
+        for name in ("weight_decay", "coefficients_weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} = {getattr(self, name)}: expected 0 or more")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas = {list(self.betas)}: expected each 0 ≤ beta < 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleSettings:
+    """The learning rate over steps, as a fraction of the peak."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    kind: Literal["cosine", "warmup-stable-decay", "constant"] = "cosine"
+    #: Steps of linear warm-up.
+    warmup_steps: int = 50
+    #: Last part of the run over which warmup-stable-decay falls linearly.
+    decay_fraction: float = 0.2
+    #: Where the decay ends.
+    final_ratio: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps = {self.warmup_steps}: expected 0 or more")
+        for name in ("decay_fraction", "final_ratio"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: expected between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """Full passes over held-out text with a sliding window."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    #: Tokens the window moves by; each token is scored once. Null is context_length.
+    stride: int | None = None
+    #: Windows in one forward pass.
+    batch_size: int = 32
+    #: Split of the figures that a study reports. Training validates on `validation`.
+    split: Literal["validation", "test"] = "test"
+    #: Domains evaluated beside the one trained on.
+    domains: list[DataSettings] = field(default_factory=list)
+    #: Resamples of the bootstrap interval.
+    bootstrap_resamples: int = 1000
+
+    def __post_init__(self) -> None:
+        _positive(self, "stride", "batch_size", "bootstrap_resamples")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationSettings:
+    """Samples: what the model is asked to continue, and how tokens are drawn."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    prompt: str = ""
+    max_new_tokens: int = 120
+    temperature: float = 0.8
+    top_k: int = 50
+
+    def __post_init__(self) -> None:
+        _positive(self, "max_new_tokens", "temperature", "top_k")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingSettings:
+    """Weights & Biases. `metrics.jsonl` is always written."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    wandb: Literal["offline", "online", "disabled"] = "offline"
+    project: str = "kanlm"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudySettings:
+    """Arms × seeds × stages, for `kanlm compare` and `kanlm continual`."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    #: Name → partial configuration laid over this one. The first arm is the reference.
+    arms: dict[str, dict[str, Any]] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=lambda: [0])
+    #: What the twins share with the first arm: the feed-forward blocks' parameters or
+    #: FLOPs. Arms that state `hidden` themselves are left alone.
+    match: Literal["parameters", "flops"] = "parameters"
+    #: Dotted setting → values tried by every arm with the first seed; the best
+    #: validation loss is kept for the other seeds.
+    grid: dict[str, list[Any]] = field(default_factory=dict)
+    #: Grids of single arms in place of `grid`, with equally many trials.
+    arm_grids: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
+    #: Partial configurations of the stages after pretraining, each naming `data.domain`.
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    #: Command that starts a run, for example `accelerate launch --num_processes 8`;
+    #: null runs each in one process.
+    launcher: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.arms:
+            raise ValueError("arms is empty: name at least one")
+        for name in self.arms:
+            if not name or set(name) & set("/\\:") or name.startswith("."):
+                raise ValueError(f"arm {name!r}: expected a name fit for a folder")
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds = {self.seeds}: expected at least one, none twice")
+        for name in self.arm_grids:
+            if name not in self.arms:
+                raise ValueError(f"arm_grids names '{name}'{nearest(name, self.arms)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """All of one run, or of the runs that a study makes from it."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    #: Of initial weights, data order, dropout and samples.
+    seed: int = 0
+    #: Folder of the run or study.
+    output_dir: str = "runs/default"
+    #: Run folder whose model and tokenizer fine-tuning starts from.
+    initialize_from: str | None = None
+    data: DataSettings = field(default_factory=DataSettings)
+    tokenizer: TokenizerSettings = field(
+        default_factory=lambda: TokenizerSettings(kind="bpe", vocab_size=2048)
+    )
+    model: ModelSettings = field(default_factory=ModelSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    generation: GenerationSettings = field(default_factory=GenerationSettings)
+    tracking: TrackingSettings = field(default_factory=TrackingSettings)
+    study: StudySettings | None = None
+
+    def __post_init__(self) -> None:
+        stride, context = self.evaluation.stride, self.model.context_length
+        if stride is not None and stride > context:
+            raise ValueError(
+                f"evaluation.stride = {stride} is longer than model.context_length = {context}: "
+                "tokens between windows would go unscored"
+            )
+        if self.schedule.warmup_steps > self.training.steps:
+            raise ValueError(
+                f"schedule.warmup_steps = {self.schedule.warmup_steps} is more than "
+                f"training.steps = {self.training.steps}"
+            )
+        micro, batch = self.training.micro_batch_size, self.training.batch_size
+        if micro is not None and batch % micro:
+            raise ValueError(
+                f"training.micro_batch_size = {micro} does not divide training.batch_size = {batch}"
+            )
+
+
+def _positive(settings: Any, *names: str) -> None:
+    """Raise ValueError unless each named setting is null or above 0."""
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and value <= 0:
+            raise ValueError(f"{name} = {value}: expected a positive number")
+
+
+# Reading
+
+
+def load(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read a YAML file with its bases, lay dotted overrides on top, and check it all.
+
+    Raises:
+        UserError: a file is missing or no YAML, or a setting is unknown or impossible.
+    """
+    return from_tree(read_tree(path, overrides or []))
+
+
+def read_tree(path: str | Path, overrides: list[str]) -> dict[str, Any]:
+    """Read and merge as `load` does, without checking: a nested dictionary."""
+    tree = _read_file(Path(path), seen=())
+    for override in overrides:
+        tree = merge(tree, parse_override(override))
+    return tree
+
+
+def from_tree(tree: Mapping[str, Any]) -> Config:
+    """Check a nested dictionary against the dataclasses.
+
+    Raises:
+        UserError: naming the first setting that is unknown, mistyped or impossible.
+    """
+    return _check(Config, _expand_kinds(dict(tree)), "")
+
+
+def to_tree(config: Any) -> dict[str, Any]:
+    """Turn settings into the nested dictionary that YAML and JSON can hold."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def to_yaml(config: Config) -> str:
+    """Write every setting, defaults included, so that the text stands for itself."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(to_tree(config)))
+
+
+def parse_override(override: str) -> dict[str, Any]:
+    """Turn `section.key=value`, the value in YAML, into a nested dictionary.
+
+    A key in brackets counts as one: `study.grid[optimizer.learning_rate]=[1e-3,3e-3]`.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    key, equals, text = override.partition("=")
+    if not equals or not key or "." in (key[0], key[-1]):
+        raise UserError(f"override '{override}': expected section.key=value")
+    try:
+        value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise UserError(f"override '{override}': {_first_line(error)}") from None
+    assert isinstance(value, dict)
+    tree = value["value"]
+    head, bracket, inner = key.partition("[")
+    for part in reversed([*head.split("."), *([inner.removesuffix("]")] if bracket else [])]):
+        tree = {part: tree}
+    return tree
+
+
+def merge(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay `upper` over `lower`. Lists, and sections that change their kind, are replaced."""
+    from omegaconf import OmegaConf
+
+    lower, upper = _expand_kinds(dict(lower)), _expand_kinds(dict(upper))
+    _forget_other_kinds(lower, upper)
+    merged = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(lower), upper))
+    assert isinstance(merged, dict)
+    return {str(key): value for key, value in merged.items()}
+
+
+def _read_file(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    if path.resolve() in seen:
+        raise UserError(f"{path}: `base:` leads back to the same file")
+    try:
+        tree = OmegaConf.to_container(OmegaConf.load(path))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such config file") from None
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path}: cannot be read as YAML: {_first_line(error)}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: expected a mapping of settings at the top")
+    tree = {str(key): value for key, value in tree.items()}
+    base = tree.pop("base", None)
+    if base is None:
+        return _expand_kinds(tree)
+    return merge(_read_file(path.parent / str(base), (*seen, path.resolve())), tree)
+
+
+def _expand_kinds(tree: Any) -> Any:
+    """Turn the bare words of KIND_SECTIONS into `{kind: word}`, all the way down."""
+    if isinstance(tree, list):
+        return [_expand_kinds(item) for item in tree]
+    if not isinstance(tree, dict):
+        return tree
+    expanded = {}
+    for key, value in tree.items():
+        if key in KIND_SECTIONS and isinstance(value, str):
+            value = {"kind": value} if key != "sources" else [{"kind": value}]
+        elif key in KIND_SECTIONS and isinstance(value, list):
+            value = [{"kind": item} if isinstance(item, str) else item for item in value]
+        expanded[key] = _expand_kinds(value)
+    return expanded
+
+
+def _forget_other_kinds(lower: dict[str, Any], upper: Mapping[str, Any]) -> None:
+    """Drop the sections of `lower` that `upper` gives another kind or another type."""
+    for key, value in upper.items():
+        below = lower.get(key)
+        if not isinstance(value, dict) or not isinstance(below, dict):
+            lower.pop(key, None)
+        elif value.get("kind", below.get("kind")) != below.get("kind"):
+            lower.pop(key)
+        else:
+            _forget_other_kinds(below, value)
+
+
+# Checking
+
+
+def check_options(factory: Any, options: Mapping[str, Any], setting: str) -> dict[str, Any]:
+    """Check options against the keyword-only arguments of a class, filling in defaults.
+
+    This is how a feed-forward kind, a basis or a source brings its own typed options:
+    they are whatever its constructor takes after `*`.
+
+    Raises:
+        UserError: an option is unknown, missing or of a wrong type; `setting` names where.
+    """
+    parameters = [
+        parameter
+        for parameter in inspect.signature(factory, eval_str=True).parameters.values()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    ]
+    fields = []
+    for parameter in parameters:
+        kind = Any if parameter.annotation is inspect.Parameter.empty else parameter.annotation
+        if parameter.default is inspect.Parameter.empty:
+            fields.append((parameter.name, kind))
+        else:
+            default = parameter.default
+            fields.append((parameter.name, kind, field(default_factory=lambda d=default: d)))
+    schema = dataclasses.make_dataclass("Options", fields, kw_only=True)
+    schema.__pydantic_config__ = {"extra": "forbid", "arbitrary_types_allowed": True}
+    checked = _check(schema, options, setting)
+    return json.loads(json.dumps(dataclasses.asdict(checked)))
+
+
+def _check(schema: Any, tree: Mapping[str, Any], setting: str) -> Any:
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        # JSON mode is strict about types and still reads a list as a tuple.
+        return TypeAdapter(schema).validate_json(json.dumps(tree), strict=True)
+    except ValidationError as error:
+        raise UserError(_explain(error.errors(include_url=False)[0], schema, setting)) from None
+    except TypeError as error:
+        raise UserError(f"{setting or 'config'}: {error}") from None
+
+
+def _explain(problem: Any, schema: Any, setting: str) -> str:
+    """Put pydantic's first problem into one line: setting, value, what was expected."""
+    location = [str(part) for part in problem["loc"]]
+    path = ".".join([setting, *location] if setting else location)
+    if problem["type"] == "unexpected_keyword_argument":
+        return f"unknown setting '{path}'{nearest(location[-1], _known_keys(schema, location))}"
+    if problem["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
+        return f"setting '{path}' is missing"
+    if problem["type"] == "value_error":
+        return f"{path}: {problem['ctx']['error']}" if path else str(problem["ctx"]["error"])
+    return (
+        f"{path} = {json.dumps(problem['input'])}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+    )
+
+
+def _known_keys(schema: Any, location: list[str]) -> list[str]:
+    """Names of the fields at the place in the schema where `location` goes wrong."""
+    for part in location[:-1]:
+        if not dataclasses.is_dataclass(schema):
+            return []
+        kinds = [f.type for f in dataclasses.fields(schema) if f.name == part]
+        for kind in kinds:
+            candidates = [kind, *getattr(kind, "__args__", ())]
+            schema = next((c for c in candidates if dataclasses.is_dataclass(c)), schema)
+    return [f.name for f in dataclasses.fields(schema)] if dataclasses.is_dataclass(schema) else []
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

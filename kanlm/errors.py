@@ -1,0 +1,21 @@
+"""The one exception that a user is meant to read.
+
+`kanlm` on the command line turns a `UserError` into a single line on standard
+error and exit code 2. Anything else is a bug and keeps its traceback.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user can put right: a setting, a file, a folder, the network."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return "; did you mean 'x'?" for the closest of `known`, else the list of them."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; expected one of: {', '.join(known)}" if known else ""

@@ -1,0 +1,72 @@
+"""The model's settings, stated once and without torch.
+
+`kanlm.config` nests them under `model:`, and `KanLMConfig` carries the same fields
+into transformers' `config.json`. The options of a feed-forward kind are not here:
+they are the keyword arguments of its class in `feed_forward.py`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """Shape of a decoder. Raises ValueError, naming the setting, on an impossible one."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    #: Rows of the embedding; null takes the tokenizer's.
+    vocab_size: int | None = None
+    #: Width of the residual stream.
+    d_model: int = 128
+    n_layers: int = 4
+    n_heads: int = 4
+    #: Key and value heads (grouped queries); null gives every query head its own.
+    n_kv_heads: int | None = None
+    #: Longest sequence, in tokens, that the model is trained on.
+    context_length: int = 256
+    #: One kind with its options for every layer, or a list with one entry a layer.
+    #: `hidden: null` is solved so that the block holds 8 d_model² parameters.
+    feed_forward: dict[str, Any] | list[dict[str, Any]] = field(
+        default_factory=lambda: {"kind": "kan"}
+    )
+    #: Probability of dropping an output of attention or feed-forward in training.
+    dropout: float = 0.0
+    #: Normalise queries and keys per head before the rotation.
+    qk_norm: bool = False
+    #: Use the embedding matrix as the output head.
+    tie_embeddings: bool = True
+    rope_theta: float = 10000.0
+    norm_epsilon: float = 1e-6
+
+    def __post_init__(self) -> None:
+        for name in ("d_model", "n_layers", "n_heads", "context_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: expected a positive number")
+        if self.vocab_size is not None and self.vocab_size < 2:
+            raise ValueError(f"vocab_size = {self.vocab_size}: expected at least 2")
+        if self.d_model % self.n_heads:
+            raise ValueError(f"n_heads = {self.n_heads} does not divide d_model = {self.d_model}")
+        if (self.d_model // self.n_heads) % 2:
+            raise ValueError(
+                f"d_model / n_heads = {self.d_model // self.n_heads} is odd: "
+                "rotary positions need an even head dimension"
+            )
+        if self.n_kv_heads is not None and (self.n_kv_heads < 1 or self.n_heads % self.n_kv_heads):
+            raise ValueError(
+                f"n_kv_heads = {self.n_kv_heads} does not divide n_heads = {self.n_heads}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout = {self.dropout}: expected 0 ≤ dropout < 1")
+        if isinstance(self.feed_forward, list) and len(self.feed_forward) != self.n_layers:
+            raise ValueError(
+                f"feed_forward lists {len(self.feed_forward)} kinds for "
+                f"n_layers = {self.n_layers}: give one kind, or one a layer"
+            )
+
+    @property
+    def feed_forward_by_layer(self) -> list[dict[str, Any]]:
+        """The kind and options of every layer, `n_layers` long."""
+        if isinstance(self.feed_forward, list):
+            return self.feed_forward
+        return [self.feed_forward] * self.n_layers
