@@ -1,0 +1,100 @@
+"""From the settings a user wrote to settings that state everything.
+
+Feed-forward kinds, bases and sources bring options of their own, which `config.py` cannot
+know without importing torch. Here they are checked and their defaults filled in, and the
+width of the feed-forward blocks is solved, so that a run's config.yaml still means the
+same when a default has changed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from kanlm.config import Config, DataSettings, check_options
+from kanlm.data.sources import SOURCES
+from kanlm.errors import UserError, nearest
+from kanlm.kan.bases import BASES
+from kanlm.model import KanLMConfig, KanLMForCausalLM
+from kanlm.model.feed_forward import FEED_FORWARDS
+from kanlm.model.matching import resolve_feed_forward
+from kanlm.model.settings import ModelSettings
+
+
+def resolve(config: Config) -> Config:
+    """Check and complete the settings that belong to registries.
+
+    Raises:
+        UserError: an unknown kind or option, or a model that cannot be built.
+    """
+    return replace(
+        config,
+        model=resolve_model(config.model),
+        data=_resolve_data(config.data, "data"),
+        evaluation=replace(
+            config.evaluation,
+            domains=[
+                _resolve_data(domain, f"evaluation.domains.{i}")
+                for i, domain in enumerate(config.evaluation.domains)
+            ],
+        ),
+    )
+
+
+def resolve_model(settings: ModelSettings) -> ModelSettings:
+    """Complete the feed-forward options, solve widths, and build the model without memory."""
+    if isinstance(settings.feed_forward, list):
+        completed: Any = [
+            _resolve_feed_forward(spec, f"model.feed_forward.{i}")
+            for i, spec in enumerate(settings.feed_forward)
+        ]
+    else:
+        completed = _resolve_feed_forward(settings.feed_forward, "model.feed_forward")
+    try:
+        settings = resolve_feed_forward(replace(settings, feed_forward=completed))
+        with torch.device("meta"):
+            KanLMForCausalLM(KanLMConfig.from_settings(settings, settings.vocab_size or 257))
+    except ValueError as error:
+        raise UserError(f"model: {error}") from None
+    return settings
+
+
+def _resolve_feed_forward(spec: Mapping[str, Any], setting: str) -> dict[str, Any]:
+    spec = dict(spec)
+    kind = _registered(FEED_FORWARDS, spec.pop("kind", None), f"{setting}.kind")
+    hidden = spec.pop("hidden", None)
+    if hidden is not None and (isinstance(hidden, bool) or not isinstance(hidden, int)):
+        raise UserError(f"{setting}.hidden = {hidden!r}: expected a whole number or null")
+    options = check_options(FEED_FORWARDS[kind], spec, setting)
+    if "basis" in options:
+        options["basis"] = _resolve_basis(options["basis"], f"{setting}.basis")
+    return {"kind": kind, "hidden": hidden, **options}
+
+
+def _resolve_basis(spec: Mapping[str, Any], setting: str) -> dict[str, Any]:
+    spec = {"kind": "bspline", **spec}
+    kind = _registered(BASES, spec.pop("kind"), f"{setting}.kind")
+    return {"kind": kind, **check_options(BASES[kind], spec, setting)}
+
+
+def _resolve_data(data: DataSettings, setting: str) -> DataSettings:
+    return replace(
+        data,
+        sources=[
+            _resolve_source(spec, f"{setting}.sources.{i}") for i, spec in enumerate(data.sources)
+        ],
+    )
+
+
+def _resolve_source(spec: Mapping[str, Any], setting: str) -> dict[str, Any]:
+    spec = dict(spec)
+    kind = _registered(SOURCES, spec.pop("kind", None), f"{setting}.kind")
+    weight = spec.pop("weight", 1.0)
+    return {"kind": kind, "weight": weight, **check_options(SOURCES[kind], spec, setting)}
+
+
+def _registered(registry: Mapping[str, Any], kind: Any, setting: str) -> str:
+    if not isinstance(kind, str) or kind not in registry:
+        raise UserError(f"{setting} = {kind!r} is unknown{nearest(str(kind), registry)}")
+    return kind

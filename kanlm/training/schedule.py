@@ -1,0 +1,35 @@
+"""Learning-rate schedules as pure functions of the step.
+
+The trainer sets the rate itself before every update, so that a resumed run needs no
+scheduler state and a step past the end keeps the last rate instead of going negative.
+"""
+
+import math
+
+from kanlm.config import ScheduleSettings
+
+
+def learning_rate_ratio(schedule: ScheduleSettings, step: int, steps: int) -> float:
+    """Fraction of the peak rate for update `step` (0 for the first) of `steps`.
+
+    All kinds rise linearly over `warmup_steps`, reaching 1 at the last of them. `cosine`
+    (Loshchilov & Hutter 2017, without restarts) then falls to `final_ratio` over the rest;
+    `warmup-stable-decay` (Hu et al. 2024, MiniCPM) stays at 1 and falls linearly over the
+    last `decay_fraction` of all steps; `constant` stays.
+    """
+    if step < schedule.warmup_steps:
+        return (step + 1) / schedule.warmup_steps
+    if schedule.kind == "constant":
+        return 1.0
+    if schedule.kind == "cosine":
+        progress = _progress(step, schedule.warmup_steps, steps)
+        falling = 0.5 * (1 + math.cos(math.pi * progress))
+    else:
+        start = max(schedule.warmup_steps, round(steps * (1 - schedule.decay_fraction)))
+        falling = 1 - _progress(step, start, steps)
+    return schedule.final_ratio + (1 - schedule.final_ratio) * falling
+
+
+def _progress(step: int, start: int, end: int) -> float:
+    """How far `step` is from `start` to the last update before `end`, clamped to [0, 1]."""
+    return min(max((step - start) / max(end - 1 - start, 1), 0.0), 1.0)

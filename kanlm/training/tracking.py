@@ -1,0 +1,134 @@
+"""Where a run's numbers go: metrics.jsonl always, wandb if wanted, a live progress bar.
+
+Only the main process tracks. After an interruption the lines past the checkpoint are
+cut off before the loop writes them again, so that a resumed file equals an
+uninterrupted one.
+"""
+
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from kanlm.config import Config, to_tree
+
+#: Printed by the main process alone; other ranks' consoles are quiet.
+console = Console(highlight=False)
+
+
+class Tracker:
+    """Context manager around the loop of one process.
+
+    Arguments:
+        folder: the run's folder.
+        config: written into the wandb run.
+        main: whether this is the main process; the others' calls do nothing.
+        step: the checkpoint's step, 0 for a fresh run.
+        wandb_id: identity of the wandb run that is being resumed.
+    """
+
+    def __init__(
+        self, folder: Path, config: Config, *, main: bool, step: int, wandb_id: str | None
+    ) -> None:
+        self.folder = folder
+        self.config = config
+        self.main = main
+        self.step = step
+        self.wandb_id = wandb_id
+        self.wandb_run: Any = None
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not main,
+        )
+
+    def __enter__(self) -> Self:
+        if not self.main:
+            return self
+        path = self.folder / "metrics.jsonl"
+        keep = _lines_up_to(path, self.step) if self.step else []
+        path.write_text("".join(keep))
+        self.file = path.open("a")
+        if self.config.tracking.wandb != "disabled":
+            self._start_wandb()
+        self.progress.start()
+        self.task = self.progress.add_task(
+            self.config.data.domain,
+            total=self.config.training.steps,
+            completed=self.step,
+            status="",
+        )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not self.main:
+            return
+        self.progress.stop()
+        self.file.close()
+        if self.wandb_run is not None:
+            self.wandb_run.finish(exit_code=0 if kind is None else 1)
+
+    def log(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """Write one line of metrics and send its numbers to wandb.
+
+        Arguments:
+            kind: `train`, `validation` or `sample`.
+            step: updates done.
+            values: numbers and strings; a `domain` becomes part of the wandb names.
+        """
+        if not self.main:
+            return
+        self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        self.file.flush()
+        if self.wandb_run is not None:
+            prefix = "/".join([kind, *([values["domain"]] if "domain" in values else [])])
+            numbers = {f"{prefix}/{key}": v for key, v in values.items() if key != "domain"}
+            self.wandb_run.log({"step": step, **numbers})
+
+    def show(self, step: int, status: str) -> None:
+        """Move the progress bar."""
+        if self.main:
+            self.progress.update(self.task, completed=step, status=status)
+
+    def note(self, text: str) -> None:
+        """Print a line above the progress bar."""
+        if self.main:
+            self.progress.console.print(text, markup=False)
+
+    def _start_wandb(self) -> None:
+        os.environ.setdefault("WANDB_SILENT", "true")
+        import wandb
+
+        self.wandb_run = wandb.init(
+            project=self.config.tracking.project,
+            name=self.config.output_dir,
+            id=self.wandb_id,
+            resume="allow",
+            mode=self.config.tracking.wandb,
+            dir=self.folder,
+            config=to_tree(self.config),
+            settings=wandb.Settings(console="off", x_disable_stats=True),
+        )
+        self.wandb_run.define_metric("*", step_metric="step")
+        self.wandb_id = self.wandb_run.id
+
+
+def _lines_up_to(path: Path, step: int) -> list[str]:
+    """The whole lines of a metrics file whose step is at most `step`."""
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
+    return [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
