@@ -1,0 +1,79 @@
+"""Intervals against simulated corpora whose true figure is known."""
+
+import numpy as np
+import pytest
+
+from kanlm.errors import UserError
+from kanlm.evaluation.statistics import bootstrap_interval, paired_interval
+
+
+def simulate(rng: np.random.Generator, documents: int) -> tuple[np.ndarray, np.ndarray]:
+    """Documents of skewed length whose loss a byte varies and falls with length.
+
+    The true figure is E[nats] / E[bytes] / ln 2: with bytes = exp(z), z ~ N(6, 1), and
+    nats = bytes · (2 − 0.1 z + noise), E[bytes · z] = E[bytes] · (6 + 1), so the ratio is
+    2 − 0.7 = 1.3 nats a byte.
+    """
+    z = rng.normal(6, 1, documents)
+    bytes = np.exp(z)
+    return bytes * (2 - 0.1 * z + rng.normal(0, 0.3, documents)), bytes
+
+
+TRUE = 1.3 / np.log(2)
+
+
+@pytest.mark.parametrize(
+    ("documents", "trials", "least"),
+    [(150, 250, 0.89), pytest.param(400, 1500, 0.91, marks=pytest.mark.slow)],
+)
+def test_intervals_hold_the_true_figure_about_as_often_as_they_say(
+    documents: int, trials: int, least: float
+) -> None:
+    rng = np.random.default_rng(1)
+    inside = 0
+    for trial in range(trials):
+        nats, bytes = simulate(rng, documents)
+        interval = bootstrap_interval(nats, bytes, resamples=400, seed=trial)
+        inside += interval.low <= TRUE <= interval.high
+    assert least <= inside / trials <= 0.985
+
+
+def test_width_follows_the_standard_error_of_a_mean() -> None:
+    # Equal lengths make the ratio a mean, whose normal interval is ±1.96 σ/√n.
+    rng = np.random.default_rng(0)
+    nats = rng.normal(100, 10, 1000)
+    interval = bootstrap_interval(nats, np.full(1000, 50), resamples=4000, seed=0)
+    expected = 2 * 1.96 * nats.std() / np.sqrt(1000) / 50 / np.log(2)
+    assert interval.high - interval.low == pytest.approx(expected, rel=0.06)
+    assert interval.value == pytest.approx(nats.mean() / 50 / np.log(2))
+
+
+def test_pairing_removes_what_documents_share() -> None:
+    rng = np.random.default_rng(2)
+    nats, bytes = simulate(rng, 200)
+    other = nats + 0.02 * np.log(2) * bytes * rng.normal(1, 0.5, 200)
+    difference = paired_interval(nats, other, bytes, resamples=500, seed=0)
+    single = bootstrap_interval(nats, bytes, resamples=500, seed=0)
+    assert difference.low < -0.02 < difference.high < 0
+    assert difference.high - difference.low < (single.high - single.low) / 5
+
+
+def test_same_seed_same_interval_whatever_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    nats, bytes = simulate(np.random.default_rng(3), 50)
+    first = bootstrap_interval(nats, bytes, resamples=200, seed=7)
+    assert first == bootstrap_interval(nats, bytes, resamples=200, seed=7)
+    assert first != bootstrap_interval(nats, bytes, resamples=200, seed=8)
+    monkeypatch.setattr("kanlm.evaluation.statistics._BATCH_ELEMENTS", 1)
+    single = bootstrap_interval(nats, bytes, resamples=200, seed=7)
+    assert single.high - single.low == pytest.approx(first.high - first.low, rel=0.3)
+
+
+def test_identical_documents_have_an_interval_of_no_width() -> None:
+    interval = bootstrap_interval(np.full(9, 7.0), np.full(9, 5), resamples=50, seed=0)
+    assert interval.low == interval.high == interval.value
+
+
+@pytest.mark.parametrize("documents", [0, 1])
+def test_too_few_documents_are_refused(documents: int) -> None:
+    with pytest.raises(UserError, match=f"holds {documents}"):
+        bootstrap_interval(np.ones(documents), np.ones(documents), resamples=10, seed=0)
