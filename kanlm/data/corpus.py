@@ -1,0 +1,295 @@
+"""One domain of text, ready to be trained and measured on.
+
+`open_corpus` prepares the sources, drops training documents that nearly equal a held-out
+document of any of them, and hands out the splits as streams of tokens.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from kanlm.config import DataSettings, TokenizerSettings, to_tree
+from kanlm.data.duplicates import TokenDocuments, near_duplicates
+from kanlm.data.preparation import prepare, training_documents
+from kanlm.data.shards import ShardedSource, write_atomically
+from kanlm.data.sources import Source, make_source
+from kanlm.data.sources.base import hash_json
+from kanlm.data.splits import SPLITS
+from kanlm.data.tokenizer import build_tokenizer, decode, wrap
+from kanlm.errors import UserError
+
+
+class Split:
+    """A stream of tokens made of whole documents, each with its end-of-document token.
+
+    Attributes:
+        n_tokens: tokens in the stream.
+        document_tokens, document_words, document_bytes: (documents,) int64, in the order
+            of the stream. The end-of-document token counts as a token and as no byte. The
+            blocks of a source that is one document stand for documents and have none.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        tokenizer: PreTrainedTokenizerFast,
+        arrays: Sequence[np.ndarray],
+        sizes: Sequence[np.ndarray],
+        kept: Sequence[np.ndarray],
+    ) -> None:
+        """Join shards.
+
+        Args:
+            name: of the split.
+            tokenizer: to turn documents back into text.
+            arrays: tokens of each shard.
+            sizes: (documents, 3) tokens, words and bytes of each shard's documents.
+            kept: (documents,) bool of each shard: whether a document takes part.
+        """
+        self.name = name
+        self.tokenizer = tokenizer
+        rows = [size[keep] for size, keep in zip(sizes, kept, strict=True)]
+        table = np.concatenate([np.zeros((0, 3), dtype=np.int64), *rows])
+        self.document_tokens, self.document_words, self.document_bytes = table.T.copy()
+        self.n_tokens = int(self.document_tokens.sum())
+        self._segments = [
+            array[start:stop]
+            for array, size, keep in zip(arrays, sizes, kept, strict=True)
+            for start, stop in _runs(size[:, 0], keep)
+        ]
+        self._starts = np.cumsum([0, *map(len, self._segments)])
+
+    @property
+    def n_documents(self) -> int:
+        """Documents, or blocks of a single one."""
+        return len(self.document_tokens)
+
+    @cached_property
+    def document_ends(self) -> np.ndarray:
+        """Where each document ends in the stream, (documents,) int64."""
+        return np.cumsum(self.document_tokens)
+
+    def tokens(self, start: int, stop: int) -> np.ndarray:
+        """Return the tokens at positions start…stop−1 of the stream, (stop − start,) int64."""
+        if not 0 <= start <= stop <= self.n_tokens:
+            raise IndexError(f"tokens {start}…{stop} of a stream of {self.n_tokens}")
+        pieces = [np.zeros(0, dtype=np.int64)]
+        index = int(np.searchsorted(self._starts, start, side="right")) - 1
+        while start < stop:
+            base = int(self._starts[index])
+            piece = self._segments[index][start - base : stop - base]
+            pieces.append(piece.astype(np.int64))
+            start += len(piece)
+            index += 1
+        return np.concatenate(pieces)
+
+    def text(self, index: int) -> str:
+        """Return document `index`, decoded from its tokens without the end-of-document token."""
+        stop = int(self.document_ends[index])
+        tokens = self.tokens(stop - int(self.document_tokens[index]), stop)
+        if len(tokens) and tokens[-1] == self.tokenizer.eos_token_id:
+            tokens = tokens[:-1]
+        return decode(self.tokenizer, tokens)
+
+    def texts(self) -> Iterator[str]:
+        """Yield every document."""
+        return (self.text(index) for index in range(self.n_documents))
+
+
+@dataclass(frozen=True)
+class CorpusSource:
+    """One source of a mixture: its share of training and its splits."""
+
+    source: Source
+    weight: float
+    sharded: ShardedSource
+    splits: dict[str, Split]
+    #: Documents dropped from training as near-duplicates of held-out ones.
+    near_duplicates: int
+
+
+class Corpus:
+    """The sources of a domain. Held-out splits join those of all sources, unweighted."""
+
+    def __init__(
+        self,
+        data: DataSettings,
+        tokenizer: PreTrainedTokenizerFast,
+        sources: Sequence[CorpusSource],
+    ) -> None:
+        self.data = data
+        self.tokenizer = tokenizer
+        self.sources = list(sources)
+        self._splits: dict[str, Split] = {}
+
+    def split(self, name: str) -> Split:
+        """Return `train`, `validation` or `test`.
+
+        Raises:
+            UserError: it holds no document; the line names the fraction to raise.
+        """
+        if name not in self._splits:
+            self._splits[name] = self._join(name)
+        return self._splits[name]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex sha256 of the text and of what decides which of it is trained on, and how much."""
+        data = self.data
+        rules = [data.validation_fraction, data.test_fraction, data.near_duplicate_threshold]
+        texts = [(entry.sharded.manifest.content_hash, entry.weight) for entry in self.sources]
+        return hash_json([texts, rules])
+
+    def _join(self, name: str) -> Split:
+        joined = join_splits([entry.splits[name] for entry in self.sources])
+        if joined.n_documents:
+            return joined
+        if name == "train":
+            raise UserError(
+                f"data '{self.data.domain}': no document is left to train on; "
+                "lower data.validation_fraction and data.test_fraction, or give more text"
+            )
+        setting = f"{name}_fraction"
+        raise UserError(
+            f"data '{self.data.domain}': no document falls into {name} with "
+            f"data.{setting} = {getattr(self.data, setting)}; raise it, or give more text"
+        )
+
+
+def open_corpus(
+    data: DataSettings,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    report: Callable[[str], None] = lambda line: None,
+) -> Corpus:
+    """Prepare what is not prepared yet and open the domain.
+
+    Args:
+        data: sources, fractions, threshold and cache folder.
+        tokenizer: of the model that will read it.
+        report: takes lines on what is being done.
+
+    Raises:
+        UserError: a source, or a folder of shards, has something wrong with it.
+    """
+    sources = [make_source(spec, data.root) for spec in data.sources]
+    sharded = [prepare(source, tokenizer, data, report=report) for source in sources]
+    dropped = _dropped(data, sharded)
+    entries = []
+    for spec, source, opened, drop in zip(data.sources, sources, sharded, dropped, strict=True):
+        splits = {name: _open_split(opened, name, tokenizer, drop) for name in SPLITS}
+        count = sum(int(mark.sum()) for mark in drop)
+        entries.append(CorpusSource(source, float(spec.get("weight", 1.0)), opened, splits, count))
+        if count:
+            report(f"{source.label}: dropped {count} near-duplicates of held-out documents")
+    return Corpus(data, tokenizer, entries)
+
+
+def open_tokenizer(
+    settings: TokenizerSettings,
+    data: DataSettings,
+    *,
+    report: Callable[[str], None] = lambda line: None,
+) -> PreTrainedTokenizerFast:
+    """Build the tokenizer from the domain's training documents, or reuse it from the cache.
+
+    Args:
+        settings: kind, and what belongs to it.
+        data: the text that `characters` and `bpe` learn from, and where the cache is.
+        report: takes lines on what is being done.
+    """
+    sources = [make_source(spec, data.root) for spec in data.sources]
+
+    def texts() -> Iterator[str]:
+        for source in sources:
+            yield from training_documents(source, data)
+
+    if settings.kind not in ("characters", "bpe"):
+        return build_tokenizer(settings, texts)
+    made_of = [source.fingerprint() for source in sources]
+    fractions = [data.validation_fraction, data.test_fraction]
+    key = hash_json([to_tree(settings), made_of, fractions])[:16]
+    path = Path(data.cache_dir) / f"tokenizer-{settings.kind}-{key}.json"
+    if path.exists():
+        return wrap(Tokenizer.from_file(str(path)))
+    report(f"learning a {settings.kind} vocabulary")
+    tokenizer = build_tokenizer(settings, texts)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = tokenizer.backend_tokenizer.to_str().encode()
+    write_atomically(path, lambda file: file.write(content))
+    return tokenizer
+
+
+def join_splits(splits: Sequence[Split]) -> Split:
+    """Join streams end to end under the name of the first."""
+    arrays = [segment for split in splits for segment in split._segments]
+    joined = Split(splits[0].name, splits[0].tokenizer, [], [], [])
+    for column in ("document_tokens", "document_words", "document_bytes"):
+        setattr(joined, column, np.concatenate([getattr(split, column) for split in splits]))
+    joined.n_tokens = sum(split.n_tokens for split in splits)
+    joined._segments = arrays
+    joined._starts = np.cumsum([0, *map(len, arrays)])
+    return joined
+
+
+def _open_split(
+    sharded: ShardedSource,
+    name: str,
+    tokenizer: PreTrainedTokenizerFast,
+    dropped: list[np.ndarray],
+) -> Split:
+    shards = sharded.shards(name)
+    sizes = [sharded.documents(shard) for shard in shards]
+    if name == "train":
+        kept = [~mark for mark in dropped]
+    else:
+        kept = [np.ones(len(size), dtype=bool) for size in sizes]
+    return Split(name, tokenizer, [sharded.tokens(shard) for shard in shards], sizes, kept)
+
+
+def _dropped(data: DataSettings, sharded: list[ShardedSource]) -> list[list[np.ndarray]]:
+    """Mark, for each source and training shard, the documents to leave out.
+
+    The one document of a single-document source is never dropped in parts.
+    """
+    threshold = data.near_duplicate_threshold
+    marks = [
+        [np.zeros(shard.documents, dtype=bool) for shard in source.shards("train")]
+        for source in sharded
+    ]
+    if threshold is None:
+        return marks
+    held_out = [
+        group
+        for source in sharded
+        for name in ("validation", "test")
+        for group in _token_documents(source, name)
+    ]
+    for source, mark in zip(sharded, marks, strict=True):
+        if not source.manifest.single_document:
+            mark[:] = near_duplicates(_token_documents(source, "train"), held_out, threshold)
+    return marks
+
+
+def _token_documents(source: ShardedSource, split: str) -> list[TokenDocuments]:
+    ending = 0 if source.manifest.single_document else 1
+    return [
+        TokenDocuments(source.tokens(shard), source.documents(shard)[:, 0], ending)
+        for shard in source.shards(split)
+    ]
+
+
+def _runs(lengths: np.ndarray, kept: np.ndarray) -> list[tuple[int, int]]:
+    """Return (start, stop), in tokens, of each run of kept documents."""
+    ends = np.cumsum(lengths)
+    steps = np.diff(np.concatenate([[0], kept.astype(np.int8), [0]]))
+    firsts, stops = np.flatnonzero(steps == 1), np.flatnonzero(steps == -1)
+    return [
+        (int(ends[first] - lengths[first]), int(ends[stop - 1]))
+        for first, stop in zip(firsts, stops, strict=True)
+    ]

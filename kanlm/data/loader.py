@@ -1,0 +1,210 @@
+"""Training batches as a pure function of (seed, step).
+
+The stream of a source's N training tokens is a circle. In every epoch it is cut, from an
+offset drawn for that epoch, into ⌈N / context_length⌉ blocks that are visited in an order
+drawn for that epoch; labels of the last block that the first has already are −100, so that
+every token is a target exactly once an epoch. Sequence n of a mixture comes from a source
+given by a cycle in which each has exactly its share. Nothing but integers is remembered:
+a run goes on at step k by asking for step k, and ranks take slices of the same batch.
+"""
+
+import math
+from fractions import Fraction
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from kanlm.data.corpus import Corpus, Split
+from kanlm.data.tokenizer import end_of_document
+from kanlm.errors import UserError
+
+IGNORED = -100
+
+#: Longest cycle of a mixture: weights are exact as far as their ratios fit into it.
+LONGEST_CYCLE = 10_000
+
+
+class Batches:
+    """Global batches of a corpus, and each rank's slice of them.
+
+    Args:
+        corpus: its training split is read.
+        seed: decides offsets, orders and the cycle of the mixture.
+        batch_size: sequences in a global batch.
+        context_length: tokens in a sequence.
+        attention_within_documents: give position_ids that restart at every document.
+
+    Raises:
+        UserError: a source has not more training tokens than the context is long.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        *,
+        seed: int,
+        batch_size: int,
+        context_length: int,
+        attention_within_documents: bool,
+    ) -> None:
+        corpus.split("train")
+        self.batch_size = batch_size
+        self.end = end_of_document(corpus.tokenizer)
+        self.attention_within_documents = attention_within_documents
+        for entry in corpus.sources:
+            n_tokens = entry.splits["train"].n_tokens
+            if n_tokens <= context_length:
+                raise UserError(
+                    f"model.context_length = {context_length}: longer than the {n_tokens} "
+                    f"training tokens of {entry.source.label}"
+                )
+        self.mixture = Mixture([entry.weight for entry in corpus.sources], seed)
+        self.circles = [
+            Circle(entry.splits["train"], context_length, (seed, number))
+            for number, entry in enumerate(corpus.sources)
+        ]
+
+    def batch(self, step: int, rank: int = 0, world_size: int = 1) -> dict[str, torch.Tensor]:
+        """Return the rows of batch `step` that belong to `rank`.
+
+        Returns:
+            input_ids and shift_labels, (batch_size / world_size, context_length) int64;
+            shift_labels are the tokens that follow, −100 where none is asked for. With
+            attention_within_documents also position_ids of the same shape.
+
+        Raises:
+            UserError: the ranks cannot share the batch equally.
+        """
+        if self.batch_size % world_size:
+            raise UserError(
+                f"training.batch_size = {self.batch_size}: not divisible among "
+                f"{world_size} processes"
+            )
+        share = self.batch_size // world_size
+        first = step * self.batch_size + rank * share
+        rows = [self._sequence(index) for index in range(first, first + share)]
+        inputs = np.stack([inputs for inputs, _ in rows])
+        batch = {
+            "input_ids": torch.from_numpy(inputs),
+            "shift_labels": torch.from_numpy(np.stack([labels for _, labels in rows])),
+        }
+        if self.attention_within_documents:
+            batch["position_ids"] = torch.from_numpy(document_positions(inputs, self.end))
+        return batch
+
+    def _sequence(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        source, within = self.mixture.locate(index)
+        return self.circles[source].sequence(within)
+
+
+class Circle:
+    """The endless series of blocks of one source.
+
+    Args:
+        split: stream of N tokens.
+        context_length: tokens in a block, fewer than N.
+        seed: integers that everything drawn depends on.
+    """
+
+    def __init__(self, split: Split, context_length: int, seed: tuple[int, ...]) -> None:
+        self.split = split
+        self.context_length = context_length
+        self.n_blocks = math.ceil(split.n_tokens / context_length)
+        self._epoch = lru_cache(maxsize=2)(lambda epoch: self._draw((*seed, epoch)))
+
+    def sequence(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return inputs and labels of the series' block `index`, (context_length,) int64 each."""
+        epoch, place = divmod(index, self.n_blocks)
+        offset, order = self._epoch(epoch)
+        begin = int(order[place]) * self.context_length
+        tokens = self._around(offset + begin, self.context_length + 1)
+        inputs, labels = tokens[:-1].copy(), tokens[1:].copy()
+        labels[self.split.n_tokens - begin :] = IGNORED
+        return inputs, labels
+
+    def _around(self, start: int, length: int) -> np.ndarray:
+        """Read on past the end of the stream at its beginning; length ≤ N."""
+        n_tokens = self.split.n_tokens
+        start %= n_tokens
+        stop = min(start + length, n_tokens)
+        head = self.split.tokens(0, start + length - stop)
+        return np.concatenate([self.split.tokens(start, stop), head])
+
+    def _draw(self, seed: tuple[int, ...]) -> tuple[int, np.ndarray]:
+        """Draw an epoch's offset and order of blocks."""
+        generator = np.random.default_rng(_words(seed))
+        offset = int(generator.integers(self.split.n_tokens))
+        return offset, generator.permutation(self.n_blocks)
+
+
+class Mixture:
+    """Which source each sequence comes from.
+
+    In every cycle each source has its exact share, in an order drawn for that cycle. The
+    cycle is the shortest that the weights' ratios fit into.
+
+    Raises:
+        UserError: a weight is too small beside the others to come up in a cycle.
+    """
+
+    def __init__(self, weights: list[float], seed: int) -> None:
+        shares = [Fraction(str(weight)) for weight in weights]
+        shares = [share / sum(shares) for share in shares]
+        length = math.lcm(*(share.denominator for share in shares))
+        if length > LONGEST_CYCLE:
+            length = LONGEST_CYCLE
+        self.counts = _apportion(shares, length)
+        if 0 in self.counts:
+            weight = weights[self.counts.index(0)]
+            raise UserError(
+                f"data.sources: weight = {weight} is less than 1/{LONGEST_CYCLE} of the "
+                f"weights' sum {sum(weights)}"
+            )
+        self.members = np.repeat(np.arange(len(weights)), self.counts)
+        self._cycle = lru_cache(maxsize=2)(lambda cycle: self._draw((seed, cycle)))
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """Return the source of sequence `index`, and how many it gave before."""
+        cycle, place = divmod(index, len(self.members))
+        order, before = self._cycle(cycle)
+        source = int(order[place])
+        return source, cycle * self.counts[source] + int(before[place])
+
+    def _draw(self, seed: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        order = np.random.default_rng(_words(seed)).permutation(self.members)
+        before = np.empty(len(order), dtype=np.int64)
+        for source, count in enumerate(self.counts):
+            before[order == source] = np.arange(count)
+        return order, before
+
+
+def document_positions(inputs: np.ndarray, end: int) -> np.ndarray:
+    """Count positions from 0 at the row's start and after every end of a document.
+
+    Args:
+        inputs: (batch, context_length) token ids.
+        end: id of the end-of-document token, which belongs to the document it ends.
+
+    Returns:
+        (batch, context_length) int64.
+    """
+    columns = np.arange(inputs.shape[1])
+    starts = np.zeros_like(inputs)
+    starts[:, 1:] = np.where(inputs[:, :-1] == end, columns[1:], 0)
+    return columns - np.maximum.accumulate(starts, axis=1)
+
+
+def _apportion(shares: list[Fraction], length: int) -> list[int]:
+    """Share out `length` places by the largest remainders."""
+    counts = [math.floor(share * length) for share in shares]
+    remainders = [share * length - count for share, count in zip(shares, counts, strict=True)]
+    by_remainder = sorted(range(len(shares)), key=lambda i: -remainders[i])
+    for index in by_remainder[: length - sum(counts)]:
+        counts[index] += 1
+    return counts
+
+
+def _words(seed: tuple[int, ...]) -> list[int]:
+    """Make any integers fit for numpy, which takes none below 0."""
+    return [value % 2**64 for value in seed]

@@ -1,0 +1,229 @@
+"""The files a tokenised source is kept in.
+
+A folder holds, for each shard, `SPLIT-NNNNN.tokens.npy` (the tokens of whole documents,
+one after another, uint16 or uint32) and `SPLIT-NNNNN.documents.npy` ((documents, 3) int64:
+tokens, words and bytes of each document), and a `manifest.json` that says what they were
+made of and what their checksums are. Training reads these alone, memory-mapped.
+"""
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from kanlm.data.splits import SPLITS
+from kanlm.errors import UserError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One pair of files: whole documents of one split."""
+
+    split: str
+    name: str
+    tokens: int
+    documents: int
+    words: int
+    bytes: int
+    #: File name → hex sha256.
+    sha256: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a folder of shards was made of."""
+
+    format_version: int
+    #: Of the source: what decides reuse, what it is, and the hash of the text read.
+    source_hash: str
+    source: str
+    content_hash: str
+    notes: list[str]
+    tokenizer_hash: str
+    end_of_document: int
+    dtype: str
+    validation_fraction: float
+    test_fraction: float
+    #: One document, split contiguously and cut into blocks that stand for documents.
+    single_document: bool
+    #: Documents left out for holding nothing but white space.
+    empty_documents: int
+    #: Split → tokens, documents, words, bytes.
+    counts: dict[str, dict[str, int]]
+    shards: list[Shard]
+
+
+class ShardedSource:
+    """A prepared source, opened for reading.
+
+    Args:
+        folder: where `manifest.json` lies.
+        expected: fields of the manifest that must have these values.
+
+    Raises:
+        UserError: the folder is damaged or was made of something else; the line names the
+            file and says to delete the folder.
+    """
+
+    def __init__(self, folder: Path, expected: dict[str, Any]) -> None:
+        self.folder = folder
+        self.manifest = _read_manifest(folder)
+        for key, value in expected.items():
+            found = getattr(self.manifest, key)
+            if found != value:
+                where = folder / MANIFEST
+                raise UserError(f"{where}: {key} is {found}, expected {value}; {_delete(folder)}")
+        _verify(folder, self.manifest.shards)
+
+    def shards(self, split: str) -> list[Shard]:
+        """Return the shards of a split in the order of their documents."""
+        return [shard for shard in self.manifest.shards if shard.split == split]
+
+    def tokens(self, shard: Shard) -> np.ndarray:
+        """Map the shard's tokens, (tokens,) of the manifest's dtype."""
+        return np.load(self.folder / tokens_file(shard.name), mmap_mode="r")
+
+    def documents(self, shard: Shard) -> np.ndarray:
+        """Return tokens, words and bytes of each document, (documents, 3) int64."""
+        return np.load(self.folder / documents_file(shard.name))
+
+
+def tokens_file(name: str) -> str:
+    """Return the file that holds a shard's tokens."""
+    return f"{name}.tokens.npy"
+
+
+def documents_file(name: str) -> str:
+    """Return the file that holds the sizes of a shard's documents."""
+    return f"{name}.documents.npy"
+
+
+def write_shard(
+    folder: Path,
+    split: str,
+    number: int,
+    documents: Sequence[np.ndarray],
+    sizes: Sequence[tuple[int, int, int]],
+    dtype: str,
+) -> Shard:
+    """Write one shard's two files, each whole or not at all.
+
+    Args:
+        folder: where to.
+        split: split that all documents belong to.
+        number: distinguishes the shards of a split, in order.
+        documents: tokens of each document.
+        sizes: tokens, words and bytes of each document.
+        dtype: of the tokens on disk.
+    """
+    name = f"{split}-{number:05d}"
+    rows = np.array(sizes, dtype=np.int64).reshape(-1, 3)
+    arrays = {
+        tokens_file(name): np.concatenate(documents).astype(dtype),
+        documents_file(name): rows,
+    }
+    for file, array in arrays.items():
+        write_atomically(folder / file, functools.partial(np.save, arr=array, allow_pickle=False))
+    tokens, words, size = rows.sum(axis=0).tolist()
+    return Shard(
+        split=split,
+        name=name,
+        tokens=tokens,
+        documents=len(rows),
+        words=words,
+        bytes=size,
+        sha256={file: file_sha256(folder / file) for file in arrays},
+    )
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole or not at all."""
+    text = json.dumps(value, indent=1) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Let `write` fill a temporary file, flush it to the disk, and put it in place."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the hex sha256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def count_splits(shards: Sequence[Shard]) -> dict[str, dict[str, int]]:
+    """Sum tokens, documents, words and bytes over the shards of each split."""
+    names = ("tokens", "documents", "words", "bytes")
+    return {
+        split: {name: sum(getattr(s, name) for s in shards if s.split == split) for name in names}
+        for split in SPLITS
+    }
+
+
+def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
+    """Return the content of `manifest.json`."""
+    return asdict(manifest)
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    try:
+        tree = json.loads(path.read_bytes())
+        version = tree.get("format_version")
+        if version != FORMAT_VERSION:
+            raise UserError(
+                f"{path}: format_version is {version}, expected {FORMAT_VERSION}; {_delete(folder)}"
+            )
+        tree["shards"] = [Shard(**shard) for shard in tree["shards"]]
+        return Manifest(**tree)
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; {_delete(folder)}") from None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise UserError(f"{path}: not a manifest of shards; {_delete(folder)}") from None
+
+
+def _verify(folder: Path, shards: Sequence[Shard]) -> None:
+    """Compare every file with its checksum, on several threads."""
+    expected = [
+        (folder / name, digest) for shard in shards for name, digest in shard.sha256.items()
+    ]
+    with ThreadPoolExecutor() as pool:
+        for (path, _), problem in zip(
+            expected, pool.map(lambda item: _problem(*item), expected), strict=True
+        ):
+            if problem:
+                raise UserError(f"{path}: {problem}; {_delete(folder)}")
+
+
+def _problem(path: Path, digest: str) -> str | None:
+    try:
+        found = file_sha256(path)
+    except FileNotFoundError:
+        return "missing though the manifest lists it"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return None if found == digest else "does not match the manifest's checksum"
+
+
+def _delete(folder: Path) -> str:
+    return f"delete the folder {folder} to prepare it anew"

@@ -1,0 +1,127 @@
+"""Datasets of the Hugging Face hub, and dataset folders on this machine."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from kanlm.data.sources.base import Cursor, Source, hash_json
+from kanlm.errors import UserError, nearest
+
+
+class Hub(Source):
+    """One column of a dataset, through `datasets.load_dataset`.
+
+    Streamed text is read once, while it is tokenised; what has been prepared needs no
+    network any more.
+
+    Args:
+        name: hub name, a folder, or a builder such as `json` that `data_files` feeds.
+        config: configuration of the dataset.
+        split: the dataset's split to read; kanlm makes its own splits of it.
+        column: field that holds the text.
+        data_files: files for the builder.
+        revision: commit or tag of the hub repository.
+        streaming: read without downloading the whole dataset first.
+    """
+
+    def __init__(
+        self,
+        root: str | Path = ".",
+        *,
+        name: str,
+        config: str | None = None,
+        split: str = "train",
+        column: str = "text",
+        data_files: str | list[str] | None = None,
+        revision: str | None = None,
+        streaming: bool = True,
+    ) -> None:
+        super().__init__(root)
+        self.name, self.config, self.split, self.column = name, config, split, column
+        files = [data_files] if isinstance(data_files, str) else data_files
+        self.data_files = files and [str(self.root / file) for file in files]
+        self.revision = revision
+        self.streaming = streaming
+        self.label = re.sub(r"[^\w-]+", "-", name).strip("-") or "hub"
+
+    def read(self, cursor: Cursor | None = None) -> Iterator[tuple[str, Cursor]]:
+        with self._explained():
+            dataset = self._load()
+            names = dataset.column_names
+            if names is not None and self.column not in names:
+                raise UserError(
+                    f"{self._where()}: no column '{self.column}'{nearest(self.column, names)}"
+                )
+            if not self.streaming:
+                start = cursor["rows"] if cursor else 0
+                for row in range(start, len(dataset)):
+                    yield self._text(dataset[row]), {"rows": row + 1}
+                return
+            if cursor:
+                dataset.load_state_dict(cursor)
+            for row in dataset:
+                yield self._text(row), dataset.state_dict()
+
+    def fingerprint(self) -> str:
+        folder = self._folder()
+        files = sorted(folder.rglob("*")) if folder else [Path(f) for f in self.data_files or []]
+        stats = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
+        options = [self.name, self.config, self.split, self.column, self.revision]
+        return hash_json(["hub", options, stats])
+
+    def describe(self) -> str:
+        config = f", config {self.config}" if self.config else ""
+        return f"hub dataset {self.name}{config}, split {self.split}, column {self.column}"
+
+    def _folder(self) -> Path | None:
+        folder = self.root / self.name
+        return folder if folder.is_dir() else None
+
+    def _load(self) -> Any:
+        from datasets import load_dataset
+
+        return load_dataset(
+            str(self._folder() or self.name),
+            self.config,
+            split=self.split,
+            data_files=self.data_files,
+            revision=self.revision,
+            streaming=self.streaming,
+        )
+
+    def _text(self, row: dict[str, Any]) -> str:
+        value = row.get(self.column)
+        if value is None:
+            return ""
+        if not isinstance(value, str):
+            kind = type(value).__name__
+            raise UserError(f"{self._where()}: column '{self.column}' holds {kind}, expected text")
+        return value
+
+    def _where(self) -> str:
+        return f"hub dataset '{self.name}'"
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn what `datasets` raises into one line, which tells no network from no dataset."""
+        import httpx
+        from datasets.exceptions import DatasetNotFoundError
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+        try:
+            yield
+        except DatasetNotFoundError as error:
+            raise UserError(f"{self._where()}: {_first_line(error)}") from None
+        except (ConnectionError, httpx.TransportError, LocalEntryNotFoundError) as error:
+            raise UserError(
+                f"{self._where()}: no network ({_first_line(error)}); offline, use stdlib-prose, "
+                "stdlib-code, or {kind: files, path: …}"
+            ) from None
+        except (HfHubHTTPError, ValueError, OSError) as error:
+            raise UserError(f"{self._where()}: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

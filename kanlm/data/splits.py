@@ -1,0 +1,69 @@
+"""Which of train, validation and test a piece of text belongs to.
+
+A document's split is a function of its own text alone, so that adding files to a corpus
+moves none of the documents that were there.
+"""
+
+import hashlib
+from collections.abc import Iterator
+
+SPLITS = ("train", "validation", "test")
+
+#: Characters of the blocks into which a one-document source is cut.
+BLOCK_CHARACTERS = 2048
+
+
+def text_digest(text: str) -> bytes:
+    """Return the sha256 of a text in UTF-8."""
+    return hashlib.sha256(text.encode()).digest()
+
+
+def split_of_digest(digest: bytes, validation_fraction: float, test_fraction: float) -> str:
+    """Place a document by the number in [0, 1) that the first 8 bytes of its hash make."""
+    place = int.from_bytes(digest[:8], "big") / 2**64
+    if place < validation_fraction:
+        return "validation"
+    return "test" if place < validation_fraction + test_fraction else "train"
+
+
+def split_contiguously(
+    text: str, validation_fraction: float, test_fraction: float
+) -> dict[str, str]:
+    """Cut one text, in its order, into train, validation and test.
+
+    The cuts fall at whole characters: training ends at ⌊(1 − v − t)·n⌋, which for
+    fractions such as 0.1 and 0 gives the customary 90/10.
+    """
+    train_end = round((1 - validation_fraction - test_fraction) * len(text), 6)
+    validation_end = round((1 - test_fraction) * len(text), 6)
+    first, second = int(train_end), int(validation_end)
+    return {"train": text[:first], "validation": text[first:second], "test": text[second:]}
+
+
+def blocks(text: str, size: int = BLOCK_CHARACTERS) -> Iterator[str]:
+    """Cut a long text into blocks of about `size` characters, which join to the text.
+
+    A block ends after the last line break in its second half, else before the last space,
+    else anywhere: places where byte-level BPE begins a new word anyway, so that the
+    tokens of the blocks are, but for the last case, those of the whole text.
+    """
+    start = 0
+    while start < len(text):
+        stop = start + size
+        if stop < len(text):
+            stop = _good_end(text, start + size // 2, stop)
+        yield text[start:stop]
+        start = stop
+
+
+def _good_end(text: str, low: int, high: int) -> int:
+    """Return the best cut in (low, high]."""
+    end = text.rfind("\n", low, high)
+    while end != -1 and text[end + 1].isspace() and end > low:
+        end = text.rfind("\n", low, end)
+    if end != -1 and not text[end + 1].isspace():
+        return end + 1
+    end = text.rfind(" ", low + 1, high)
+    while end != -1 and (text[end - 1].isspace() or text[end + 1].isspace()):
+        end = text.rfind(" ", low + 1, end)
+    return high if end == -1 else end
