@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from kanlm.data.loader import document_positions
 from kanlm.errors import UserError
 
 
@@ -199,27 +200,18 @@ def _score(
     device: torch.device | str,
 ) -> list[np.ndarray]:
     """−ln p of each window's scored targets, as float64 arrays."""
-    tokens = torch.from_numpy(np.stack([window.tokens for window in batch])).to(device)
-    inputs: dict[str, Any] = {"input_ids": tokens[:, :-1], "use_cache": False}
+    tokens = np.stack([window.tokens for window in batch])
+    read, targets = tokens[:, :-1], torch.from_numpy(tokens[:, 1:]).to(device)
+    inputs: dict[str, Any] = {"input_ids": torch.from_numpy(read).to(device), "use_cache": False}
     if attention_within_documents:
-        inputs["position_ids"] = _positions_in_documents(tokens[:, :-1], end_of_document)
+        positions = document_positions(read, end_of_document)
+        inputs["position_ids"] = torch.from_numpy(positions).to(device)
     logits = model(**inputs).logits
     precision = torch.promote_types(logits.dtype, torch.float32)
     scores = []
     # Row by row, so that only one row is ever copied to the wider type.
-    for row, targets, window in zip(logits, tokens[:, 1:], batch, strict=True):
+    for row, target, window in zip(logits, targets, batch, strict=True):
         here = slice(window.first, window.first + len(window.scored))
-        loss = functional.cross_entropy(row[here].to(precision), targets[here], reduction="none")
+        loss = functional.cross_entropy(row[here].to(precision), target[here], reduction="none")
         scores.append(loss.cpu().double().numpy())
     return scores
-
-
-def _positions_in_documents(input_ids: torch.Tensor, end_of_document: int) -> torch.Tensor:
-    """Positions (batch, time) that restart at every end-of-document token.
-
-    That token opens the document after it, so the first token of a document is predicted
-    from no other document's text.
-    """
-    places = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
-    starts = torch.where(input_ids == end_of_document, places, 0).cummax(dim=1).values
-    return places - starts

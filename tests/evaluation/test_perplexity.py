@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from kanlm.data.loader import document_positions
 from kanlm.errors import UserError
 from kanlm.evaluation.perplexity import Evaluation, evaluate
 
@@ -135,7 +136,7 @@ def test_each_token_is_scored_exactly_once(lengths, context_length, data) -> Non
     np.testing.assert_allclose(result.nats, split.document_tokens * np.log(VOCAB), rtol=1e-6)
 
 
-def test_positions_restart_at_each_end_of_document() -> None:
+def test_positions_restart_as_in_training() -> None:
     model = Recurrent()
     split = Split([[1, 2], [3], [4, 5, 6]])
     evaluate(
@@ -146,8 +147,10 @@ def test_positions_restart_at_each_end_of_document() -> None:
         batch_size=2,
         attention_within_documents=True,
     )
-    # Inputs: E 1 2 E 3 | E 4 5 6 (E pads), and an end-of-document token starts at 0.
-    assert torch.cat(model.positions).tolist() == [[0, 1, 2, 0, 1], [0, 1, 2, 3, 0]]
+    windows = np.array([[END, 1, 2, END, 3], [END, 4, 5, 6, END]])
+    expected = document_positions(windows, END)
+    assert torch.cat(model.positions).tolist() == expected.tolist()
+    assert expected.max() < 4
 
 
 def test_half_precision_logits_are_scored_in_float32() -> None:
