@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from kanlm.config import DataSettings, TokenizerSettings, to_tree
-from kanlm.data.duplicates import TokenDocuments, near_duplicates
+from kanlm.data.duplicates import SHINGLE_TOKENS, TokenDocuments, near_duplicates
 from kanlm.data.preparation import prepare, training_documents
 from kanlm.data.shards import ShardedSource, write_atomically
 from kanlm.data.sources import Source, make_source
@@ -264,15 +264,36 @@ def _dropped(data: DataSettings, sharded: list[ShardedSource]) -> list[list[np.n
     ]
     if threshold is None:
         return marks
+    compared = [source for source in sharded if not source.manifest.single_document]
+    found = _near_duplicates(data, sharded, compared, threshold)
+    for source, mark in zip(sharded, marks, strict=True):
+        if not source.manifest.single_document:
+            mark[:] = [found.pop(0) for _ in mark]
+    return marks
+
+
+def _near_duplicates(
+    data: DataSettings,
+    sharded: list[ShardedSource],
+    compared: list[ShardedSource],
+    threshold: float,
+) -> list[np.ndarray]:
+    """Mark the near-duplicates in each training shard of `compared`, or recall the marks."""
+    checksums = [[shard.sha256 for shard in source.manifest.shards] for source in sharded]
+    key = hash_json([SHINGLE_TOKENS, threshold, checksums])[:16]
+    path = Path(data.cache_dir) / f"near-duplicates-{key}.npz"
+    if path.exists():
+        with np.load(path) as saved:
+            return [saved[name] for name in saved.files]
+    training = [group for source in compared for group in _token_documents(source, "train")]
     held_out = [
         group
         for source in sharded
         for name in ("validation", "test")
         for group in _token_documents(source, name)
     ]
-    for source, mark in zip(sharded, marks, strict=True):
-        if not source.manifest.single_document:
-            mark[:] = near_duplicates(_token_documents(source, "train"), held_out, threshold)
+    marks = near_duplicates(training, held_out, threshold)
+    write_atomically(path, lambda file: np.savez(file, *marks))
     return marks
 
 

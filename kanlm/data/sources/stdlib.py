@@ -148,8 +148,7 @@ def remove_docstrings(text: str, tree: ast.Module) -> str:
     `pass`, so that the result parses to the same tree less the docstrings.
     """
     lines = [line.encode() for line in text.split("\n")]
-    documented = [node for node in ast.walk(tree) if isinstance(node, Documented)]
-    found = [node for node in documented if _docstring(node) is not None]
+    found = [node for node in _documented(tree) if _docstring(node) is not None]
     # From the last to the first, so that positions before it stay right.
     for node in sorted(found, key=lambda node: node.body[0].lineno, reverse=True):
         _remove_first_statement(lines, node)
@@ -179,6 +178,17 @@ def _entries(name: str, node: Documented, deep: bool) -> list[str]:
         if isinstance(child, Documented):
             entries += _entries(f"{name}.{child.name}", child, isinstance(child, ast.ClassDef))
     return entries
+
+
+def _documented(node: ast.AST) -> Iterator[Documented]:
+    """Yield a node and all in it that may have a docstring, which only statements hold."""
+    if isinstance(node, Documented):
+        yield node
+    for name in ("body", "orelse", "finalbody", "handlers", "cases"):
+        children = getattr(node, name, None)
+        # The body of a lambda or of `a if b else c` is an expression, and no list.
+        for child in children if isinstance(children, list) else []:
+            yield from _documented(child)
 
 
 def _docstring(node: Documented) -> str | None:
