@@ -1,0 +1,1 @@
+"""What researchers launch. Each calls training and evaluation and writes results.json."""

@@ -1,0 +1,1 @@
+"""Training on one domain after another."""
