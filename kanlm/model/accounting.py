@@ -1,0 +1,100 @@
+"""What a model costs: parameters by part, FLOPs a token, bytes a decoded token.
+
+Counts are read off the modules, built on the meta device without memory, so that nothing
+is stated twice.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from .attention import Attention
+from .configuration import KanLMConfig
+from .decoder import KanLMForCausalLM
+from .feed_forward import FeedForward
+from .layers import RMSNorm
+from .settings import ModelSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accounting:
+    """Counts of one model, each by part with their `total` last."""
+
+    #: Label of the feed-forward kind; several are joined by ` + `.
+    feed_forward: str
+    #: Parameters of `embedding`, `attention`, `feed_forward`, `norms` and `head`, which
+    #: has none of its own when tied. A norm inside a block counts to the block.
+    parameters: dict[str, int]
+    #: Forward FLOPs a token of `attention`, `attention_scores`, `feed_forward`, `norms`
+    #: and `head`, a multiply-add counting two, and in norms and feed-forward blocks an
+    #: elementwise operation one. Scores are those of a token that attends to a whole
+    #: context; under causal attention the average token needs half of them.
+    flops_per_token: dict[str, int]
+    #: Parameters that decoding one token reads: all but the embedding's other rows.
+    decoded_parameters: int
+
+    def bytes_per_decoded_token(self, dtype: torch.dtype = torch.float32) -> int:
+        """Bytes of weights that decoding one token reads; the KV cache comes on top."""
+        return self.decoded_parameters * dtype.itemsize
+
+
+def account(model: ModelSettings | KanLMConfig, vocab_size: int | None = None) -> Accounting:
+    """Count a model that settings or a config describe.
+
+    Arguments:
+        vocab_size: tokens, where the settings leave them to the tokenizer.
+
+    Raises:
+        ValueError: the model cannot be built, or nobody says its vocabulary.
+    """
+    config = model
+    if isinstance(config, ModelSettings):
+        size = vocab_size if config.vocab_size is None else config.vocab_size
+        if size is None:
+            raise ValueError("vocab_size is null: accounting needs the number of tokens")
+        config = KanLMConfig.from_settings(config, size)
+    with torch.device("meta"):
+        decoder = KanLMForCausalLM(config)
+    embedding = decoder.model.embed_tokens
+    blocks = [m for m in decoder.modules() if isinstance(m, FeedForward)]
+    attentions = [m for m in decoder.modules() if isinstance(m, Attention)]
+    norms = _residual_norms(decoder)
+
+    parameters = {
+        "embedding": _count([embedding]),
+        "attention": _count(attentions),
+        "feed_forward": _count(blocks),
+        "norms": _count(norms),
+        "head": 0 if decoder.lm_head.weight is embedding.weight else _count([decoder.lm_head]),
+    }
+    flops = {
+        "attention": sum(a.flops_per_token for a in attentions),
+        "attention_scores": sum(a.score_flops(config.context_length) for a in attentions),
+        "feed_forward": sum(block.flops_per_token for block in blocks),
+        "norms": sum(norm.flops_per_token for norm in norms),
+        "head": decoder.lm_head.flops_per_token,
+    }
+    read = {**parameters, "embedding": config.d_model, "head": _count([decoder.lm_head])}
+    return Accounting(
+        feed_forward=" + ".join(dict.fromkeys(block.label for block in blocks)),
+        parameters={**parameters, "total": sum(parameters.values())},
+        flops_per_token={**flops, "total": sum(flops.values())},
+        decoded_parameters=sum(read.values()),
+    )
+
+
+def _residual_norms(decoder: KanLMForCausalLM) -> list[RMSNorm]:
+    """The norms on the residual stream, not those inside a block."""
+    inside = {
+        norm
+        for block in decoder.modules()
+        if isinstance(block, FeedForward | Attention)
+        for norm in block.modules()
+    }
+    return [m for m in decoder.modules() if isinstance(m, RMSNorm) and m not in inside]
+
+
+def _count(modules: Iterable[nn.Module]) -> int:
+    return sum(p.numel() for module in modules for p in module.parameters())

@@ -1,0 +1,56 @@
+"""The two elementary layers of the decoder: a linear map with a gain, and an RMS norm."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class Linear(nn.Linear):
+    """A linear map without bias that keeps variance.
+
+    For inputs of mean square 1 the outputs start with mean square gain² over the draw of
+    the weights, which are uniform: their product of squares then scatters least.
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, gain: float = 1.0) -> None:
+        self.gain = gain
+        super().__init__(in_features, out_features, bias=False)
+
+    def reset_parameters(self) -> None:
+        bound = self.gain * math.sqrt(3 / self.in_features)
+        nn.init.uniform_(self.weight, -bound, bound)
+
+    @property
+    def flops_per_token(self) -> int:
+        return 2 * self.weight.numel()
+
+
+class RMSNorm(nn.Module):
+    """Divide by the root mean square over the last dimension, then scale by a learned gain.
+
+    (Zhang & Sennrich, arXiv 1910.07467, eq. 4.) Computed in float32 or, for float64
+    inputs, in float64.
+    """
+
+    def __init__(self, width: int, epsilon: float = 1e-6) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+        self.weight = nn.Parameter(torch.empty(width))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        normed = nn.functional.rms_norm(wide, self.weight.shape, eps=self.epsilon)
+        return self.weight * normed.to(x.dtype)
+
+    @property
+    def flops_per_token(self) -> int:
+        """Square, mean, scale, gain; the root is one."""
+        return 4 * self.weight.numel() + 3
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.numel()}, epsilon={self.epsilon:g}"
