@@ -26,7 +26,7 @@ def forgetting(losses: np.ndarray) -> np.ndarray:
 
 
 def forgetting_from_best(losses: np.ndarray) -> np.ndarray:
-    """L[T, j] − min over l < T of L[l, j] for j < T (Chaudhry et al. 2018, eq. 3); (T,).
+    """L[T, j] − min over l < T of L[l, j] for j < T (Chaudhry et al. 2018); (T,).
 
     Never less than `forgetting`: a later stage may have helped domain j before the last
     stage hurt it.
