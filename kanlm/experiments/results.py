@@ -67,13 +67,7 @@ class Record(Place):
     @classmethod
     def of(cls, evaluation: Evaluation, place: Place) -> Self:
         """Sum an evaluation over its documents."""
-        return cls(
-            **asdict(place),
-            nats=float(evaluation.nats.sum()),
-            tokens=int(evaluation.tokens.sum()),
-            words=int(evaluation.words.sum()),
-            bytes=int(evaluation.bytes.sum()),
-        )
+        return cls(**asdict(place), **evaluation.sums())
 
     @property
     def place(self) -> Place:
@@ -350,7 +344,7 @@ def read_records(path: Path) -> list[Record]:
 def write_documents(path: Path, documents: Mapping[Place, Evaluation]) -> None:
     """Write sums by document, one line an evaluation."""
     lines = [
-        json.dumps({**asdict(place), **{k: v.tolist() for k, v in vars(evaluation).items()}})
+        json.dumps({**asdict(place), **evaluation.by_document()})
         for place, evaluation in documents.items()
     ]
     write_text(path, "".join(f"{line}\n" for line in lines))

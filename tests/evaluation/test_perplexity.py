@@ -1,5 +1,6 @@
 """The sliding window against a loop that feeds the model one token's context at a time."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -184,6 +185,8 @@ def test_figures_are_ratios_of_sums() -> None:
     assert result.token_perplexity == pytest.approx(2**1.5)
     assert result.word_perplexity == pytest.approx(8)
     assert result.bits_per_byte == pytest.approx(2)
+    assert result.sums() == {"nats": 6 * np.log(2), "tokens": 4, "words": 2, "bytes": 3}
+    assert json.loads(json.dumps(result.by_document()))["tokens"] == [3, 1]
 
 
 def test_refuses_what_it_cannot_score() -> None:
