@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -16,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from kanlm.config import DataSettings, TokenizerSettings, to_tree
 from kanlm.data.duplicates import SHINGLE_TOKENS, TokenDocuments, near_duplicates
 from kanlm.data.preparation import prepare, training_documents
-from kanlm.data.shards import ShardedSource, write_atomically
+from kanlm.data.shards import ShardedSource, disk_errors, write_atomically
 from kanlm.data.sources import Source, make_source
 from kanlm.data.sources.base import hash_json
 from kanlm.data.splits import SPLITS
@@ -73,6 +74,14 @@ class Split:
     def document_ends(self) -> np.ndarray:
         """Where each document ends in the stream, (documents,) int64."""
         return np.cumsum(self.document_tokens)
+
+    def token_documents(self, ending: int) -> Iterator[TokenDocuments]:
+        """Yield the documents as they lie on the disk; `ending` as in `TokenDocuments`."""
+        bounds = np.searchsorted(self.document_ends, self._starts[1:])
+        first = 0
+        for segment, last in zip(self._segments, bounds, strict=True):
+            yield TokenDocuments(segment, self.document_tokens[first : last + 1], ending)
+            first = last + 1
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
         """Return the tokens at positions start…stop−1 of the stream, (stop − start,) int64."""
@@ -216,12 +225,16 @@ def open_tokenizer(
     key = hash_json([to_tree(settings), made_of, fractions])[:16]
     path = Path(data.cache_dir) / f"tokenizer-{settings.kind}-{key}.json"
     if path.exists():
-        return wrap(Tokenizer.from_file(str(path)))
+        try:
+            return wrap(Tokenizer.from_str(path.read_text()))
+        except Exception:  # What tokenizers raises is a bare Exception.
+            raise UserError(f"{path}: damaged; delete it to have it made anew") from None
     report(f"learning a {settings.kind} vocabulary")
     tokenizer = build_tokenizer(settings, texts)
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = tokenizer.backend_tokenizer.to_str().encode()
-    write_atomically(path, lambda file: file.write(content))
+    with disk_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda file: file.write(content))
     return tokenizer
 
 
@@ -283,8 +296,7 @@ def _near_duplicates(
     key = hash_json([SHINGLE_TOKENS, threshold, checksums])[:16]
     path = Path(data.cache_dir) / f"near-duplicates-{key}.npz"
     if path.exists():
-        with np.load(path) as saved:
-            return [saved[name] for name in saved.files]
+        return _recalled(path)
     training = [group for source in compared for group in _token_documents(source, "train")]
     held_out = [
         group
@@ -293,14 +305,22 @@ def _near_duplicates(
         for group in _token_documents(source, name)
     ]
     marks = near_duplicates(training, held_out, threshold)
-    write_atomically(path, lambda file: np.savez(file, *marks))
+    with disk_errors(path.parent):
+        write_atomically(path, lambda file: np.savez(file, *marks))
     return marks
 
 
+def _recalled(path: Path) -> list[np.ndarray]:
+    try:
+        with np.load(path) as saved:
+            return [saved[name] for name in saved.files]
+    except (ValueError, OSError, EOFError, BadZipFile):
+        raise UserError(f"{path}: damaged; delete it to have it made anew") from None
+
+
 def _token_documents(source: ShardedSource, split: str) -> list[TokenDocuments]:
-    ending = 0 if source.manifest.single_document else 1
     return [
-        TokenDocuments(source.tokens(shard), source.documents(shard)[:, 0], ending)
+        TokenDocuments(source.tokens(shard), source.documents(shard)[:, 0], source.ending)
         for shard in source.shards(split)
     ]
 

@@ -10,7 +10,7 @@ past. Since |A ∪ B| ≥ |A|, a training document of which fewer than threshold
 occur in the chunk cannot reach the threshold, which spares almost all of them the count.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +50,23 @@ def near_duplicates(
             for first, stop in _chunks(group.lengths, TRAINING_CHUNK):
                 mark[first:stop] |= index.similar(*shingles(group, first, stop), threshold)
     return marks
+
+
+def distinct_shingles(groups: Iterable[TokenDocuments], rate: float = 1.0) -> np.ndarray:
+    """Return the distinct shingles of all documents together, sorted, uint64.
+
+    Args:
+        groups: documents.
+        rate: fraction of all possible shingles that take part; which ones depends on the
+            shingle alone, so that two samples can be compared.
+    """
+    limit = np.uint64(min(rate, 1.0) * (2**64 - 2**12))
+    found = np.zeros(0, dtype=np.uint64)
+    for group in groups:
+        for first, stop in _chunks(group.lengths, TRAINING_CHUNK):
+            hashes, _ = shingles(group, first, stop)
+            found = np.union1d(found, hashes[hashes <= limit] if rate < 1 else hashes)
+    return found
 
 
 def shingles(group: TokenDocuments, first: int, stop: int) -> tuple[np.ndarray, np.ndarray]:

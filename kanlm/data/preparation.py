@@ -6,11 +6,9 @@ where in the source they end. The finished folder appears by a rename. Of two pr
 that prepare the same thing, the second waits for the first and reuses its work.
 """
 
-import errno
 import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -28,6 +26,7 @@ from kanlm.data.shards import (
     Shard,
     ShardedSource,
     count_splits,
+    disk_errors,
     manifest_to_json,
     write_json,
     write_shard,
@@ -103,7 +102,7 @@ def prepare(
     key = hash_json([FORMAT_VERSION, expected])[:16]
     folder = Path(data.cache_dir) / f"{source.label}-{key}"
     if not folder.exists():
-        with _disk_errors(folder), _lock(folder):
+        with disk_errors(folder.parent), _lock(folder):
             # Another process may have finished it while this one waited.
             if not folder.exists():
                 _prepare_folder(source, tokenizer, expected, folder, shard_tokens, report)
@@ -285,20 +284,3 @@ def _lock(folder: Path) -> Iterator[None]:
     with (folder.parent / f".{folder.name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-@contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
-    """Say in one line that the cache folder is full or cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            advice = "free some, or set data.cache_dir; the work so far is kept"
-            raise UserError(f"{folder.parent}: no disk space left for shards; {advice}") from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            reason = os.strerror(error.errno)
-            raise UserError(
-                f"data.cache_dir = '{folder.parent}': cannot be written: {reason}"
-            ) from None
-        raise

@@ -6,12 +6,14 @@ tokens, words and bytes of each document), and a `manifest.json` that says what 
 made of and what their checksums are. Training reads these alone, memory-mapped.
 """
 
+import errno
 import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -84,6 +86,11 @@ class ShardedSource:
                 where = folder / MANIFEST
                 raise UserError(f"{where}: {key} is {found}, expected {value}; {_delete(folder)}")
         _verify(folder, self.manifest.shards)
+
+    @property
+    def ending(self) -> int:
+        """Tokens after the text of each document: its end marker, or none."""
+        return 0 if self.manifest.single_document else 1
 
     def shards(self, split: str) -> list[Shard]:
         """Return the shards of a split in the order of their documents."""
@@ -163,6 +170,22 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Say in one line that the cache folder is full or cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            advice = "free some, or set data.cache_dir; what is finished is kept"
+            raise UserError(f"{folder}: no space is left on the disk; {advice}") from None
+        denied = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+        if error.errno in denied:
+            reason = os.strerror(error.errno)
+            raise UserError(f"data.cache_dir = '{folder}': cannot be written: {reason}") from None
+        raise
 
 
 def file_sha256(path: Path) -> str:

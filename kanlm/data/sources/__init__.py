@@ -15,7 +15,7 @@ from kanlm.data.sources.hub import Hub
 from kanlm.data.sources.stdlib import StdlibCode, StdlibProse
 from kanlm.errors import UserError, nearest
 
-__all__ = ["SOURCES", "Cursor", "Source", "make_source", "parse_source_argument"]
+__all__ = ["SOURCES", "Cursor", "Source", "check_source", "make_source", "parse_source_argument"]
 
 SOURCES: dict[str, type[Source]] = {
     "stdlib-prose": StdlibProse,
@@ -33,22 +33,33 @@ def make_source(spec: Mapping[str, Any], root: str | Path = ".") -> Source:
         root: folder against which the source's relative paths are read.
 
     Raises:
+        UserError: as `check_source`, or what it names cannot be found.
+    """
+    options = check_source(spec, root)
+    del options["weight"]
+    return SOURCES[options.pop("kind")](root, **options)
+
+
+def check_source(
+    spec: Mapping[str, Any], root: str | Path = ".", setting: str = "data.sources"
+) -> dict[str, Any]:
+    """Return the spec with every default filled in.
+
+    Raises:
         UserError: the kind or an option is unknown, or an option has a wrong type.
     """
     options = {key: value for key, value in spec.items() if key not in ("kind", "weight")}
     kind = spec.get("kind")
     if kind is None:
-        raise UserError(
-            f"data.sources: a source has no kind; expected one of: {', '.join(SOURCES)}"
-        )
+        raise UserError(f"{setting}: a source has no kind; expected one of: {', '.join(SOURCES)}")
     if kind not in SOURCES:
         if _finds_file(str(kind), Path(root)):
-            raise UserError(
-                f"data.sources: '{kind}' is a path, no kind; write {{kind: files, path: {kind}}}"
-            )
-        raise UserError(f"data.sources: unknown kind '{kind}'{nearest(str(kind), SOURCES)}")
-    source_class = SOURCES[kind]
-    return source_class(root, **check_options(source_class, options, f"data.sources.{kind}"))
+            advice = f"is a path, no kind; write {{kind: files, path: {kind}}}"
+            raise UserError(f"{setting}: '{kind}' {advice}")
+        raise UserError(f"{setting}: unknown kind '{kind}'{nearest(str(kind), SOURCES)}")
+    weight = spec.get("weight", 1.0)
+    checked = check_options(SOURCES[kind], options, f"{setting}.{kind}")
+    return {"kind": kind, "weight": weight, **checked}
 
 
 def parse_source_argument(text: str) -> dict[str, Any]:

@@ -82,6 +82,8 @@ class Hub(Source):
     def _load(self) -> Any:
         from datasets import load_dataset
 
+        if self.streaming and not self._folder() and not self.data_files:
+            _reach_hub()
         return load_dataset(
             str(self._folder() or self.name),
             self.config,
@@ -107,7 +109,7 @@ class Hub(Source):
     def _explained(self) -> Iterator[None]:
         """Turn what `datasets` raises into one line, which tells no network from no dataset."""
         import httpx
-        from datasets.exceptions import DatasetNotFoundError
+        from datasets.exceptions import DatasetNotFoundError, DatasetsError
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
         try:
@@ -119,8 +121,15 @@ class Hub(Source):
                 f"{self._where()}: no network ({_first_line(error)}); offline, use stdlib-prose, "
                 "stdlib-code, or {kind: files, path: …}"
             ) from None
-        except (HfHubHTTPError, ValueError, OSError) as error:
+        except (DatasetsError, HfHubHTTPError, ValueError, OSError) as error:
             raise UserError(f"{self._where()}: {_first_line(error)}") from None
+
+
+def _reach_hub() -> None:
+    """Raise at once what `load_dataset` would raise after minutes of trying again."""
+    from huggingface_hub import constants, get_session
+
+    get_session().head(constants.ENDPOINT, timeout=10)
 
 
 def _first_line(error: Exception) -> str:
