@@ -83,14 +83,6 @@ class Evaluation:
         """One list a quantity, as JSON can hold them."""
         return {name: array.tolist() for name, array in vars(self).items()}
 
-    def by_document(self) -> dict[str, list]:
-        """The sums of every document, as lists that JSON can hold."""
-        return {name: getattr(self, name).tolist() for name in ("nats", "tokens", "words", "bytes")}
-
-    def sums(self) -> dict[str, float]:
-        """The sums over all documents."""
-        return {name: sum(values) for name, values in self.by_document().items()}
-
 
 def evaluate(
     model: nn.Module,
