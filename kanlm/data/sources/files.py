@@ -4,6 +4,7 @@ import bz2
 import codecs
 import glob
 import gzip
+import io
 import json
 import lzma
 import re
@@ -22,10 +23,12 @@ JSONL = (".jsonl", ".ndjson")
 PARQUET = ".parquet"
 
 
-def _open_zstandard(path: Path) -> IO[bytes]:
-    import zstandard
+def _open_zstandard(path: Path) -> io.BufferedReader:
+    import pyarrow
 
-    return zstandard.open(path, "rb")
+    # The zstandard package takes a truncated file for a whole one; this does not.
+    stream: Any = pyarrow.input_stream(path, compression="zstd")
+    return io.BufferedReader(stream)
 
 
 #: Suffix → what opens such a file for reading the bytes packed in it.
@@ -150,11 +153,9 @@ def _find(patterns: list[str], root: Path) -> list[Path]:
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
     """Turn what goes wrong in reading or decompressing a file into one line."""
-    import zstandard
-
     try:
         yield
-    except (OSError, EOFError, lzma.LZMAError, zlib.error, zstandard.ZstdError) as error:
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UserError(f"{path}: cannot be read: {reason}") from None
 
@@ -184,7 +185,8 @@ def _jsonl(path: Path, file: IO[bytes], column: str) -> Iterator[str]:
             continue
         where = f"{path}, line {number}"
         try:
-            row = json.loads(line)
+            text = line.rstrip(b"\r\n").decode("utf-8-sig" if number == 1 else "utf-8")
+            row = json.loads(text)
         except UnicodeDecodeError as error:
             byte = f"byte {error.start} of the line is 0x{line[error.start]:02x}"
             raise UserError(f"{where}: not UTF-8: {byte}") from None

@@ -108,20 +108,21 @@ class Hub(Source):
     @contextmanager
     def _explained(self) -> Iterator[None]:
         """Turn what `datasets` raises into one line, which tells no network from no dataset."""
-        import httpx
         from datasets.exceptions import DatasetNotFoundError, DatasetsError
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+        # Which HTTP client it is depends on the version of huggingface_hub.
+        http_error: type[Exception] = HfHubHTTPError.__bases__[0]
         try:
             yield
-        except DatasetNotFoundError as error:
+        except (DatasetNotFoundError, HfHubHTTPError) as error:
             raise UserError(f"{self._where()}: {_first_line(error)}") from None
-        except (ConnectionError, httpx.TransportError, LocalEntryNotFoundError) as error:
+        except (ConnectionError, http_error, LocalEntryNotFoundError) as error:
             raise UserError(
                 f"{self._where()}: no network ({_first_line(error)}); offline, use stdlib-prose, "
                 "stdlib-code, or {kind: files, path: …}"
             ) from None
-        except (DatasetsError, HfHubHTTPError, ValueError, OSError) as error:
+        except (DatasetsError, ValueError, OSError) as error:
             raise UserError(f"{self._where()}: {_first_line(error)}") from None
 
 
@@ -129,7 +130,10 @@ def _reach_hub() -> None:
     """Raise at once what `load_dataset` would raise after minutes of trying again."""
     from huggingface_hub import constants, get_session
 
-    get_session().head(constants.ENDPOINT, timeout=10)
+    try:
+        get_session().head(constants.ENDPOINT, timeout=10)
+    except Exception as error:  # Of whichever HTTP client.
+        raise ConnectionError(_first_line(error)) from None
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,85 @@
+"""Datasets through `datasets.load_dataset`, on builders that need no network."""
+
+import json
+import socket
+
+import pytest
+
+from kanlm.data.sources.hub import Hub
+from kanlm.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "hf"))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A dataset folder of two JSONL files."""
+    (tmp_path / "tales").mkdir()
+    for part in range(2):
+        rows = [{"body": f"tale {part * 50 + row}", "id": row} for row in range(50)]
+        path = tmp_path / "tales" / f"train-{part}.jsonl"
+        path.write_text("\n".join(map(json.dumps, rows)))
+    return tmp_path
+
+
+TALES = [f"tale {number}" for number in range(100)]
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [{"name": "tales"}, {"name": "json", "data_files": "tales/*.jsonl"}],
+    ids=["folder", "builder"],
+)
+def test_rows_come_in_order_and_reading_goes_on_from_any_cursor(folder, options, streaming):
+    source = Hub(folder, **options, column="body", streaming=streaming)
+    pairs = list(source.read())
+    assert [text for text, _ in pairs] == TALES
+    for place in (0, 48, 49, 50, 77, 99):
+        cursor = json.loads(json.dumps(pairs[place][1]))
+        assert [text for text, _ in source.read(cursor)] == TALES[place + 1 :]
+
+
+def test_the_fingerprint_follows_options_and_local_files(folder):
+    first = Hub(folder, name="tales", column="body").fingerprint()
+    assert Hub(folder, name="tales").fingerprint() != first
+    (folder / "tales" / "train-1.jsonl").write_text('{"body": "other"}')
+    assert Hub(folder, name="tales", column="body").fingerprint() != first
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_what_is_wrong_with_a_dataset_is_said_in_one_line(folder, streaming):
+    def read(**options):
+        return list(Hub(folder, name="tales", streaming=streaming, **options).read())
+
+    with pytest.raises(UserError, match="hub dataset 'tales': no column 'bodi'; did you mean"):
+        read(column="bodi")
+    with pytest.raises(UserError, match="hub dataset 'tales': column 'id' holds int"):
+        read(column="id")
+    with pytest.raises(UserError, match=r"hub dataset 'tales': .*split") as raised:
+        read(column="body", split="dev")
+    assert "\n" not in str(raised.value)
+
+
+def test_without_network_the_offline_alternatives_are_named(tmp_path, monkeypatch):
+    def unreachable(*_, **__):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unreachable)
+    with pytest.raises(UserError, match=r"'no/where': no network .*stdlib-prose.*kind: files"):
+        list(Hub(tmp_path, name="no/where").read())
+
+
+def test_a_name_the_hub_does_not_know_is_no_network_trouble(tmp_path, monkeypatch):
+    from datasets.exceptions import DatasetNotFoundError
+
+    def unknown(*_, **__):
+        raise DatasetNotFoundError("Dataset 'no/where' doesn't exist on the Hub")
+
+    monkeypatch.setattr("kanlm.data.sources.hub._reach_hub", lambda: None)
+    monkeypatch.setattr("datasets.load_dataset", unknown)
+    with pytest.raises(UserError, match="'no/where': Dataset 'no/where' doesn't exist"):
+        list(Hub(tmp_path, name="no/where").read())

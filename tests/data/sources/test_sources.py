@@ -1,0 +1,63 @@
+"""The registry, and the short names of the command line."""
+
+import pytest
+
+from kanlm.data.sources import check_source, make_source, parse_source_argument
+from kanlm.errors import UserError
+
+
+def test_paths_are_read_from_the_root(tmp_path):
+    (tmp_path / "a.txt").write_text("hello")
+    source = make_source({"kind": "files", "path": "a.txt", "weight": 3}, tmp_path)
+    assert list(source.documents()) == ["hello"]
+    assert source.single_document
+
+
+def test_blank_documents_do_not_make_a_source_more_than_one(tmp_path):
+    (tmp_path / "a.txt").write_text("hello|  |")
+    spec = {"kind": "files", "path": "a.txt", "separator": "|"}
+    assert make_source(spec, tmp_path).single_document
+
+
+def test_defaults_are_filled_in():
+    assert check_source({"kind": "files", "path": "a"}) == {
+        "kind": "files",
+        "weight": 1.0,
+        "path": "a",
+        "column": "text",
+        "separator": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({}, "a source has no kind; expected one of: stdlib-prose"),
+        ({"kind": "stdlib-pros"}, "unknown kind 'stdlib-pros'; did you mean 'stdlib-prose'"),
+        ({"kind": "a.txt"}, r"'a.txt' is a path, no kind; write \{kind: files, path: a.txt\}"),
+        ({"kind": "files", "path": "a", "colum": "a"}, "'data.sources.files.colum'; did you mean"),
+        ({"kind": "files"}, "setting 'data.sources.files.path' is missing"),
+        ({"kind": "files", "path": 3}, "data.sources.files.path.* = 3"),
+        ({"kind": "stdlib-code", "path": "a"}, "unknown setting 'data.sources.stdlib-code.path'"),
+    ],
+)
+def test_a_bad_spec_is_refused(tmp_path, spec, said):
+    (tmp_path / "a.txt").write_text("hello")
+    with pytest.raises(UserError, match=said):
+        make_source(spec, tmp_path)
+
+
+def test_short_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("hello")
+    assert parse_source_argument("stdlib-code") == {"kind": "stdlib-code"}
+    assert parse_source_argument("hub:me/it") == {"kind": "hub", "name": "me/it"}
+    for text in ("a.txt", "*.txt", str(tmp_path / "a.txt")):
+        spec = parse_source_argument(text)
+        assert list(make_source(spec, "/elsewhere").documents()) == ["hello"]
+    with pytest.raises(UserError, match=r"'stdlib-cod': .*did you mean 'stdlib-code'"):
+        parse_source_argument("stdlib-cod")
+    with pytest.raises(UserError, match=r"'b.txt': no such file"):
+        parse_source_argument("b.txt")
+    with pytest.raises(UserError, match="expected hub:NAME"):
+        parse_source_argument("hub:")
