@@ -377,11 +377,16 @@ def parse_override(override: str) -> dict[str, Any]:
     except (OmegaConfBaseException, YAMLError) as error:
         raise UserError(f"override '{override}': {_first_line(error)}") from None
     assert isinstance(value, dict)
-    tree = value["value"]
     head, bracket, inner = key.partition("[")
-    for part in reversed([*head.split("."), *([inner.removesuffix("]")] if bracket else [])]):
-        tree = {part: tree}
-    return tree
+    tree = {inner.removesuffix("]"): value["value"]} if bracket else value["value"]
+    return nested(head, tree)
+
+
+def nested(name: str, value: Any) -> dict[str, Any]:
+    """Turn a dotted name and its value into a nested dictionary."""
+    for part in reversed(name.split(".")):
+        value = {part: value}
+    return value
 
 
 def merge(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,18 @@ class UserError(Exception):
     """Something the user can put right: a setting, a file, a folder, the network."""
 
 
+class Interrupted(Exception):
+    """A signal asked for a stop, and what was running has saved itself.
+
+    Arguments:
+        signal_number: SIGINT or SIGTERM; the exit code is 128 more.
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__("stopped and saved; the same command goes on from here")
+        self.exit_code = 128 + signal_number
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return "; did you mean 'x'?" for the closest of `known`, else the list of them."""
     known = list(known)

@@ -3,15 +3,21 @@
 Both are given in bits per byte over the same held-out text as the models.
 """
 
+import json
 import lzma
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from scipy import optimize
 
+from kanlm.data.corpus import Corpus as DataCorpus
+from kanlm.data.sources.base import hash_json
+from kanlm.data.tokenizer import tokenizer_hash
 from kanlm.evaluation.perplexity import HeldOut
+from kanlm.files import write_text
 
 #: Training tokens that the bigram counts, spread evenly over the split.
 BIGRAM_TOKENS = 10_000_000
@@ -56,6 +62,15 @@ def references(corpus: Corpus, split: str) -> References:
     bigram, discount, tokens = bigram_bits_per_byte(corpus, split)
     xz, training_bytes, heldout_bytes = xz_bits_per_byte(corpus, split)
     return References(bigram, discount, tokens, xz, training_bytes, heldout_bytes)
+
+
+def cached_references(corpus: DataCorpus, split: str) -> dict[str, Any]:
+    """`references` as a dictionary, computed once and kept in the domain's cache folder."""
+    key = hash_json([corpus.fingerprint, tokenizer_hash(corpus.tokenizer), split])
+    path = Path(corpus.data.cache_dir) / f"references-{key[:16]}.json"
+    if not path.exists():
+        write_text(path, json.dumps(asdict(references(corpus, split)), indent=1))
+    return json.loads(path.read_text())
 
 
 def bigram_bits_per_byte(corpus: Corpus, split: str) -> tuple[float, float, int]:

@@ -120,7 +120,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """
     tensors = _read(path)
     own = weights(model)
-    for name in own.keys() | tensors.keys():
+    for name in dict.fromkeys([*own, *tensors]):
         ours, theirs = own.get(name), tensors.get(name)
         if ours is None or theirs is None or ours.shape != theirs.shape:
             shapes = [tuple(t.shape) if t is not None else "absent" for t in (theirs, ours)]

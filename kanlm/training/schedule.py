@@ -17,6 +17,7 @@ def learning_rate_ratio(schedule: ScheduleSettings, step: int, steps: int) -> fl
     `warmup-stable-decay` (Hu et al. 2024, MiniCPM) stays at 1 and falls linearly over the
     last `decay_fraction` of all steps; `constant` stays.
     """
+    step = min(step, steps - 1)
     if step < schedule.warmup_steps:
         return (step + 1) / schedule.warmup_steps
     if schedule.kind == "constant":
@@ -31,5 +32,5 @@ def learning_rate_ratio(schedule: ScheduleSettings, step: int, steps: int) -> fl
 
 
 def _progress(step: int, start: int, end: int) -> float:
-    """How far `step` is from `start` to the last update before `end`, clamped to [0, 1]."""
-    return min(max((step - start) / max(end - 1 - start, 1), 0.0), 1.0)
+    """How far `step` is on the way from `start` to the last update before `end`, 0 before."""
+    return max(step - start, 0) / max(end - 1 - start, 1)

@@ -23,19 +23,11 @@ from torch import nn
 
 from kanlm.config import Config
 from kanlm.data.loader import Batches
-from kanlm.errors import UserError
+from kanlm.errors import Interrupted, UserError
 from kanlm.training import checkpoint as checkpoints
 from kanlm.training.optimizer import set_learning_rate
 from kanlm.training.schedule import learning_rate_ratio
 from kanlm.training.tracking import Tracker
-
-
-class Interrupted(Exception):
-    """A signal asked the run to stop; a checkpoint has been saved."""
-
-    def __init__(self, signal_number: int, step: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signal_number).name} after step {step}")
-        self.exit_code = 128 + signal_number
 
 
 @dataclass
@@ -136,8 +128,7 @@ class Trainer:
             self.state.step, accelerator.process_index, accelerator.num_processes
         )
         batch = {key: value.to(accelerator.device) for key, value in batch.items()}
-        tokens = accelerator.reduce((batch["shift_labels"] != -100).sum(), "sum")
-        assert isinstance(tokens, torch.Tensor)
+        tokens = sum_over_processes(accelerator, (batch["shift_labels"] != -100).sum())
 
         rows = batch["input_ids"].shape[0]
         size = training.micro_batch_size or rows
@@ -151,7 +142,9 @@ class Trainer:
             self._sums[0] += loss.detach()
 
         clip = training.gradient_clip if training.gradient_clip is not None else math.inf
-        self._sums[1] += accelerator.clip_grad_norm_(self.model.parameters(), clip)
+        norm = accelerator.clip_grad_norm_(self.model.parameters(), clip)
+        assert norm is not None
+        self._sums[1] += norm
         set_learning_rate(self.optimizer, self.learning_rate)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -233,7 +226,7 @@ class Trainer:
             self.save()
         if not self._finished() and self._stop_requested():
             self.save()
-            raise Interrupted(self.stop_signal or signal.SIGTERM, self.state.step)
+            raise Interrupted(self.stop_signal or signal.SIGTERM)
 
     def _due(self, every: int | None) -> bool:
         return every is not None and self.state.step % every == 0
@@ -250,9 +243,7 @@ class Trainer:
     def _read_window(self) -> Window:
         """Bring the sums kept on the device into `state.window`: the only wait for it."""
         window = self.state.window
-        loss = self.accelerator.reduce(self._sums[0], "sum")
-        assert isinstance(loss, torch.Tensor)
-        window.loss = loss.item()
+        window.loss = sum_over_processes(self.accelerator, self._sums[0]).item()
         window.gradient_norm, window.tokens = self._sums[1].item(), int(self._sums[2].item())
         return window
 
@@ -335,9 +326,14 @@ class Trainer:
         if not self._due(self.config.training.log_every):
             return False
         flag = torch.tensor(float(self.stop_signal or 0), device=self.accelerator.device)
-        total = self.accelerator.reduce(flag, "sum")
-        assert isinstance(total, torch.Tensor)
-        return bool(total.item())
+        return sum_over_processes(self.accelerator, flag).item() > 0
+
+
+def sum_over_processes(accelerator: Accelerator, tensor: torch.Tensor) -> torch.Tensor:
+    """All-reduce; the tensor itself where there is one process."""
+    total = accelerator.reduce(tensor, "sum")
+    assert isinstance(total, torch.Tensor)
+    return total
 
 
 def _random_state() -> dict[str, torch.Tensor]:

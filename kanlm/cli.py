@@ -1,0 +1,232 @@
+"""The command line: one verb, one function call.
+
+Nothing heavy is imported until a verb runs, so that `--help` answers at once. A
+`UserError` becomes one line on standard error and exit code 2; an interruption that was
+saved exits with 128 plus the signal's number.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kanlm.errors import Interrupted, UserError
+
+_OVERRIDES = "section.key=value"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse the command line, call the verb, and exit with its code."""
+    parsed = _parser().parse_args(arguments)
+    # Every line that kanlm prints is its own: no bars of libraries between them.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        parsed.call(parsed)
+    except UserError as error:
+        print(f"kanlm: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Interrupted as stop:
+        print(f"kanlm: {stop}", file=sys.stderr)
+        sys.exit(stop.exit_code)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="kanlm",
+        description="Train language models with Kolmogorov-Arnold feed-forward blocks, "
+        "fine-tune them on new domains, and compare them with MLP twins of the same size.",
+    )
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    _add_config_verb(verbs, "pretrain", _pretrain, "train a model from scratch")
+    _add_config_verb(verbs, "finetune", _finetune, "train a run's model on another domain")
+    for name, call, text in (
+        ("compare", _compare, "train every arm on identical batches and tabulate"),
+        ("continual", _continual, "train every arm on one domain after another"),
+    ):
+        verb = _add_config_verb(verbs, name, call, text)
+        verb.add_argument(
+            "--dry-run", action="store_true", help="print every arm's accounting and stop"
+        )
+    evaluate = _add_run_verb(verbs, "evaluate", _evaluate, "measure runs on held-out text", "+")
+    evaluate.add_argument(
+        "--data",
+        metavar="SOURCE",
+        help="stdlib-prose, stdlib-code, hub:NAME, a path or a glob; "
+        "default: the held-out text of each run's own domain",
+    )
+    evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    _add_run_verb(verbs, "generate", _generate, "continue a prompt", 1)
+    data = verbs.add_parser("data", help="look at or prepare the text of a config")
+    actions = data.add_subparsers(required=True, metavar="ACTION")
+    _add_config_verb(actions, "describe", _describe, "show what a config would train on")
+    _add_config_verb(actions, "prepare", _prepare, "tokenise into shards and stop")
+    return parser
+
+
+def _add_config_verb(
+    verbs: Any, name: str, call: Callable[[argparse.Namespace], None], text: str
+) -> argparse.ArgumentParser:
+    verb = verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    verb.add_argument("config", metavar="CONFIG", help="a YAML file")
+    verb.add_argument(
+        "overrides", nargs="*", metavar=_OVERRIDES, help="settings laid over the file's"
+    )
+    verb.add_argument(
+        "--print-config", action="store_true", help="print every resolved setting and stop"
+    )
+    verb.set_defaults(call=call)
+    return verb
+
+
+def _add_run_verb(
+    verbs: Any, name: str, call: Callable[[argparse.Namespace], None], text: str, count: Any
+) -> argparse.ArgumentParser:
+    verb = verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    verb.add_argument("runs", nargs=count, metavar="RUN", help="a run's folder")
+    verb.add_argument(
+        "overrides", nargs="*", metavar=_OVERRIDES, help="settings laid over the run's"
+    )
+    verb.add_argument(
+        "--print-config", action="store_true", help="print every resolved setting and stop"
+    )
+    verb.set_defaults(call=call)
+    return verb
+
+
+# Verbs
+
+
+def _pretrain(arguments: argparse.Namespace) -> None:
+    config = _load(arguments)
+    if config is None:
+        return
+    from kanlm.experiments.single import train
+
+    if config.initialize_from is not None:
+        raise UserError("initialize_from belongs to `kanlm finetune`; leave it out to pretrain")
+    _finish(train(config))
+
+
+def _finetune(arguments: argparse.Namespace) -> None:
+    from kanlm import config as configs
+    from kanlm.experiments.single import train
+    from kanlm.training.run import inherit
+
+    tree = configs.read_tree(arguments.config, arguments.overrides)
+    config = _resolved(inherit(tree), arguments)
+    if config is not None:
+        _finish(train(config))
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    config = _load(arguments)
+    if config is None:
+        return
+    from kanlm.experiments.compare import compare, dry_run
+
+    if arguments.dry_run:
+        dry_run(config)
+    else:
+        compare(config)
+
+
+def _continual(arguments: argparse.Namespace) -> None:
+    config = _load(arguments)
+    if config is None:
+        return
+    from kanlm.experiments.compare import dry_run
+    from kanlm.experiments.continual.run import continual
+
+    if arguments.dry_run:
+        dry_run(config)
+    else:
+        continual(config)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from kanlm.experiments.evaluate import evaluate_runs
+
+    runs, overrides = _split(arguments)
+    if _print_run_config(arguments, runs, overrides):
+        return
+    evaluate_runs(runs, arguments.data, overrides, as_json=arguments.json)
+
+
+def _generate(arguments: argparse.Namespace) -> None:
+    from kanlm.experiments.generate import generate
+
+    runs, overrides = _split(arguments)
+    if _print_run_config(arguments, runs, overrides):
+        return
+    print(generate(runs[0], overrides))
+
+
+def _describe(arguments: argparse.Namespace) -> None:
+    config = _load(arguments)
+    if config is None:
+        return
+    from kanlm.data.corpus import open_tokenizer
+    from kanlm.data.describe import print_description
+
+    print_description(config.data, open_tokenizer(config.tokenizer, config.data, report=print))
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
+    config = _load(arguments)
+    if config is None:
+        return
+    from kanlm.data.corpus import open_corpus, open_tokenizer
+
+    tokenizer = open_tokenizer(config.tokenizer, config.data, report=print)
+    for data in (config.data, *config.evaluation.domains):
+        open_corpus(data, tokenizer, report=print)
+
+
+# Helpers
+
+
+def _load(arguments: argparse.Namespace) -> Any:
+    """The resolved configuration, or None where it was only to be printed."""
+    from kanlm import config as configs
+
+    return _resolved(configs.load(arguments.config, arguments.overrides), arguments)
+
+
+def _resolved(config: Any, arguments: argparse.Namespace) -> Any:
+    from kanlm import config as configs
+    from kanlm.training.resolve import resolve
+
+    config = resolve(config)
+    if arguments.print_config:
+        print(configs.to_yaml(config), end="")
+        return None
+    return config
+
+
+def _split(arguments: argparse.Namespace) -> tuple[list[Path], list[str]]:
+    """Tell run folders from overrides, which hold an equals sign."""
+    words = [*arguments.runs, *arguments.overrides]
+    runs = [Path(word) for word in words if "=" not in word]
+    return runs, [word for word in words if "=" in word]
+
+
+def _print_run_config(
+    arguments: argparse.Namespace, runs: list[Path], overrides: list[str]
+) -> bool:
+    from kanlm import config as configs
+    from kanlm.training.folder import load_config
+
+    if arguments.print_config:
+        for run in runs:
+            print(configs.to_yaml(load_config(run, overrides)), end="")
+    return arguments.print_config
+
+
+def _finish(folder: Path | None) -> None:
+    """Say where the results of a finished run are."""
+    if folder is not None:
+        for name in ("model", "results.json", "report.html"):
+            print(folder / name)

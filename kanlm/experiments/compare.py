@@ -1,0 +1,42 @@
+"""`kanlm compare`: every arm on identical batches, once or with a sweep, and a table."""
+
+from pathlib import Path
+
+from kanlm.config import Config
+from kanlm.data.corpus import open_tokenizer
+from kanlm.errors import UserError
+from kanlm.experiments import study
+from kanlm.experiments.collect import collect
+from kanlm.model.accounting import account
+from kanlm.reporting.page import write_report
+from kanlm.reporting.table import print_accounting, print_results
+
+
+def compare(config: Config) -> Path:
+    """Train all arms of a resolved config and write results.json and report.html.
+
+    Returns the study's folder.
+
+    Raises:
+        UserError: the config names stages, which belong to `kanlm continual`.
+    """
+    if config.study is not None and config.study.stages:
+        raise UserError("study.stages belongs to `kanlm continual`; leave it out to compare")
+    return conclude(config, study.run(config, []))
+
+
+def conclude(config: Config, runs: list[study.Run]) -> Path:
+    """Write results.json and report.html of finished runs, print the tables, say where."""
+    folder = Path(config.output_dir)
+    collect(config, runs)
+    report = write_report(folder)
+    print_results(folder / "results.json")
+    print(f"results  {folder / 'results.json'}\nreport   {report}")
+    return folder
+
+
+def dry_run(config: Config) -> None:
+    """Print the accounting of every arm: nothing is trained."""
+    arms = study.plan(config)
+    size = config.model.vocab_size or len(open_tokenizer(config.tokenizer, config.data))
+    print_accounting({arm.name: account(arm.config.model, size) for arm in arms})

@@ -1,0 +1,24 @@
+"""`kanlm generate`: continue a prompt with a finished run's model."""
+
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from kanlm.errors import UserError
+from kanlm.model import KanLMForCausalLM
+from kanlm.training.folder import load_config
+from kanlm.training.sampling import sample_text
+
+
+def generate(run: Path, overrides: list[str]) -> str:
+    """Return the prompt in the run's `generation` settings with its continuation.
+
+    Raises:
+        UserError: no such run, or one that has not finished.
+    """
+    config = load_config(run, overrides)
+    if not (run / "model").exists():
+        raise UserError(f"{run} has no model/ yet: finish that run first")
+    model = KanLMForCausalLM.from_pretrained(run / "model").eval()
+    tokenizer = AutoTokenizer.from_pretrained(run / "model")
+    return sample_text(model, tokenizer, config.generation, config.seed)

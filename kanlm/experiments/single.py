@@ -1,0 +1,78 @@
+"""One run by itself, with the same results.json and report as a study of one arm."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from kanlm.config import Config
+from kanlm.evaluation.references import cached_references
+from kanlm.experiments import provenance
+from kanlm.experiments.results import Place, Record, derive, write_results
+from kanlm.reporting.page import write_report
+from kanlm.training.folder import claim, is_finished
+from kanlm.training.run import Outcome, run
+
+
+def train(config: Config) -> Path | None:
+    """Pretrain or fine-tune as `config` says, and write results.json last.
+
+    A finished run is left as it is. Returns the folder on the main process, else None.
+    """
+    folder = Path(config.output_dir)
+    claim(folder, config)
+    if not is_finished(folder):
+        outcome = run(config)
+        if outcome is None:
+            return None
+        _write_results(config, outcome)
+    write_report(folder)
+    return folder
+
+
+def _write_results(config: Config, outcome: Outcome) -> None:
+    """The run as a study of one arm, named by its label, with one stage."""
+    arm = outcome.accounting.feed_forward
+    step, split = outcome.progress.step, config.evaluation.split
+    documents = {
+        Place(
+            arm=arm,
+            seed=config.seed,
+            strategy="plain",
+            stage=0,
+            domain=domain,
+            step=step,
+            split=split,
+        ): evaluation
+        for domain, evaluation in outcome.evaluations.items()
+    }
+    results = derive(
+        [Record.of(evaluation, place) for place, evaluation in documents.items()],
+        {arm: arm_facts(outcome)},
+        domains=list(outcome.evaluations),
+        documents=documents,
+        references={
+            name: cached_references(corpus, split) for name, corpus in outcome.corpora.items()
+        },
+        provenance=provenance.collect(
+            config, {name: corpus.fingerprint for name, corpus in outcome.corpora.items()}
+        ),
+        resamples=config.evaluation.bootstrap_resamples,
+    )
+    write_results(outcome.folder, results, documents)
+
+
+def arm_facts(outcome: Outcome) -> dict:
+    """What results.json says of an arm beside its losses."""
+    accounting, progress = outcome.accounting, outcome.progress
+    return {
+        "feed_forward": accounting.feed_forward,
+        "parameters": accounting.parameters["total"],
+        "feed_forward_parameters": accounting.parameters["feed_forward"],
+        "flops_per_token": accounting.flops_per_token["total"],
+        "bytes_per_decoded_token": accounting.bytes_per_decoded_token(),
+        "train_tokens": progress.tokens,
+        "train_seconds": progress.seconds,
+        "tokens_per_second": progress.tokens / progress.seconds,
+        "peak_memory_bytes": outcome.peak_memory_bytes,
+        "best_validation": {"nats_per_token": progress.best_loss, "step": progress.best_step},
+        "accounting": asdict(accounting),
+    }

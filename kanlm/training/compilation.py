@@ -1,0 +1,43 @@
+"""Whether the model is compiled, and why."""
+
+import os
+import shutil
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.utils._triton import has_triton
+
+from kanlm.errors import UserError
+
+
+def compile_model(model: nn.Module, choice: str, accelerator: Accelerator) -> str:
+    """Compile the model in place where `choice` says so; return what was done, in words.
+
+    `auto` compiles on a GPU that can, and elsewhere runs eagerly: on a CPU compiling takes
+    longer than a short run gains.
+
+    Raises:
+        UserError: `on`, and there is no compiler to do it with.
+    """
+    if choice == "off":
+        return "eager, as asked"
+    obstacle = _obstacle(accelerator.device)
+    if choice == "on" and obstacle:
+        raise UserError(f"training.compile = on: {obstacle}; install it, or set it to off")
+    if choice == "auto" and (obstacle or accelerator.device.type == "cpu"):
+        return f"eager ({obstacle or 'auto does not compile on a CPU'})"
+    model.compile()
+    return "compiled"
+
+
+def _obstacle(device: torch.device) -> str | None:
+    """What is missing for torch.compile on this device, or None."""
+    if device.type == "cpu":
+        compilers = [os.environ.get("CXX", ""), "g++", "clang++"]
+        if not any(name and shutil.which(name) for name in compilers):
+            return "compiling for a CPU needs a C++ compiler, and there is none"
+        return None
+    if has_triton():
+        return None
+    return "compiling for a GPU needs triton, and there is none"

@@ -1,0 +1,92 @@
+"""The run's folder: whose it is, and whether it is new, unfinished or finished.
+
+A folder belongs to one configuration. Starting the same one again resumes it; starting
+another there is refused, because two runs mixed in one folder prove nothing.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from kanlm.config import (
+    Config,
+    from_tree,
+    merge,
+    parse_override,
+    read_tree,
+    to_tree,
+    to_yaml,
+)
+from kanlm.errors import UserError
+from kanlm.files import write_text
+
+
+def claim(folder: Path, config: Config) -> None:
+    """Check that `folder` is empty, absent, or holds a run of this very `config`.
+
+    `output_dir` may differ, so that a run can be moved.
+
+    Raises:
+        UserError: naming the first setting that differs.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    path = folder / "config.yaml"
+    if not path.exists():
+        raise UserError(f"output_dir = {folder} exists and holds no run; choose another")
+    different = first_difference(read_config_tree(folder), to_tree(config))
+    if different is not None:
+        name, theirs, ours = different
+        raise UserError(
+            f"output_dir = {folder} holds a run with {name} = {theirs}, not {ours}; "
+            "choose another output_dir, or delete that folder"
+        )
+
+
+def write_config(folder: Path, config: Config) -> None:
+    """Write config.yaml, every setting stated."""
+    write_text(folder / "config.yaml", to_yaml(config))
+
+
+def read_config_tree(folder: Path) -> dict[str, Any]:
+    """The nested dictionary in a run's config.yaml.
+
+    Raises:
+        UserError: the folder holds none.
+    """
+    if not (folder / "config.yaml").exists():
+        raise UserError(f"{folder} is no run folder: it holds no config.yaml")
+    return read_tree(folder / "config.yaml", [])
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run's results have been written, which happens last."""
+    return (folder / "results.json").exists()
+
+
+def first_difference(
+    theirs: dict[str, Any], ours: dict[str, Any], prefix: str = ""
+) -> tuple[str, Any, Any] | None:
+    """The dotted name and both values of the first setting that differs, or None."""
+    for key in [*theirs, *(key for key in ours if key not in theirs)]:
+        name, a, b = f"{prefix}{key}", theirs.get(key), ours.get(key)
+        if name == "output_dir" or a == b:
+            continue
+        if isinstance(a, dict) and isinstance(b, dict):
+            deeper = first_difference(a, b, f"{name}.")
+            if deeper is not None:
+                return deeper
+        else:
+            return name, a, b
+    return None
+
+
+def load_config(folder: Path, overrides: list[str]) -> Config:
+    """A run's configuration with overrides laid on top.
+
+    Raises:
+        UserError: no run folder, or an impossible override.
+    """
+    tree = read_config_tree(folder)
+    for override in overrides:
+        tree = merge(tree, parse_override(override))
+    return from_tree(tree)

@@ -1,0 +1,237 @@
+"""One run, from a configuration to a folder.
+
+1. Claim the folder.
+2. Tokenizer and shards, made by the main process first.
+3. The model: new, or the base run's for fine-tuning.
+4. Train, resuming where a checkpoint is.
+5. Evaluate every domain and save `model/`.
+"""
+
+import resource
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from kanlm.config import Config, DataSettings, from_tree, merge, to_tree
+from kanlm.data.corpus import Corpus, open_corpus, open_tokenizer
+from kanlm.data.loader import Batches
+from kanlm.data.tokenizer import end_of_document
+from kanlm.errors import UserError
+from kanlm.evaluation.perplexity import Evaluation, evaluate
+from kanlm.files import replacing
+from kanlm.model import KanLMConfig, KanLMForCausalLM
+from kanlm.model.accounting import Accounting, account
+from kanlm.training.compilation import compile_model
+from kanlm.training.folder import claim, read_config_tree, write_config
+from kanlm.training.optimizer import build_optimizer
+from kanlm.training.sampling import sample_text
+from kanlm.training.tracking import console
+from kanlm.training.trainer import Progress, Trainer, sum_over_processes
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished run has to say, on the main process."""
+
+    folder: Path
+    accounting: Accounting
+    progress: Progress
+    #: Of this process: on the GPU if there is one, else resident.
+    peak_memory_bytes: int
+    #: Domain → figures over `evaluation.split`, the domain trained on first.
+    evaluations: dict[str, Evaluation]
+    corpora: dict[str, Corpus]
+
+
+def run(config: Config) -> Outcome | None:
+    """Bring the run of a resolved configuration to its end, short of writing its results.
+
+    Returns the outcome on the main process and None on the others.
+
+    Raises:
+        UserError: anything the user can put right, before a step is taken where possible.
+        Interrupted: a signal stopped the loop, which saved itself.
+    """
+    folder = Path(config.output_dir)
+    claim(folder, config)
+    precision = "bf16" if config.training.precision == "bf16" else "no"
+    accelerator = Accelerator(mixed_precision=precision)
+    with accelerator.main_process_first():
+        tokenizer = _tokenizer(config)
+        corpora = [open_corpus(d, tokenizer) for d in (config.data, *config.evaluation.domains)]
+    if accelerator.is_main_process:
+        write_config(folder, config)
+    model = _model(config, tokenizer)
+    trainer = _trainer(config, accelerator, model, tokenizer, corpora, folder)
+    trainer.train()
+
+    evaluations = {
+        data.domain: _evaluate(
+            trainer.bare_model, corpus, config.evaluation.split, config, accelerator
+        )
+        for corpus, data in zip(corpora, _domains(config), strict=True)
+    }
+    if not accelerator.is_main_process:
+        return None
+    with replacing(folder / "model") as draft:
+        trainer.bare_model.save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
+    return Outcome(
+        folder=folder,
+        accounting=account(model.config),
+        progress=trainer.state,
+        peak_memory_bytes=peak_memory_bytes(),
+        evaluations=evaluations,
+        corpora={
+            data.domain: corpus for corpus, data in zip(corpora, _domains(config), strict=True)
+        },
+    )
+
+
+def inherit(tree: Mapping[str, Any]) -> Config:
+    """Complete a fine-tuning config with the base run's model and tokenizer.
+
+    The base run's settings lie under the config's own; stating one of them again with
+    another value is refused, `model.dropout` excepted.
+
+    Raises:
+        UserError: no `initialize_from`, no such run, or a model or tokenizer that differs.
+    """
+    start = tree.get("initialize_from")
+    if not isinstance(start, str):
+        raise UserError("initialize_from is missing: name the run folder to fine-tune")
+    base = read_config_tree(Path(start))
+    inherited = {key: base[key] for key in ("model", "tokenizer")}
+    config = from_tree(merge(inherited, tree))
+    ours = to_tree(config)
+    for section in inherited:
+        for key, value in base[section].items():
+            if ours[section][key] != value and (section, key) != ("model", "dropout"):
+                raise UserError(
+                    f"{section}.{key} = {ours[section][key]} differs from {value} in {start}, "
+                    "which fine-tuning inherits"
+                )
+    return config
+
+
+def _tokenizer(config: Config) -> PreTrainedTokenizerFast:
+    if config.initialize_from is None:
+        return open_tokenizer(config.tokenizer, config.data)
+    return AutoTokenizer.from_pretrained(Path(config.initialize_from) / "model")
+
+
+def _model(config: Config, tokenizer: PreTrainedTokenizerFast) -> KanLMForCausalLM:
+    if config.initialize_from is not None:
+        place = Path(config.initialize_from) / "model"
+        if not place.exists():
+            raise UserError(f"{config.initialize_from} has no model/ yet: finish that run first")
+        model = KanLMForCausalLM.from_pretrained(place, dropout=config.model.dropout)
+    else:
+        size = config.model.vocab_size or len(tokenizer)
+        if size < len(tokenizer):
+            raise UserError(
+                f"model.vocab_size = {size} is less than the tokenizer's {len(tokenizer)}"
+            )
+        set_seed(config.seed)
+        model = KanLMForCausalLM(
+            KanLMConfig.from_settings(config.model, size, eos_token_id=end_of_document(tokenizer))
+        )
+    return model.double() if config.training.precision == "fp64" else model
+
+
+def _trainer(
+    config: Config,
+    accelerator: Accelerator,
+    model: KanLMForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    corpora: list[Corpus],
+    folder: Path,
+) -> Trainer:
+    optimizer = build_optimizer(model, config.optimizer)
+    compiled = compile_model(model, config.training.compile, accelerator)
+    if accelerator.is_main_process:
+        console.print(_introduction(config, model, corpora[0], compiled), markup=False)
+    train = corpora[0].split("train")
+    # Dropout differs between processes and is the same in a resumed run.
+    torch.manual_seed(config.seed + 1000003 * (1 + accelerator.process_index))
+    return Trainer(
+        config,
+        accelerator,
+        model,
+        optimizer,
+        Batches(
+            corpora[0],
+            seed=config.seed,
+            batch_size=config.training.batch_size,
+            context_length=config.model.context_length,
+            attention_within_documents=config.data.attention_within_documents,
+        ),
+        validate=lambda model: [
+            figures(_evaluate(model, corpus, "validation", config, accelerator), data)
+            for corpus, data in zip(corpora, _domains(config), strict=True)
+        ],
+        sample=lambda model: sample_text(model, tokenizer, config.generation, config.seed),
+        tokens_per_byte=train.n_tokens / int(train.document_bytes.sum()),
+        folder=folder,
+    )
+
+
+def _domains(config: Config) -> tuple[DataSettings, ...]:
+    return (config.data, *config.evaluation.domains)
+
+
+def _evaluate(
+    model: nn.Module, corpus: Corpus, split: str, config: Config, accelerator: Accelerator
+) -> Evaluation:
+    """One full pass, shared among the processes."""
+    several = accelerator.num_processes > 1
+    with accelerator.autocast():
+        return evaluate(
+            model,
+            corpus.split(split),
+            context_length=config.model.context_length,
+            stride=config.evaluation.stride or config.model.context_length,
+            batch_size=config.evaluation.batch_size,
+            attention_within_documents=config.data.attention_within_documents,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            reduce=partial(sum_over_processes, accelerator) if several else None,
+            device=accelerator.device,
+        )
+
+
+def figures(evaluation: Evaluation, data: DataSettings) -> dict[str, Any]:
+    """The figures of a validation line in metrics.jsonl."""
+    return {
+        "domain": data.domain,
+        "nats_per_token": evaluation.nats_per_token,
+        "bits_per_byte": evaluation.bits_per_byte,
+        "token_perplexity": evaluation.token_perplexity,
+    }
+
+
+def peak_memory_bytes() -> int:
+    """Largest memory of this process: on the GPU if there is one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return resident * (1 if sys.platform == "darwin" else 1024)
+
+
+def _introduction(config: Config, model: KanLMForCausalLM, corpus: Corpus, compiled: str) -> str:
+    """What is about to be trained on what, in a line."""
+    cost = account(model.config)
+    return (
+        f"{config.output_dir}: {cost.feed_forward}, {cost.parameters['total']:,} parameters "
+        f"({cost.parameters['feed_forward']:,} in feed-forward blocks); {config.data.domain}: "
+        f"{corpus.split('train').n_tokens:,} training tokens; {compiled}"
+    )
