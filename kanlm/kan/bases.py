@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .moments import unit_normal_mean
+from .piecewise_linear import contract_piecewise_linear
 
 
 class Basis(nn.Module, ABC):
@@ -134,6 +135,18 @@ class BSpline(Basis):
     def values(self, x: Tensor) -> Tensor:
         return _spline_values(x, self.knots, self.degree)
 
+    def contract(self, x: Tensor, coefficients: Tensor) -> Tensor:
+        # The clamps pay where nothing fuses the expansion: eager float32 on a CPU.
+        if (
+            self.degree == 1
+            and x.device.type == "cpu"
+            and x.dtype in (torch.float32, torch.float64)
+            and not torch.is_autocast_enabled("cpu")
+            and not torch.compiler.is_compiling()
+        ):
+            return contract_piecewise_linear(x, self.knots[1:-1], coefficients)
+        return super().contract(x, coefficients)
+
     def starting_values(self, x: Tensor) -> Tensor:
         return _spline_values(x, self._uniform_knots(), self.degree)
 
@@ -151,7 +164,7 @@ def _spline_values(x: Tensor, knots: Tensor, degree: int) -> Tensor:
     knots = knots.to(x.dtype)
     grid = knots[degree : knots.numel() - degree]
     # The cell right of a knot owns it, and the outer cells own the tails.
-    cell = torch.bucketize(x.detach(), grid[1:-1], right=True)
+    cell = torch.bucketize(x.detach().contiguous(), grid[1:-1], right=True)
     t = (x - grid[cell]) / (grid[1] - grid[0])
     inside = t.clamp(0, 1)
     pieces, slopes = _cell_polynomials(inside, degree)

@@ -82,7 +82,7 @@ class KANLinear(nn.Module):
         y = self.basis.contract(x, self.coefficients)
         if self.base_weight is not None:
             y = y + F.linear(self._base(x), self.base_weight)
-        return y if self.bias is None else y + self.bias
+        return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def _base(self, x: Tensor) -> Tensor:
         return F.silu(x) if self.base == "silu" else x

@@ -1,0 +1,64 @@
+"""The clamped sum against numpy's interpolation and against the dense contraction."""
+
+import numpy as np
+import pytest
+import torch
+from torch.autograd import gradcheck
+
+from kanlm.kan import Basis, BSpline
+from kanlm.kan.piecewise_linear import contract_piecewise_linear
+
+KNOTS = torch.tensor([-2.0, -0.5, 0.25, 1.0, 3.0], dtype=torch.float64)
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_interpolates_on_uneven_knots() -> None:
+    values = draw(3, 5, 2)
+    x = torch.cat([draw(40, 3).clamp(-2, 3), KNOTS[:, None].expand(-1, 3)])
+    expected = sum(
+        np.stack([np.interp(x[:, i], KNOTS, values[i, :, o]) for o in range(2)], axis=-1)
+        for i in range(3)
+    )
+    got = contract_piecewise_linear(x, KNOTS, values)
+    np.testing.assert_allclose(got.numpy(), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(3,), (7, 3), (2, 4, 3), (0, 3)])
+@pytest.mark.parametrize("grid_size", [1, 2, 6])
+def test_agrees_with_the_dense_contraction(shape: tuple[int, ...], grid_size: int) -> None:
+    """Values and all gradients, at knots and in the tails too."""
+    basis = BSpline(grid_size=grid_size).double()
+    coefficients = draw(3, basis.num_functions, 5, seed=1).requires_grad_()
+    x = 3 * draw(*shape)
+    x.view(-1)[: x.numel() // 2] = x.view(-1)[: x.numel() // 2].round()
+    x.requires_grad_()
+    fast = basis.contract(x, coefficients)
+    dense = Basis.contract(basis, x, coefficients)
+    weight = draw(*dense.shape, seed=2)
+    torch.testing.assert_close(fast, dense, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        torch.autograd.grad(fast, (x, coefficients), weight),
+        torch.autograd.grad(dense, (x, coefficients), weight),
+        rtol=1e-11,
+        atol=1e-11,
+    )
+
+
+def test_gradcheck() -> None:
+    x = torch.tensor([[-3.1, -0.7, 0.3], [1.7, 2.2, 3.4]], dtype=torch.float64)
+    values = draw(3, 5, 2)
+    assert gradcheck(
+        lambda x, values: contract_piecewise_linear(x, KNOTS, values),
+        (x.requires_grad_(), values.requires_grad_()),
+    )
+
+
+def test_differentiating_twice_is_refused_rather_than_wrong() -> None:
+    x = draw(4, 3).requires_grad_()
+    y = contract_piecewise_linear(x, KNOTS, draw(3, 5, 2)).square().sum()
+    (gradient,) = torch.autograd.grad(y, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
