@@ -43,9 +43,9 @@ class RMSNorm(nn.Module):
         nn.init.ones_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        normed = nn.functional.rms_norm(wide, self.weight.shape, eps=self.epsilon)
-        return self.weight * normed.to(x.dtype)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        weight = self.weight.to(wide)
+        return nn.functional.rms_norm(x.to(wide), weight.shape, weight, self.epsilon).to(x.dtype)
 
     @property
     def flops_per_token(self) -> int:
