@@ -41,29 +41,28 @@ def split_contiguously(
 
 
 def blocks(text: str, size: int = BLOCK_CHARACTERS) -> Iterator[str]:
-    """Cut a long text into blocks of about `size` characters, which join to the text.
+    """Cut a long text into blocks of at most `size` characters, which join to the text.
 
-    A block ends after the last line break in its second half, else before the last space,
-    else anywhere: places where byte-level BPE begins a new word anyway, so that the
-    tokens of the blocks are, but for the last case, those of the whole text.
+    A block ends before the last line break in its second half, else before the last space,
+    else anywhere. Only a break or space that a word follows will do: byte-level BPE begins
+    a new word there anyway, so that the tokens of the blocks are, but for the last case,
+    those of the whole text.
     """
     start = 0
     while start < len(text):
         stop = start + size
         if stop < len(text):
-            stop = _good_end(text, start + size // 2, stop)
+            stop = _last_cut(text, start + size // 2, stop)
         yield text[start:stop]
         start = stop
 
 
-def _good_end(text: str, low: int, high: int) -> int:
-    """Return the best cut in (low, high]."""
-    end = text.rfind("\n", low, high)
-    while end != -1 and text[end + 1].isspace() and end > low:
-        end = text.rfind("\n", low, end)
-    if end != -1 and not text[end + 1].isspace():
-        return end + 1
-    end = text.rfind(" ", low + 1, high)
-    while end != -1 and (text[end - 1].isspace() or text[end + 1].isspace()):
-        end = text.rfind(" ", low + 1, end)
-    return high if end == -1 else end
+def _last_cut(text: str, low: int, high: int) -> int:
+    """Return the best place to cut in (low, high]."""
+    for space in "\n ":
+        place = text.rfind(space, low + 1, high + 1)
+        while place != -1 and text[place + 1 : place + 2].isspace():
+            place = text.rfind(space, low + 1, place)
+        if place != -1:
+            return place
+    return high

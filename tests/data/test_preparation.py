@@ -1,0 +1,272 @@
+"""Preparing: resumed after a kill, reused, safe for two processes, refused when damaged."""
+
+import errno
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kanlm.data import preparation
+from kanlm.data.preparation import prepare, training_documents
+from kanlm.data.shards import tokens_file
+from kanlm.data.sources import make_source
+from kanlm.data.splits import split_of_digest, text_digest
+from kanlm.data.tokenizer import encode
+from kanlm.errors import UserError
+
+
+def open_source(data):
+    return make_source(data.sources[0], data.root)
+
+
+def stream(sharded, split):
+    """All tokens of a split in their order."""
+    return [token for shard in sharded.shards(split) for token in sharded.tokens(shard).tolist()]
+
+
+def test_shards_hold_every_document_of_each_split_in_order(stories, make_data, bpe_tokenizer):
+    texts = stories(3000)
+    data = make_data([*texts[:100], " \n", "", *texts[100:]])
+    sharded = prepare(open_source(data), bpe_tokenizer, data, shard_tokens=10_000)
+    for split in ("train", "validation", "test"):
+        mine = [t for t in texts if split_of_digest(text_digest(t), 0.05, 0.05) == split]
+        expected = [[*tokens, 280 - 1] for tokens in map(list, encode(bpe_tokenizer, mine))]
+        assert stream(sharded, split) == list(chain.from_iterable(expected))
+        rows = np.concatenate([sharded.documents(shard) for shard in sharded.shards(split)])
+        sizes = [
+            [len(e), len(t.split()), len(t.encode())] for e, t in zip(expected, mine, strict=True)
+        ]
+        assert rows.tolist() == sizes
+        counts = sharded.manifest.counts[split]
+        assert [counts[name] for name in ("tokens", "words", "bytes")] == rows.sum(0).tolist()
+        assert counts["documents"] == len(mine)
+    assert len(sharded.shards("train")) > 1
+    assert sharded.manifest.empty_documents == 2
+    assert sharded.manifest.dtype == "uint16"
+    assert not sharded.manifest.single_document
+
+
+def test_a_single_document_is_split_contiguously_without_end_markers(
+    stories, tmp_path, make_data, byte_tokenizer
+):
+    text = "".join(stories(600))
+    data = make_data([text], validation_fraction=0.1, test_fraction=0.0)
+    sharded = prepare(open_source(data), byte_tokenizer, data, shard_tokens=5000)
+    manifest = sharded.manifest
+    assert manifest.single_document
+    assert manifest.content_hash == hashlib.sha256(text.encode()).hexdigest()
+    cut = int(len(text) * 0.9)
+    assert stream(sharded, "train") == list(text[:cut].encode())
+    assert stream(sharded, "validation") == list(text[cut:].encode())
+    assert sharded.shards("test") == []
+    assert manifest.counts["train"]["documents"] > 10
+
+
+def test_a_large_vocabulary_takes_four_bytes_a_token(
+    stories, make_data, byte_tokenizer, monkeypatch
+):
+    data = make_data(stories(30))
+    monkeypatch.setattr(type(byte_tokenizer), "__len__", lambda self: 2**16 + 1)
+    sharded = prepare(open_source(data), byte_tokenizer, data)
+    assert sharded.manifest.dtype == "uint32"
+    assert sharded.tokens(sharded.shards("train")[0]).dtype == np.uint32
+
+
+def test_training_documents_are_the_train_split(stories, make_data, byte_tokenizer):
+    data = make_data(stories(200))
+    sharded = prepare(open_source(data), byte_tokenizer, data)
+    texts = list(training_documents(open_source(data), data))
+    assert stream(sharded, "train") == [b for t in texts for b in [*t.encode(), 256]]
+
+
+def test_an_unchanged_source_is_not_tokenised_again(
+    stories, make_data, byte_tokenizer, monkeypatch
+):
+    data = make_data(stories(50))
+    first = prepare(open_source(data), byte_tokenizer, data)
+    monkeypatch.setattr(preparation, "encode", None)
+    again = prepare(open_source(data), byte_tokenizer, data)
+    assert again.manifest == first.manifest
+
+
+def test_whatever_changes_makes_another_folder(stories, make_data, byte_tokenizer, bpe_tokenizer):
+    data = make_data(stories(50))
+    folders = {prepare(open_source(data), byte_tokenizer, data).folder}
+    folders.add(prepare(open_source(data), bpe_tokenizer, data).folder)
+    other = make_data(stories(50), validation_fraction=0.2)
+    folders.add(prepare(open_source(other), byte_tokenizer, other).folder)
+    other = make_data(stories(51))
+    folders.add(prepare(open_source(other), byte_tokenizer, other).folder)
+    assert len(folders) == 4
+
+
+def damage_flip(path):
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+
+
+def damage_truncate(path):
+    path.write_bytes(path.read_bytes()[:-2])
+
+
+@pytest.mark.parametrize("damage", [damage_flip, damage_truncate, Path.unlink])
+@pytest.mark.parametrize("name", ["train-00000.tokens.npy", "test-00000.documents.npy"])
+def test_a_damaged_shard_is_refused_by_name(stories, make_data, byte_tokenizer, damage, name):
+    data = make_data(stories(80))
+    folder = prepare(open_source(data), byte_tokenizer, data).folder
+    damage(folder / name)
+    with pytest.raises(UserError, match=rf"{name}: .*; delete the folder {folder} ") as raised:
+        prepare(open_source(data), byte_tokenizer, data)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"tokenizer_hash": "other"}, "tokenizer_hash is other, expected"),
+        ({"source_hash": "other"}, "source_hash is other, expected"),
+        ({"format_version": 0}, "format_version is 0, expected 1"),
+        ({"shards": None}, "not a manifest of shards"),
+        (None, "not a manifest of shards"),
+    ],
+)
+def test_a_manifest_that_does_not_fit_is_refused(stories, make_data, byte_tokenizer, change, said):
+    data = make_data(stories(80))
+    folder = prepare(open_source(data), byte_tokenizer, data).folder
+    path = folder / "manifest.json"
+    tree = json.loads(path.read_text())
+    path.write_text("{" if change is None else json.dumps({**tree, **change}))
+    with pytest.raises(UserError, match=rf"manifest.json: {said}.*; delete the folder"):
+        prepare(open_source(data), byte_tokenizer, data)
+
+
+@pytest.mark.parametrize("texts", [[], ["", "  \n"]])
+def test_an_empty_corpus_is_refused_and_leaves_no_shards(make_data, byte_tokenizer, texts):
+    data = make_data(texts)
+    with pytest.raises(UserError, match=r"source part0 holds no text: part0\.jsonl"):
+        prepare(open_source(data), byte_tokenizer, data)
+    assert not list(Path(data.cache_dir).glob("part0-*[0-9a-f]"))
+
+
+def test_a_full_disk_is_said_and_the_work_so_far_goes_on(
+    stories, make_data, byte_tokenizer, monkeypatch
+):
+    data = make_data(stories(3000))
+    save = np.save
+    written = []
+
+    def fill_up(file, arr, **options):
+        if len(written) == 8:
+            file.write(b"some of it")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(len(arr))
+        save(file, arr, **options)
+
+    monkeypatch.setattr(np, "save", fill_up)
+    with pytest.raises(UserError, match="no space is left on the disk; free some, or set"):
+        prepare(open_source(data), byte_tokenizer, data, shard_tokens=1000)
+    assert not list(Path(data.cache_dir).rglob("*.partial/.*"))
+    monkeypatch.setattr(np, "save", save)
+    lines = []
+    prepare(open_source(data), byte_tokenizer, data, shard_tokens=1000, report=lines.append)
+    assert "from where it stopped" in lines[0]
+
+
+def test_a_cache_folder_that_cannot_be_made_is_named(stories, make_data, byte_tokenizer, tmp_path):
+    data = make_data(stories(10))
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(UserError, match=r"data\.cache_dir = '.*cache': cannot be written"):
+        prepare(open_source(data), byte_tokenizer, data)
+
+
+# Processes
+
+PROGRAM = """
+import json, sys, time
+from kanlm.config import DataSettings, TokenizerSettings
+from kanlm.data import preparation
+from kanlm.data.sources import make_source
+from kanlm.data.tokenizer import build_tokenizer
+data = DataSettings(**json.loads(sys.argv[1]))
+preparation.BATCH_DOCUMENTS = 100
+tokenizer = build_tokenizer(TokenizerSettings(kind="bytes"), lambda: iter(()))
+def report(line):
+    print(line, flush=True)
+    time.sleep(float(sys.argv[2]))
+source = make_source(data.sources[0], data.root)
+preparation.prepare(source, tokenizer, data, shard_tokens=5000, report=report)
+print("done", flush=True)
+"""
+
+
+def start(data, pause):
+    tree = {"sources": data.sources, "root": data.root, "cache_dir": data.cache_dir}
+    arguments = [sys.executable, "-c", PROGRAM, json.dumps(tree), str(pause)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def output(process):
+    assert process.wait(timeout=120) == 0
+    return process.stdout.read().splitlines()
+
+
+@pytest.mark.parametrize("kind", ["files", "hub"])
+def test_a_killed_preparation_goes_on_where_it_was(
+    stories, write_jsonl, make_data, tmp_path, byte_tokenizer, kind, monkeypatch
+):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    texts = stories(3000)
+    data = make_data(texts)
+    if kind == "hub":
+        for part in range(3):
+            (tmp_path / "set").mkdir(exist_ok=True)
+            write_jsonl(tmp_path / "set" / f"train-{part}.jsonl", texts[part * 1000 :][:1000])
+        data.sources[:] = [{"kind": "hub", "name": "set", "streaming": True}]
+    process = start(data, pause=0.2)
+    for line in process.stdout:
+        if "tokens so far" in line:
+            tokens_before = int(line.split()[0].replace(",", ""))
+            if tokens_before > 30_000:
+                break
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (partial,) = Path(data.cache_dir).glob("*.partial")
+    kept = {path.name: path.read_bytes() for path in partial.glob("*.npy")}
+    assert kept
+
+    lines = output(start(data, pause=0))
+    assert f"from where it stopped, after {tokens_before:,} tokens" in lines[0]
+    assert not partial.exists()
+    # The same as without interruption, and the shards from before were not made again.
+    resumed = prepare(open_source(data), byte_tokenizer, data)
+    data.__dict__["cache_dir"] = str(tmp_path / "other")
+    monkeypatch.setattr(preparation, "BATCH_DOCUMENTS", 100)
+    whole = prepare(open_source(data), byte_tokenizer, data, shard_tokens=5000)
+    assert resumed.manifest == whole.manifest
+    for name, content in kept.items():
+        assert (resumed.folder / name).read_bytes() == content
+    assert (resumed.folder / tokens_file("train-00000")).exists()
+
+
+def test_two_processes_prepare_the_same_thing_once(stories, make_data, byte_tokenizer):
+    data = make_data(stories(1500))
+    first = start(data, pause=0.3)
+    assert "preparing" in first.stdout.readline()
+    began = time.monotonic()
+    second = start(data, pause=0.3)
+    lines = output(second)
+    assert lines == ["done"]
+    assert "done" in output(first)
+    assert time.monotonic() - began < 100
+    sharded = prepare(open_source(data), byte_tokenizer, data)
+    assert sum(c["documents"] for c in sharded.manifest.counts.values()) == 1500

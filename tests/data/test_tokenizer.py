@@ -1,0 +1,130 @@
+"""Tokenizers: lossless, deterministic, and the same after saving and loading."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from kanlm.config import TokenizerSettings
+from kanlm.data.tokenizer import (
+    END_OF_DOCUMENT,
+    build_tokenizer,
+    decode,
+    encode,
+    end_of_document,
+    tokenizer_hash,
+)
+from kanlm.errors import UserError
+
+TEXTS = ["the cat sat on the mat\n", "the dog, né Rex, ate the cat food\n"] * 20
+
+
+def build(kind):
+    vocab_size = 280 if kind == "bpe" else None
+    return build_tokenizer(TokenizerSettings(kind=kind, vocab_size=vocab_size), lambda: iter(TEXTS))
+
+
+TOKENIZERS = {kind: build(kind) for kind in ("bytes", "characters", "bpe")}
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@given(text=st.text() | st.text("the <|endoftext|>né0xA\n"))
+def test_any_text_is_spelt_exactly(kind, text):
+    tokenizer = TOKENIZERS[kind]
+    (tokens,) = encode(tokenizer, [text])
+    assert decode(tokenizer, tokens) == text
+    assert end_of_document(tokenizer) not in tokens
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_a_literal_marker_is_ordinary_text(kind):
+    tokenizer = TOKENIZERS[kind]
+    text = f"the{END_OF_DOCUMENT}cat"
+    (tokens,) = encode(tokenizer, [text])
+    assert end_of_document(tokenizer) not in tokens
+    assert tokenizer(text)["input_ids"] == tokens.tolist()
+    assert decode(tokenizer, tokens) == text
+
+
+@given(text=st.text())
+def test_byte_tokens_are_the_bytes(text):
+    (tokens,) = encode(TOKENIZERS["bytes"], [text])
+    assert tokens.tolist() == list(text.encode())
+    assert end_of_document(TOKENIZERS["bytes"]) == 256
+
+
+def test_characters_are_tokens_and_unseen_ones_their_bytes():
+    tokenizer = TOKENIZERS["characters"]
+    seen = sorted(set("".join(TEXTS)))
+    assert len(tokenizer) == len(seen) + 256 + 1
+    (tokens,) = encode(tokenizer, ["cat é"])
+    assert tokens.tolist() == [seen.index(letter) for letter in "cat é"]
+    (tokens,) = encode(tokenizer, ["ü"])
+    assert tokens.tolist() == [len(seen) + byte for byte in "ü".encode()]
+
+
+def test_bpe_has_the_stated_size_and_shortens_text():
+    tokenizer = TOKENIZERS["bpe"]
+    assert len(tokenizer) == 280
+    (tokens,) = encode(tokenizer, [TEXTS[0]])
+    assert len(tokens) < 0.7 * len(TEXTS[0])
+
+
+def test_training_a_bpe_again_in_another_process_gives_the_same():
+    code = (
+        "from kanlm.config import TokenizerSettings as S;"
+        "from kanlm.data.tokenizer import build_tokenizer, tokenizer_hash;"
+        f"texts = {TEXTS!r};"
+        "t = build_tokenizer(S(kind='bpe', vocab_size=280), lambda: iter(texts));"
+        "print(tokenizer_hash(t))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == tokenizer_hash(TOKENIZERS["bpe"])
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_saving_and_loading_keeps_the_hash_and_the_tokens(kind, tmp_path):
+    tokenizer = TOKENIZERS[kind]
+    tokenizer.save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer_hash(loaded) == tokenizer_hash(tokenizer)
+    text = f"the cat {END_OF_DOCUMENT} ü"
+    assert loaded(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert loaded.eos_token_id == tokenizer.eos_token_id
+
+
+def test_the_hash_tells_tokenizers_apart_and_ignores_padding():
+    hashes = {tokenizer_hash(tokenizer) for tokenizer in TOKENIZERS.values()}
+    assert len(hashes) == 3
+    tokenizer = build("bpe")
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer(["the", "the cat"], padding=True, truncation=True, max_length=2)
+    assert tokenizer_hash(tokenizer) == tokenizer_hash(TOKENIZERS["bpe"])
+
+
+def test_a_pretrained_tokenizer_is_taken_as_it_is(tmp_path):
+    backend = Tokenizer(models.WordLevel({"<unk>": 0, "the": 1, "</s>": 2}, unk_token="<unk>"))
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>").save_pretrained(tmp_path)
+    settings = TokenizerSettings(kind="pretrained", name=str(tmp_path))
+    tokenizer = build_tokenizer(settings, lambda: iter(()))
+    assert end_of_document(tokenizer) == 2
+    np.testing.assert_array_equal(encode(tokenizer, ["the"])[0], [1])
+
+
+def test_a_pretrained_tokenizer_without_an_end_is_refused(tmp_path):
+    backend = Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
+    PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="has no eos token"):
+        build_tokenizer(TokenizerSettings(kind="pretrained", name=str(tmp_path)), lambda: iter(()))
+
+
+def test_a_pretrained_tokenizer_that_is_not_there_is_named(tmp_path):
+    settings = TokenizerSettings(kind="pretrained", name=str(tmp_path / "none"))
+    with pytest.raises(UserError, match=r"tokenizer\.name = '.*none': cannot be loaded") as raised:
+        build_tokenizer(settings, lambda: iter(()))
+    assert "\n" not in str(raised.value)
