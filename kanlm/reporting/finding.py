@@ -1,0 +1,120 @@
+"""What a study found, in sentences that claim no more than its numbers carry.
+
+Two arms are called apart only where the paired interval over documents leaves out zero
+and every seed has the same sign. One seed shows two trained models, not two
+architectures, and the sentence says so.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from kanlm.reporting.numbers import fixed, signed, span
+from kanlm.reporting.study import stage_count
+
+
+def findings(results: Mapping[str, Any]) -> list[str]:
+    """The main sentence first; then forgetting, where domains were learned in sequence."""
+    sentences = [_prediction(results)]
+    if stage_count(results) > 1:
+        sentences.append(_forgetting(results))
+    return sentences
+
+
+def _prediction(results: Mapping[str, Any]) -> str:
+    domain = results["domains"][0]
+    losses = {name: arm["bits_per_byte"][0][0] for name, arm in results["arms"].items()}
+    ranked = sorted(
+        (name for name in losses if losses[name] is not None), key=lambda name: losses[name]
+    )
+    best = ranked[0]
+    if len(ranked) == 1:
+        return f"{best} predicts {domain} at {fixed(losses[best])} bits per byte."
+    second = ranked[1]
+    difference, by_seed, interval = _difference(results, second, best)
+    evidence = f"difference {fixed(difference)}, 95% interval over documents {span(interval)}"
+    figures = f"{fixed(losses[best])} against {fixed(losses[second])} bits per byte"
+    same_sign = sum(value > 0 for value in by_seed)
+    seeds = len(by_seed)
+    apart = interval is not None and interval[0] > 0
+    if seeds == 1:
+        verdict = "is ahead of" if apart else "is level with"
+        return (
+            f"On {domain}, {best} {verdict} {second}: {figures} ({evidence}). "
+            "One seed each: how much of it is seed noise is not known."
+        )
+    counted = f"{best} better in {same_sign} of {seeds} seeds"
+    if apart and same_sign == seeds:
+        return f"On {domain}, {best} is ahead of {second}: {figures} ({evidence}; {counted})."
+    return (
+        f"On {domain}, {best} and {second} are not told apart: {figures} ({evidence}; {counted})."
+    )
+
+
+def _forgetting(results: Mapping[str, Any]) -> str:
+    domains = results["domains"][: stage_count(results)]
+    lost = {
+        name: -arm["backward_transfer"]
+        for name, arm in results["arms"].items()
+        if arm["backward_transfer"] is not None
+    }
+    if not lost:
+        return "Forgetting was not measured."
+    ranked = sorted(lost, key=lambda name: lost[name])
+    after = f"After {' and '.join(domains[1:])}"
+    gains = {name: _mean_gain(results, name) for name in ranked}
+    if len(ranked) == 1:
+        name = ranked[0]
+        return (
+            f"{after}, {name} lost {signed(lost[name])} bits per byte on what it knew and "
+            f"gained {fixed(gains[name])} on what was new."
+        )
+    best, second = ranked[:2]
+    sentence = (
+        f"{after}, {best} forgot least: {signed(lost[best])} bits per byte against "
+        f"{signed(lost[second])} for {second}, having gained {fixed(gains[best])} against "
+        f"{fixed(gains[second])}"
+    )
+    agreeing, seeds = _agreeing_seeds(results, best, second)
+    if seeds == 1:
+        sentence += "; one seed each, so seed noise is not known"
+    elif agreeing < seeds:
+        sentence += f"; seeds disagree ({agreeing} of {seeds}), so the order is not settled"
+    else:
+        sentence += f"; the same order in each of {seeds} seeds"
+    if gains[best] < gains[second]:
+        sentence += f". It also learned less than {second}, which alone makes forgetting smaller"
+    return sentence + "."
+
+
+def _difference(
+    results: Mapping[str, Any], arm: str, other: str
+) -> tuple[float, list[float], list[float] | None]:
+    """arm − other on the first domain after stage 0: mean, by seed, interval."""
+    for pair in results["comparisons"]:
+        if (pair["stage"], pair["domain"]) != (0, results["domains"][0]):
+            continue
+        interval = pair["difference_interval"]
+        if (pair["arm"], pair["other"]) == (arm, other):
+            return pair["difference"], pair["difference_by_seed"], interval
+        if (pair["arm"], pair["other"]) == (other, arm):
+            turned = [-end for end in reversed(interval)] if interval else None
+            return -pair["difference"], [-v for v in pair["difference_by_seed"]], turned
+    raise ValueError(f"results.json does not compare {arm} with {other}")
+
+
+def _mean_gain(results: Mapping[str, Any], name: str) -> float:
+    gains = list(results["arms"][name]["learning_gain"].values())
+    return sum(gains) / len(gains)
+
+
+def _agreeing_seeds(results: Mapping[str, Any], best: str, second: str) -> tuple[int, int]:
+    """Seeds that both arms have, and in how many `best` forgot less."""
+    by_seed = [
+        {
+            seed: sum(lost.values())
+            for seed, lost in zip(arm["seeds"], arm["forgetting_by_seed"], strict=True)
+        }
+        for arm in (results["arms"][best], results["arms"][second])
+    ]
+    shared = by_seed[0].keys() & by_seed[1].keys()
+    return sum(by_seed[0][seed] < by_seed[1][seed] for seed in shared), len(shared)

@@ -1,0 +1,202 @@
+"""report.html: one self-contained page on a study or a run.
+
+Styles and figures are inline and nothing is fetched, so the page can be mailed, archived
+or put beside a paper.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from kanlm.reporting import figures
+from kanlm.reporting.figures import Picture, arm_style
+from kanlm.reporting.finding import findings
+from kanlm.reporting.numbers import count
+from kanlm.reporting.study import Study, read_study
+from kanlm.reporting.table import Table, accounting_table, result_tables
+
+#: Words used on every page, on those of several arms or seeds, of references, of stages.
+DEFINITIONS = {
+    "bits per byte": "Σ nats / (ln 2 · UTF-8 bytes) over the whole split, each token scored once "
+    "with a sliding window. It depends on no tokenizer. The end-of-document token counts as a "
+    "token and as no byte.",
+    "perplexity": "exp of mean nats a token, or a whitespace-separated word. By token it compares "
+    "only models with the same tokenizer. Of several seeds: exp of the mean loss.",
+    "parameters": "All that are trained; FFN are those of the feed-forward blocks.",
+    "FLOPs a token": "Forward pass; a multiply-add is two.",
+    "tokens/s": "Training throughput without evaluation, sampling and checkpoints.",
+    "peak memory": "Largest of the training process: on the GPU if there is one, else resident.",
+}
+COMPARISON_DEFINITIONS = {
+    "95% interval": "Bootstrap over documents (percentile), of the mean over seeds. Differences "
+    "of two arms are resampled in pairs, over the same documents.",
+    "range over seeds": "Smallest and largest of the seeds' figures; it is no interval.",
+}
+REFERENCE_DEFINITIONS = {
+    "bigram": "Token bigram with interpolated Kneser-Ney smoothing, its discount chosen on "
+    "validation; counts from the training split.",
+    "xz": "8 · (|xz(train + held-out)| − |xz(train)|) / |held-out|, preset 9e.",
+}
+STAGE_DEFINITIONS = {
+    "before, learned, final": "Loss on a domain before its own stage, after it, and after the "
+    "last stage T: L[j−1, j], L[j, j] and L[T, j].",
+    "gain": "G_j = L[j−1, j] − L[j, j]: what the stage trained on domain j took off its loss.",
+    "forgetting": "F_j = L[T, j] − L[j, j]: against when the domain was just learned. From best: "
+    "against the least loss before the last stage.",
+    "backward transfer": "Mean of −F_j over the domains before the last.",
+    "forward transfer": "Mean of L[0, j] − L[j−1, j] over the domains from the third on.",
+    "average final loss": "Mean of L[T, j] over all domains trained on.",
+}
+
+
+def write_report(folder: Path) -> Path:
+    """Make `report.html` of a study's or a run's folder, and return its path.
+
+    Raises:
+        FileNotFoundError: there is no results.json in it.
+    """
+    page = render(read_study(folder))
+    path = folder / "report.html"
+    draft = folder / ".report.html.draft"
+    draft.write_text(page, encoding="utf-8")
+    draft.replace(path)
+    return path
+
+
+def render(study: Study) -> str:
+    """The page as HTML."""
+    environment = Environment(
+        loader=PackageLoader("kanlm.reporting", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    sentences = findings(study.results)
+    return environment.get_template("template.html").render(
+        title=study.name,
+        stages=study.stages,
+        lead=sentences[0],
+        further=sentences[1:],
+        arms=[
+            {"name": arm, "label": study.results["arms"][arm]["feed_forward"]}
+            | arm_style(study.arms, arm)
+            for arm in study.arms
+        ],
+        colours={arm: arm_style(study.arms, arm)["color"] for arm in study.arms},
+        tables=result_tables(study.results),
+        accounting=_accounting(study),
+        curves=_marked(figures.learning_curves(study)),
+        matrices=_marked(figures.loss_matrices(study)),
+        forgetting=_marked(figures.forgetting_and_gain(study)),
+        samples=_samples(study),
+        configs=_configs(study),
+        provenance=_provenance(study.results),
+        several_seeds=any(len(arm["seeds"]) > 1 for arm in study.results["arms"].values()),
+        definitions=_definitions(study),
+    )
+
+
+def _marked(pictures: list[Picture]) -> list[dict[str, Any]]:
+    """Pictures for the template, their SVG (drawn here, its text escaped) let through."""
+    return [{"title": p.title, "arm": p.arm, "svg": Markup(p.svg)} for p in pictures]
+
+
+def _accounting(study: Study) -> Table | None:
+    accounts = {
+        name: arm["accounting"]
+        for name, arm in study.results["arms"].items()
+        if "accounting" in arm
+    }
+    return accounting_table(accounts) if accounts else None
+
+
+def _samples(study: Study) -> list[dict[str, Any]]:
+    """The last sample of every stage, from each arm's first seed."""
+    samples = []
+    for arm in study.arms:
+        for run in study.arm_runs(arm, study.results["arms"][arm]["seeds"][0]):
+            if not run.lines["sample"]:
+                continue
+            line = run.lines["sample"][-1]
+            prompted = line["text"].startswith(line["prompt"])
+            start = len(line["prompt"]) if prompted else 0
+            samples.append(
+                {
+                    "arm": arm,
+                    "domain": run.domain,
+                    "seed": run.seed,
+                    "step": line["step"],
+                    "prompt": line["prompt"],
+                    "text": line["text"][start:],
+                }
+            )
+    return samples
+
+
+def _configs(study: Study) -> list[dict[str, str]]:
+    """Resolved settings of each arm's first run of every stage."""
+    return [
+        {"arm": arm, "domain": run.domain, "text": run.config}
+        for arm in study.arms
+        for run in study.arm_runs(arm, study.results["arms"][arm]["seeds"][0])
+    ]
+
+
+def _definitions(study: Study) -> dict[str, str]:
+    """Only of words that the page uses."""
+    return {
+        **DEFINITIONS,
+        **(COMPARISON_DEFINITIONS if study.results["comparisons"] else {}),
+        **(REFERENCE_DEFINITIONS if study.results["references"] else {}),
+        **(STAGE_DEFINITIONS if len(study.stages) > 1 else {}),
+    }
+
+
+def _provenance(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Name and value of everything known about how the results were made."""
+    known = results["provenance"]
+    hardware = known.get("hardware", {})
+    rows = []
+    if "commit" in known:
+        commit = known["commit"] or "not from a repository"
+        rows.append(("commit", commit + (", with uncommitted changes" if known["dirty"] else "")))
+    if hardware:
+        gpus = ", ".join(hardware["gpus"]) or "none"
+        rows += [
+            (
+                "processor",
+                f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['threads']} threads used",
+            ),
+            ("memory", count(hardware["memory_bytes"], "B")),
+            ("GPU", gpus),
+            ("platform", hardware["platform"]),
+        ]
+    if "versions" in known:
+        rows.append(("versions", ", ".join(f"{k} {v}" for k, v in known["versions"].items())))
+    if "config_hash" in known:
+        rows.append(("settings, sha256", known["config_hash"]))
+    rows += [(f"text of {k}, sha256", v) for k, v in known.get("data_hash", {}).items()]
+    for domain, reference in results["references"].items():
+        made_of = _reference(reference)
+        if made_of:
+            rows.append((f"references on {domain}", made_of))
+    return rows
+
+
+def _reference(reference: Mapping[str, Any]) -> str:
+    parts = []
+    if "bigram_training_tokens" in reference:
+        parts.append(
+            f"bigram counted {count(reference['bigram_training_tokens'])} tokens, "
+            f"discount {reference['bigram_discount']:.2f}"
+        )
+    if "xz_training_bytes" in reference:
+        parts.append(
+            f"xz read {count(reference['xz_training_bytes'], 'B')} of training and "
+            f"{count(reference['xz_heldout_bytes'], 'B')} of held-out text"
+        )
+    return "; ".join(parts)

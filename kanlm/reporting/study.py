@@ -1,0 +1,101 @@
+"""What a finished folder holds: results.json and the runs' logs below it.
+
+A study has its runs at `ARM/seed-N/stage-K-DOMAIN/`; a single run's folder is its own.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's place in the study and its logs."""
+
+    arm: str
+    seed: int
+    stage: int
+    domain: str
+    #: Lines of metrics.jsonl by their kind: `train`, `validation`, `sample`.
+    lines: Mapping[str, list[dict[str, Any]]]
+    #: Text of config.yaml.
+    config: str
+
+    @property
+    def steps(self) -> int:
+        """Last step logged."""
+        return max((line["step"] for lines in self.lines.values() for line in lines), default=0)
+
+
+@dataclass(frozen=True)
+class Study:
+    """results.json with the runs that it came from."""
+
+    name: str
+    results: dict[str, Any]
+    runs: list[Run]
+
+    @property
+    def arms(self) -> list[str]:
+        return list(self.results["arms"])
+
+    @property
+    def domains(self) -> list[str]:
+        return self.results["domains"]
+
+    @property
+    def stages(self) -> list[str]:
+        """Domain trained on in every stage."""
+        return self.domains[: stage_count(self.results)]
+
+    def arm_runs(self, arm: str, seed: int | None = None) -> list[Run]:
+        """Runs of an arm in the order of seeds and stages."""
+        return [r for r in self.runs if r.arm == arm and (seed is None or r.seed == seed)]
+
+
+def stage_count(results: Mapping[str, Any]) -> int:
+    """Stages that were trained, pretraining included."""
+    return max(len(arm["bits_per_byte"]) for arm in results["arms"].values())
+
+
+def read_study(folder: Path) -> Study:
+    """Read a study's or a run's folder.
+
+    Raises:
+        FileNotFoundError: there is no results.json in it.
+    """
+    results = read_results(folder / "results.json")
+    single = (folder / "metrics.jsonl").exists()
+    runs = list(_single_run(folder, results) if single else _runs(folder, results))
+    return Study(folder.resolve().name, results, runs)
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Read results.json. A single run's is that of a study of one arm with one stage."""
+    return json.loads(path.read_text())
+
+
+def _runs(folder: Path, results: Mapping[str, Any]) -> Iterator[Run]:
+    for arm in results["arms"]:
+        found = []
+        for path in (folder / arm).glob("seed-*/stage-*-*/metrics.jsonl"):
+            seed = int(path.parent.parent.name.removeprefix("seed-"))
+            _, stage, domain = path.parent.name.split("-", 2)
+            found.append((seed, int(stage), domain, path.parent))
+        for seed, stage, domain, place in sorted(found):
+            yield _read_run(place, arm, seed, stage, domain)
+
+
+def _single_run(folder: Path, results: Mapping[str, Any]) -> Iterator[Run]:
+    [(arm, values)] = results["arms"].items()
+    yield _read_run(folder, arm, values["seeds"][0], 0, results["domains"][0])
+
+
+def _read_run(folder: Path, arm: str, seed: int, stage: int, domain: str) -> Run:
+    lines: dict[str, list[dict[str, Any]]] = {"train": [], "validation": [], "sample": []}
+    for text in (folder / "metrics.jsonl").read_text().splitlines():
+        line = json.loads(text)
+        lines.setdefault(line["kind"], []).append(line)
+    return Run(arm, seed, stage, domain, lines, (folder / "config.yaml").read_text())

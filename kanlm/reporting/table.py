@@ -1,0 +1,342 @@
+"""Tables of a study's results, for the terminal and the page alike."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from kanlm.reporting.finding import findings
+from kanlm.reporting.numbers import MISSING, count, duration, fixed, signed, significant, span
+from kanlm.reporting.study import read_results, stage_count
+
+DIFFERENCES = "Differences"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Text in rows and columns; the first column names, the others are numbers."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    #: What a reader must know to read the numbers rightly.
+    note: str = ""
+    #: Indices of rows that a rule stands above.
+    rules: list[int] = field(default_factory=list)
+
+    def is_text(self, column: int) -> bool:
+        """Whether a column holds names; numbers are aligned to the right."""
+        return column == 0 or not any(
+            row[column][:2].strip("+−")[:1].isdigit() for row in self.rows
+        )
+
+
+def result_tables(results: Mapping[str, Any]) -> list[Table]:
+    """All tables that compare the arms of a study."""
+    differences = difference_table(results)
+    tables = [quality_table(results), *([differences] if differences else [])]
+    if stage_count(results) > 1:
+        tables += [forgetting_table(results), transfer_table(results)]
+    return [*tables, cost_table(results)]
+
+
+def quality_table(results: Mapping[str, Any]) -> Table:
+    """Bits per byte with interval and range over seeds, and perplexities, after stage 0.
+
+    One row an arm, and below the references; with one stage, for every domain measured.
+    """
+    domains = results["domains"]
+    shown = domains if stage_count(results) == 1 else domains[:1]
+    several_seeds = any(len(arm["seeds"]) > 1 for arm in results["arms"].values())
+    rows: list[list[str]] = []
+    rules: list[int] = []
+    for domain in shown:
+        j = domains.index(domain)
+        prefix = [domain] if len(shown) > 1 else []
+        references = results["references"].get(domain, {})
+        for name, arm in results["arms"].items():
+            by_seed = [seed[0][j] for seed in arm["bits_per_byte_by_seed"]]
+            value = arm["bits_per_byte"][0][j]
+            row = [
+                fixed(value),
+                span(arm["bits_per_byte_interval"][0][j]),
+                _seeds(by_seed),
+                _ratio(value, references.get("bigram")),
+                significant(arm["perplexity"][0][j]),
+                significant(arm["word_perplexity"][0][j]),
+            ]
+            rows.append([name, *prefix, *row])
+        for name in ("bigram", "xz"):
+            if name in references:
+                ratio = _ratio(references[name], references.get("bigram"))
+                rows.append([name, *prefix, fixed(references[name]), "", "", ratio, "", ""])
+        rules.append(len(rows))
+    split = results["records"][0]["split"]
+    text = "held-out text" if len(shown) > 1 else shown[0]
+    text += " after pretraining" if shown != domains else ""
+    return _without_empty_columns(
+        Table(
+            title=f"Prediction of {text}, {split} split",
+            columns=[
+                "arm",
+                *(["domain"] if len(shown) > 1 else []),
+                "bits per byte",
+                "95% interval",
+                "range over seeds",
+                "× bigram",
+                "perplexity by token",
+                "by word",
+            ],
+            rows=rows,
+            note="Lower is better. Intervals are over documents."
+            + ("" if several_seeds else " One seed: how much seeds vary is not known."),
+            rules=rules[:-1],
+        )
+    )
+
+
+def difference_table(results: Mapping[str, Any]) -> Table | None:
+    """Every two arms side by side, paired by document and seed; None for a single arm.
+
+    After pretraining on the first domain, and at the end on all of them.
+    """
+    last = stage_count(results) - 1
+    rows: list[list[str]] = []
+    rules: list[int] = []
+    cells = [(0, results["domains"][0]), *((last, domain) for domain in results["domains"])]
+    for stage, domain in dict.fromkeys(cells):
+        pairs = [c for c in results["comparisons"] if (c["stage"], c["domain"]) == (stage, domain)]
+        when = ", after pretraining" if stage < last else ", at the end" if last else ""
+        rows += [
+            [
+                f"{pair['arm']} − {pair['other']}",
+                f"{domain}{when}",
+                signed(pair["difference"]),
+                span(pair["difference_interval"]),
+                _seeds(pair["difference_by_seed"]),
+            ]
+            for pair in pairs
+        ]
+        rules.append(len(rows))
+    if not rows:
+        return None
+    return _without_empty_columns(
+        Table(
+            title=DIFFERENCES,
+            columns=["arms", "on", "bits per byte", "95% interval", "range over seeds"],
+            rows=rows,
+            note="Negative: the first arm is better. Paired by document, so two arms can be apart "
+            "although their own intervals overlap.",
+            rules=rules[:-1],
+        )
+    )
+
+
+def cost_table(results: Mapping[str, Any]) -> Table:
+    """What each arm is made of and what it took to train."""
+    labels = "".join(
+        f"{name} is {arm['feed_forward']}. "
+        for name, arm in results["arms"].items()
+        if name != arm["feed_forward"]
+    )
+    rows = [
+        [
+            name,
+            count(arm["parameters"]),
+            count(arm["feed_forward_parameters"]),
+            count(arm["flops_per_token"]),
+            count(arm["train_tokens"]),
+            duration(arm["train_seconds"]),
+            count(arm["tokens_per_second"]),
+            count(arm["peak_memory_bytes"], "B"),
+        ]
+        for name, arm in results["arms"].items()
+    ]
+    return _without_empty_columns(
+        Table(
+            title="Size and cost",
+            columns=[
+                "arm",
+                "params",
+                "FFN params",
+                "FLOPs a token",
+                "tokens trained",
+                "training time",
+                "tokens/s",
+                "peak memory",
+            ],
+            rows=rows,
+            note=f"{labels}FFN is feed-forward. FLOPs are of a forward pass.",
+        )
+    )
+
+
+def forgetting_table(results: Mapping[str, Any]) -> Table:
+    """Each arm and domain: loss before, just learned and at the end, with gain and loss."""
+    domains = results["domains"]
+    stages = stage_count(results)
+    rows, rules = [], []
+    for name, arm in results["arms"].items():
+        matrix = arm["bits_per_byte"]
+        for j, domain in enumerate(domains[:stages]):
+            lost = [seed.get(domain) for seed in arm["forgetting_by_seed"]]
+            rows.append(
+                [
+                    name,
+                    domain,
+                    fixed(matrix[j - 1][j]) if j else "",
+                    fixed(matrix[j][j]),
+                    fixed(matrix[stages - 1][j]),
+                    fixed(arm["learning_gain"][domain]) if j else "",
+                    signed(arm["forgetting"][domain]) if j < stages - 1 else "",
+                    _seeds(lost) if j < stages - 1 else "",
+                ]
+            )
+        rules.append(len(rows))
+    return _without_empty_columns(
+        Table(
+            title=f"Learning and forgetting, {' → '.join(domains[:stages])}",
+            columns=[
+                "arm",
+                "domain",
+                "before",
+                "learned",
+                "final",
+                "gain",
+                "forgetting",
+                "over seeds",
+            ],
+            rows=rows,
+            note="Bits per byte. Models that learn less forget less: read forgetting beside gain.",
+            rules=rules[:-1],
+        )
+    )
+
+
+def transfer_table(results: Mapping[str, Any]) -> Table:
+    """One figure an arm for the whole sequence of domains."""
+    several = stage_count(results) > 2
+    rows = []
+    for name, arm in results["arms"].items():
+        row = [name, fixed(arm["average_final_loss"]), signed(arm["backward_transfer"])]
+        if several:
+            row += [
+                signed(_mean(arm["forgetting_from_best"].values())),
+                signed(_mean(list(arm["forward_transfer"].values())[1:])),
+            ]
+        rows.append(row)
+    columns = ["arm", "average final loss", "backward transfer"]
+    if several:
+        columns += ["forgetting from best", "forward transfer"]
+    return _without_empty_columns(
+        Table(
+            title="Over all domains",
+            columns=columns,
+            rows=rows,
+            note="Bits per byte, means over domains; transfer is positive where it helped.",
+        )
+    )
+
+
+def accounting_table(accounts: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Parameters and forward FLOPs by part, one column an arm.
+
+    Arguments:
+        accounts: arm → `parameters` and `flops_per_token` by part, and `decoded_parameters`.
+    """
+    rows: list[list[str]] = []
+    rules = []
+    for key, title in (("parameters", "parameters"), ("flops_per_token", "FLOPs a token")):
+        parts = dict.fromkeys(part for account in accounts.values() for part in account[key])
+        for part in parts:
+            values = [account[key].get(part, 0) for account in accounts.values()]
+            rows.append([f"{title}: {part.replace('_', ' ')}", *(f"{v:,}" for v in values)])
+        rules.append(len(rows))
+    read = [4 * account["decoded_parameters"] for account in accounts.values()]
+    rows.append(["weights read a decoded token, fp32", *(count(value, "B") for value in read)])
+    return Table(
+        title="What a model holds and a token costs, by part",
+        columns=["", *accounts],
+        rows=rows,
+        note="A multiply-add is two FLOPs. Attention scores are those of a full context.",
+        rules=rules,
+    )
+
+
+# The terminal
+
+
+def print_results(path: Path) -> None:
+    """Print the tables and the finding of a results.json."""
+    results = read_results(path)
+    for table in result_tables(results):
+        # Its rows are too many and too wide here; the finding and the page say it.
+        if table.title != DIFFERENCES:
+            print_table(table)
+    console = Console(highlight=False)
+    for sentence in findings(results):
+        console.print()
+        console.print(sentence, markup=False)
+
+
+def print_accounting(accounts: Mapping[str, Any]) -> None:
+    """Print arm → accounting, dataclasses with the fields of `kanlm.model.accounting`."""
+    print_table(accounting_table({name: asdict(account) for name, account in accounts.items()}))
+
+
+def print_table(table: Table) -> None:
+    """Print a table under its title and above its note."""
+    console = Console(highlight=False, markup=False)
+    console.print()
+    console.print(table.title, style="bold")
+    console.print(rich_table(table))
+    console.print(table.note, style="dim")
+
+
+def rich_table(table: Table) -> RichTable:
+    """The body of a table for a terminal."""
+    rich = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for index, column in enumerate(table.columns):
+        justify = "left" if table.is_text(index) else "right"
+        rich.add_column(column, justify=justify, vertical="bottom", overflow="fold")
+    for number, row in enumerate(table.rows, start=1):
+        rich.add_row(*row, end_section=number in table.rules)
+    return rich
+
+
+# Helpers
+
+
+def _without_empty_columns(table: Table) -> Table:
+    """Leave out columns of which nothing is known, such as the range over a single seed."""
+    kept = [
+        index
+        for index in range(len(table.columns))
+        if any(row[index] not in ("", MISSING) for row in table.rows)
+    ]
+    columns = [table.columns[index] for index in kept]
+    rows = [[row[index] for index in kept] for row in table.rows]
+    return replace(table, columns=columns, rows=rows)
+
+
+def _ratio(value: float | None, reference: float | None) -> str:
+    return fixed(value / reference, 2) if value is not None and reference else ""
+
+
+def _range(values: Sequence[float | None]) -> list[float] | None:
+    known = [value for value in values if value is not None]
+    return [min(known), max(known)] if known else None
+
+
+def _seeds(values: Sequence[float | None]) -> str:
+    """Range over seeds, empty for a single one."""
+    return span(_range(values)) if len(values) > 1 else ""
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
