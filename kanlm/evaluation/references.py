@@ -66,7 +66,8 @@ def references(corpus: Corpus, split: str) -> References:
 
 def cached_references(corpus: DataCorpus, split: str) -> dict[str, Any]:
     """`references` as a dictionary, computed once and kept in the domain's cache folder."""
-    key = hash_json([corpus.fingerprint, tokenizer_hash(corpus.tokenizer), split])
+    limits = [BIGRAM_TOKENS, XZ_TRAINING_BYTES, XZ_HELDOUT_BYTES]
+    key = hash_json([corpus.fingerprint, tokenizer_hash(corpus.tokenizer), split, limits])
     path = Path(corpus.data.cache_dir) / f"references-{key[:16]}.json"
     if not path.exists():
         write_text(path, json.dumps(asdict(references(corpus, split)), indent=1))
