@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from kanlm.config import TokenizerSettings
 from kanlm.errors import UserError
@@ -154,6 +154,9 @@ def _first_characters(texts: Iterator[str]) -> Iterator[str]:
 
 
 def _load_pretrained(name: str) -> PreTrainedTokenizerFast:
+    # This import brings torch along, which nothing else here needs.
+    from transformers import AutoTokenizer
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:

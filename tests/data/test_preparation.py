@@ -215,6 +215,12 @@ def start(data, pause):
     return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=environment)
 
 
+def read_line(process):
+    line = process.stdout.readline()
+    assert line, "the process has ended"
+    return line
+
+
 def output(process):
     assert process.wait(timeout=120) == 0
     return process.stdout.read().splitlines()
@@ -233,11 +239,11 @@ def test_a_killed_preparation_goes_on_where_it_was(
             write_jsonl(tmp_path / "set" / f"train-{part}.jsonl", texts[part * 1000 :][:1000])
         data.sources[:] = [{"kind": "hub", "name": "set", "streaming": True}]
     process = start(data, pause=0.2)
-    for line in process.stdout:
+    tokens_before = 0
+    while tokens_before < 30_000:
+        line = read_line(process)
         if "tokens so far" in line:
             tokens_before = int(line.split()[0].replace(",", ""))
-            if tokens_before > 30_000:
-                break
     process.send_signal(signal.SIGKILL)
     process.wait()
     (partial,) = Path(data.cache_dir).glob("*.partial")
@@ -261,7 +267,7 @@ def test_a_killed_preparation_goes_on_where_it_was(
 def test_two_processes_prepare_the_same_thing_once(stories, make_data, byte_tokenizer):
     data = make_data(stories(1500))
     first = start(data, pause=0.3)
-    assert "preparing" in first.stdout.readline()
+    assert "preparing" in read_line(first)
     began = time.monotonic()
     second = start(data, pause=0.3)
     lines = output(second)

@@ -1,0 +1,58 @@
+"""The description of a domain against counts made by hand."""
+
+import json
+
+import pytest
+
+from kanlm.data.corpus import open_corpus
+from kanlm.data.describe import describe, print_description
+from kanlm.data.splits import split_of_digest, text_digest
+
+
+def shingle_set(texts):
+    tokens = [list(text.encode()) for text in texts]
+    return {tuple(t[i : i + 8]) for t in tokens for i in range(max(len(t) - 7, 0))}
+
+
+def test_counts_and_overlap_are_those_of_the_text(make_data, byte_tokenizer, stories):
+    parts = [*stories(80), "", "\n"], [text.upper() for text in stories(70, seed=1)]
+    data = make_data(*parts, weights=[1, 3], near_duplicate_threshold=None)
+    found = json.loads(json.dumps(describe(data, byte_tokenizer)))
+    by_split = {"train": [], "validation": [], "test": []}
+    for part, source in zip(parts, found["sources"], strict=True):
+        texts = [text for text in part if text.strip()]
+        for name, sizes in source["splits"].items():
+            mine = [t for t in texts if split_of_digest(text_digest(t), 0.05, 0.05) == name]
+            by_split[name] += mine
+            size = sum(len(text.encode()) for text in mine)
+            assert sizes == {
+                "documents": len(mine),
+                "bytes": size,
+                "words": sum(len(text.split()) for text in mine),
+                "tokens": size + len(mine),
+                "bytes_per_token": size / (size + len(mine)),
+            }
+    assert [source["empty_documents"] for source in found["sources"]] == [2, 0]
+    assert [source["weight"] for source in found["sources"]] == [1.0, 3.0]
+    sets = {name: shingle_set(texts) for name, texts in by_split.items()}
+    for name in ("validation", "test"):
+        share = len(sets[name] & sets["train"]) / len(sets[name])
+        assert found["overlap"][f"{name} in train"] == pytest.approx(share)
+    first, second = (shingle_set([t for t in part if t.strip()]) for part in parts)
+    share = len(first & second) / len(first)
+    assert found["overlap"]["part0 (1) in part1 (2)"] == pytest.approx(share)
+    assert found["sample"] in "".join(by_split["train"])
+    assert found["fingerprint"] == open_corpus(data, byte_tokenizer).fingerprint
+
+
+def test_what_is_printed_names_sources_splits_and_special_cases(
+    make_data, byte_tokenizer, stories, capsys
+):
+    text = "".join(stories(300))
+    data = make_data([text], validation_fraction=0.1, test_fraction=0.0, domain="tales")
+    print_description(data, byte_tokenizer)
+    printed = capsys.readouterr().out
+    assert "domain tales" in printed
+    assert "one document: split contiguously in the order of its text" in printed
+    assert "validation in train" in printed
+    assert f"{len(text[: int(len(text) * 0.9)].encode()):,}" in printed

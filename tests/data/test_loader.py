@@ -1,0 +1,177 @@
+"""Batches: each token once an epoch, exact mixtures, ranks and resumption by integers."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kanlm.data.corpus import Split, open_corpus
+from kanlm.data.loader import IGNORED, Batches, Circle, Mixture, document_positions
+from kanlm.errors import UserError
+
+
+def numbered_split(n_tokens):
+    """A stream in which every token is its own position."""
+    sizes = np.array([[n_tokens, 0, 0]], dtype=np.int64)
+    kept = np.ones(1, dtype=bool)
+    return Split("train", None, [np.arange(n_tokens, dtype=np.uint32)], [sizes], [kept])  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def corpus(make_data, byte_tokenizer, stories):
+    data = make_data(stories(90), stories(60, seed=1), weights=[3.0, 1.0])
+    return open_corpus(data, byte_tokenizer)
+
+
+def batches(corpus, seed=0, batch_size=12, context_length=64, within=False):
+    return Batches(
+        corpus,
+        seed=seed,
+        batch_size=batch_size,
+        context_length=context_length,
+        attention_within_documents=within,
+    )
+
+
+@given(st.integers(2, 200), st.data())
+def test_every_token_is_a_target_once_an_epoch_after_the_one_before_it(n_tokens, data):
+    context_length = data.draw(st.integers(1, n_tokens - 1))
+    circle = Circle(numbered_split(n_tokens), context_length, (data.draw(st.integers(0, 9)),))
+    assert circle.n_blocks == -(-n_tokens // context_length)
+    for epoch in range(3):
+        seen = Counter()
+        for place in range(circle.n_blocks):
+            inputs, labels = circle.sequence(epoch * circle.n_blocks + place)
+            assert inputs.shape == labels.shape == (context_length,)
+            np.testing.assert_array_equal(inputs[1:], (inputs[:-1] + 1) % n_tokens)
+            scored = labels != IGNORED
+            np.testing.assert_array_equal(labels[scored], (inputs[scored] + 1) % n_tokens)
+            seen.update(labels[scored].tolist())
+        assert seen == Counter(range(n_tokens))
+
+
+def test_rounds_differ_in_offset_and_order():
+    circle = Circle(numbered_split(1000), 10, (0,))
+    first = [circle.sequence(index)[0][0] for index in range(100)]
+    second = [circle.sequence(100 + index)[0][0] for index in range(100)]
+    assert first[0] % 10 != second[0] % 10
+    assert sorted(first) != first
+    order = [(start - min(first)) // 10 for start in first]
+    assert order != [(start - min(second)) // 10 for start in second]
+
+
+@given(
+    st.lists(st.sampled_from([0.1, 0.25, 0.5, 1, 2.0, 3, 7, 0.7]), min_size=1, max_size=4),
+    st.integers(0, 5),
+    st.integers(0, 3),
+)
+def test_weights_are_exact_over_every_cycle(weights, seed, cycle):
+    mixture = Mixture(weights, seed)
+    length = len(mixture.members)
+    places = [mixture.locate(cycle * length + index) for index in range(length)]
+    counts = Counter(source for source, _ in places)
+    for source, weight in enumerate(weights):
+        assert counts[source] == pytest.approx(length * weight / sum(weights), abs=1e-9)
+        within = [index for owner, index in places if owner == source]
+        first = cycle * counts[source]
+        assert within == list(range(first, first + counts[source]))
+
+
+def test_a_mixture_of_awkward_weights_is_as_exact_as_its_cycle_is_long():
+    mixture = Mixture([1 / 3, 0.123456789], 0)
+    share = np.mean([mixture.locate(index)[0] == 0 for index in range(10_000)])
+    assert abs(share - (1 / 3) / (1 / 3 + 0.123456789)) <= 1e-4
+
+
+def test_a_weight_too_small_to_come_up_is_refused():
+    with pytest.raises(UserError, match="weight = 1e-09 is less than 1/10000"):
+        Mixture([1.0, 1e-9], 0)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000), st.sampled_from([1, 2, 3, 4, 6, 12]))
+def test_slices_of_the_ranks_join_to_the_global_batch(shared_corpus, step, world_size):
+    loader = batches(shared_corpus, within=True)
+    whole = loader.batch(step)
+    parts = [loader.batch(step, rank, world_size) for rank in range(world_size)]
+    assert set(whole) == {"input_ids", "shift_labels", "position_ids"}
+    for name, tensor in whole.items():
+        assert tensor.shape == (12, 64)
+        assert tensor.dtype == torch.int64
+        assert torch.equal(torch.cat([part[name] for part in parts]), tensor)
+
+
+@pytest.fixture(scope="module")
+def shared_corpus(tmp_path_factory, byte_tokenizer, stories, write_jsonl):
+    from kanlm.config import DataSettings
+
+    folder = tmp_path_factory.mktemp("corpus")
+    write_jsonl(folder / "a.jsonl", stories(100))
+    sources = [{"kind": "files", "path": "a.jsonl"}]
+    data = DataSettings(sources=sources, root=str(folder), cache_dir=str(folder / "cache"))
+    return open_corpus(data, byte_tokenizer)
+
+
+def test_the_same_seed_and_step_give_the_same_batch_in_a_fresh_object(corpus):
+    used = batches(corpus)
+    sequence = [used.batch(step) for step in range(60)]
+    for step in (59, 0, 31):
+        fresh = batches(corpus).batch(step)
+        assert all(torch.equal(fresh[name], sequence[step][name]) for name in fresh)
+    assert set(sequence[0]) == {"input_ids", "shift_labels"}
+    other = batches(corpus, seed=1).batch(0)
+    assert not torch.equal(other["input_ids"], sequence[0]["input_ids"])
+
+
+def test_batch_size_does_not_change_the_series_of_sequences(corpus):
+    large = torch.cat([batches(corpus).batch(step)["input_ids"] for step in range(2)])
+    small = torch.cat([batches(corpus, batch_size=4).batch(step)["input_ids"] for step in range(6)])
+    assert torch.equal(large, small)
+
+
+def test_an_epoch_of_a_corpus_has_every_token_of_every_source_by_weight(corpus):
+    loader = batches(corpus)
+    first, second = loader.circles
+    # Three sequences of the first source for one of the second: run both to whole rounds.
+    rounds = np.lcm(3 * second.n_blocks, first.n_blocks)
+    counts = np.zeros(257, dtype=np.int64)
+    for index in range(rounds // 3 * 4):
+        labels = loader._sequence(index)[1]
+        counts += np.bincount(labels[labels != IGNORED], minlength=257)
+    expected = np.zeros(257, dtype=np.int64)
+    for circle, times in (
+        (first, rounds // first.n_blocks),
+        (second, rounds // 3 // second.n_blocks),
+    ):
+        tokens = circle.split.tokens(0, circle.split.n_tokens)
+        expected += times * np.bincount(tokens, minlength=257)
+    np.testing.assert_array_equal(counts, expected)
+
+
+@given(st.lists(st.lists(st.integers(0, 2), min_size=7, max_size=7), min_size=1, max_size=3))
+def test_positions_restart_after_every_end_of_document(rows):
+    expected = []
+    for row in rows:
+        positions, position = [], 0
+        for token in row:
+            positions.append(position)
+            position = 0 if token == 2 else position + 1
+        expected.append(positions)
+    assert document_positions(np.array(rows), 2).tolist() == expected
+
+
+def test_a_context_longer_than_the_data_is_refused(corpus):
+    n_tokens = min(entry.splits["train"].n_tokens for entry in corpus.sources)
+    batches(corpus, context_length=n_tokens - 1).batch(0)
+    with pytest.raises(
+        UserError, match=rf"context_length = {n_tokens}: longer than the .* of part1"
+    ):
+        batches(corpus, context_length=n_tokens)
+
+
+def test_ranks_that_cannot_share_the_batch_are_refused(corpus):
+    with pytest.raises(UserError, match=r"batch_size = 12: not divisible among 5 processes"):
+        batches(corpus).batch(0, 0, 5)
