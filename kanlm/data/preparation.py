@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from kanlm.data.shards import (
 )
 from kanlm.data.sources.base import Cursor, Source, hash_json, is_blank
 from kanlm.data.splits import SPLITS, blocks, split_contiguously, split_of_digest, text_digest
-from kanlm.data.tokenizer import encode, end_of_document, tokenizer_hash
+from kanlm.data.tokenizer import decode, encode, end_of_document, tokenizer_hash
 from kanlm.errors import UserError
 
 #: Tokens after which a shard of every split is written, and progress with it.
@@ -41,6 +42,10 @@ SHARD_TOKENS = 2**24
 #: Documents, and characters, that are tokenised at once.
 BATCH_DOCUMENTS = 1024
 BATCH_CHARACTERS = 2**22
+
+#: Documents, and characters of each, on which a tokenizer's losses are looked for.
+SPELLING_DOCUMENTS = 32
+SPELLING_CHARACTERS = 2**14
 
 PROGRESS = "progress.json"
 
@@ -152,7 +157,7 @@ def _prepare_folder(
         format_version=FORMAT_VERSION,
         source=source.describe(),
         content_hash=progress.content_hash,
-        notes=source.notes(),
+        notes=[*source.notes(), *_notes_on_spelling(source, tokenizer)],
         end_of_document=end_of_document(tokenizer),
         dtype=dtype,
         single_document=progress.single_document,
@@ -167,6 +172,19 @@ def _prepare_folder(
     for note in manifest.notes:
         report(f"{source.label}: {note}")
     report(f"{source.label}: sha256 of the text {manifest.content_hash}")
+
+
+def _notes_on_spelling(source: Source, tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """Say so if tokens lose part of the text, as some pretrained tokenizers' do."""
+    texts = [text[:SPELLING_CHARACTERS] for text in islice(source.documents(), SPELLING_DOCUMENTS)]
+    pairs = zip(texts, encode(tokenizer, texts), strict=True)
+    lossy = sum(decode(tokenizer, tokens) != text for text, tokens in pairs)
+    if not lossy:
+        return []
+    return [
+        f"the tokenizer does not spell {lossy} of the first {len(texts)} documents exactly: "
+        "bits per byte leave out what it loses"
+    ]
 
 
 class _Buffer:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from kanlm.data import preparation
 from kanlm.data.preparation import prepare, training_documents
@@ -186,6 +188,16 @@ def test_a_cache_folder_that_cannot_be_made_is_named(stories, make_data, byte_to
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(UserError, match=r"data\.cache_dir = '.*cache': cannot be written"):
         prepare(open_source(data), byte_tokenizer, data)
+
+
+def test_a_tokenizer_that_loses_text_is_noted(stories, make_data, byte_tokenizer):
+    data = make_data(stories(50))
+    assert prepare(open_source(data), byte_tokenizer, data).manifest.notes == []
+    backend = Tokenizer(models.WordLevel({"<unk>": 0, "the": 1, "</s>": 2}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    lossy = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+    (note,) = prepare(open_source(data), lossy, data).manifest.notes
+    assert "does not spell 32 of the first 32 documents exactly" in note
 
 
 # Processes
