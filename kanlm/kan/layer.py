@@ -35,6 +35,9 @@ class KANLinear(nn.Module):
         gain: starting scale of the output.
 
     Shapes: (…, in_features) → (…, out_features).
+
+    Raises:
+        ValueError: base is unknown.
     """
 
     #: Part of the starting variance that the basis carries beside a base.
@@ -54,6 +57,8 @@ class KANLinear(nn.Module):
         gain: float = 1.0,
     ) -> None:
         super().__init__()
+        if base is not None and base not in _BASE_FLOPS:
+            raise ValueError(f"base = {base!r}: expected silu, identity or None")
         self.in_features = in_features
         self.out_features = out_features
         self.basis = BSpline() if basis is None else basis
