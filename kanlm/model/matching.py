@@ -4,7 +4,6 @@ Costs are read off modules built on the meta device, so that no formula is state
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -59,7 +58,7 @@ def solve_hidden(
         return feed_forward_cost({**feed_forward, "hidden": hidden}, d_model, of)
 
     narrowest = cost(1)
-    if narrowest > target + max(target // 100, cost(2) - narrowest):
+    if narrowest - target > max(target / 100, (cost(2) - narrowest) / 2):
         raise ValueError(
             f"feed_forward of kind {feed_forward.get('kind')!r} cannot be as small as "
             f"{target:,} {of} at d_model = {d_model}: hidden = 1 has {narrowest:,}"
@@ -68,7 +67,7 @@ def solve_hidden(
     while cost(high) < target:
         low, high = high, 2 * high
     while high - low > 1:
-        middle = math.floor((low + high) / 2)
+        middle = (low + high) // 2
         low, high = (middle, high) if cost(middle) <= target else (low, middle)
     return min((low, high), key=lambda hidden: abs(cost(hidden) - target))
 
