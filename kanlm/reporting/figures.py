@@ -239,24 +239,30 @@ def _cut_first_steps(axes: Axes, values: Sequence[float]) -> None:
 def _heat_map(
     axes: Axes, matrix: np.ndarray, colours: str, norm: Normalize, write: Any, study: Study
 ) -> None:
-    image = axes.imshow(matrix, cmap=colours, norm=norm, aspect="auto")
+    stages, domains = matrix.shape
+    cells = axes.pcolormesh(matrix, cmap=colours, norm=norm)
+    axes.invert_yaxis()
     for (stage, domain), value in np.ndenumerate(matrix):
-        linear = np.array(image.to_rgba(value)[:3]) ** 2.2
-        # Where black and white have equal contrast (WCAG 2).
-        light = linear @ (0.2126, 0.7152, 0.0722) > 0.179
+        measured = not np.isnan(value)
         axes.text(
-            domain,
-            stage,
-            write(None if np.isnan(value) else value),
+            domain + 0.5,
+            stage + 0.5,
+            write(value if measured else None),
             ha="center",
             va="center",
-            color="#000000" if light else "#ffffff",
+            color=_text_on(cells.to_rgba(value)) if measured else _FOREGROUND,
         )
-    axes.set_xticks(range(matrix.shape[1]), study.domains)
-    axes.set_yticks(range(matrix.shape[0]), [f"after {domain}" for domain in study.stages])
+    axes.set_xticks(np.arange(domains) + 0.5, study.domains)
+    axes.set_yticks(np.arange(stages) + 0.5, [f"after {domain}" for domain in study.stages])
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
+
+
+def _text_on(background: Any) -> str:
+    """Black or white, whichever has more contrast (relative luminance as in WCAG 2)."""
+    luminance = np.asarray(background[:3]) ** 2.2 @ (0.2126, 0.7152, 0.0722)
+    return "#000000" if luminance > 0.179 else "#ffffff"
 
 
 def _matrix(rows: Sequence[Sequence[float | None]]) -> np.ndarray:

@@ -1,0 +1,108 @@
+"""Evaluation and references over the package's own model and corpora."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from kanlm.config import DataSettings, TokenizerSettings
+from kanlm.data.corpus import Corpus, open_corpus, open_tokenizer
+from kanlm.data.tokenizer import end_of_document
+from kanlm.evaluation import references as module
+from kanlm.evaluation.perplexity import evaluate
+from kanlm.evaluation.references import cached_references, references
+from kanlm.model import KanLMConfig, KanLMForCausalLM
+from kanlm.model.settings import ModelSettings
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Corpus:
+    rng = np.random.default_rng(0)
+    words = ["spline", "knot", "grid", "edge", "node", "basis"]
+    for i in range(40):
+        text = " ".join(rng.choice(words, size=30 + i))
+        (tmp_path / f"{i}.txt").write_text(text)
+    data = DataSettings(
+        sources=[{"kind": "files", "path": "*.txt"}],
+        root=str(tmp_path),
+        cache_dir=str(tmp_path / "cache"),
+        validation_fraction=0.2,
+        test_fraction=0.2,
+        near_duplicate_threshold=None,
+    )
+    return open_corpus(data, open_tokenizer(TokenizerSettings(kind="bytes"), data))
+
+
+def make_model(corpus: Corpus) -> KanLMForCausalLM:
+    settings = ModelSettings(
+        d_model=32,
+        n_layers=1,
+        n_heads=2,
+        context_length=64,
+        feed_forward={"kind": "gelu", "hidden": 32},
+    )
+    torch.manual_seed(0)
+    end = end_of_document(corpus.tokenizer)
+    config = KanLMConfig.from_settings(settings, len(corpus.tokenizer), eos_token_id=end)
+    return KanLMForCausalLM(config).double()
+
+
+def test_one_window_over_everything_is_the_models_own_loss(corpus: Corpus) -> None:
+    split, model = corpus.split("test"), make_model(corpus)
+    end = end_of_document(corpus.tokenizer)
+    stream = torch.tensor([[end, *split.tokens(0, split.n_tokens).tolist()]])
+    with torch.no_grad():
+        loss = model(input_ids=stream, labels=stream).loss.item()
+    result = evaluate(
+        model, split, context_length=split.n_tokens, stride=split.n_tokens, batch_size=1
+    )
+    assert result.nats_per_token == pytest.approx(loss, rel=1e-12)
+
+
+def test_stride_and_batch_agree_with_the_model(corpus: Corpus) -> None:
+    """Every window's logits depend on that window alone."""
+    split, model = corpus.split("validation"), make_model(corpus)
+    one = evaluate(model, split, context_length=64, stride=16, batch_size=1)
+    many = evaluate(model, split, context_length=64, stride=16, batch_size=7)
+    np.testing.assert_allclose(one.nats, many.nats, rtol=1e-12)
+    less_context = evaluate(model, split, context_length=64, stride=64, batch_size=7)
+    assert not np.allclose(one.nats, less_context.nats, rtol=1e-6)
+
+
+def test_attention_within_documents_sees_no_other_document(corpus: Corpus) -> None:
+    """A document's loss is that of the document alone, its first token read off the end before."""
+    split, model = corpus.split("test"), make_model(corpus)
+    result = evaluate(
+        model,
+        split,
+        context_length=split.n_tokens,
+        stride=split.n_tokens,
+        batch_size=1,
+        attention_within_documents=True,
+    )
+    stops = np.cumsum(split.document_tokens)
+    before, last = (
+        torch.from_numpy(split.tokens(int(start), int(stop)))
+        for start, stop in zip(stops[-3:-1], stops[-2:], strict=True)
+    )
+    with torch.no_grad():
+        logits = model(input_ids=last[None]).logits[0, :-1]
+        # An end of a document belongs to the document that it ends.
+        first = model(input_ids=before[None]).logits[0, -1:]
+    alone = torch.nn.functional.cross_entropy(
+        torch.cat([first, logits]), last, reduction="sum"
+    ).item()
+    assert result.nats[-1] == pytest.approx(alone, rel=1e-12)
+
+
+def test_references_are_computed_once(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = cached_references(corpus, "test")
+    assert first == vars(references(corpus, "test"))
+    # Six words in random order: log2 6 bits for each and its blank, 5.5 bytes on average.
+    assert np.log2(6) / 5.5 < first["xz"] < first["bigram"]
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "references", lambda *_: pytest.fail("not from the cache"))
+        assert cached_references(corpus, "test") == first
+    monkeypatch.setattr(module, "XZ_TRAINING_BYTES", 500)
+    assert 450 < cached_references(corpus, "test")["xz_training_bytes"] <= 500

@@ -1,0 +1,115 @@
+"""The sentences must follow the evidence: who leads, and whether anything separates them."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kanlm.reporting.finding import findings
+
+
+@pytest.fixture
+def results(study_folder: Path) -> dict[str, Any]:
+    return json.loads((study_folder / "results.json").read_text())
+
+
+def base_pair(results: dict[str, Any], arm: str, other: str) -> dict[str, Any]:
+    return next(
+        pair
+        for pair in results["comparisons"]
+        if (pair["arm"], pair["other"], pair["stage"], pair["domain"]) == (arm, other, 0, "prose")
+    )
+
+
+def test_the_leader_is_named_with_the_evidence(results: dict[str, Any]) -> None:
+    pair = base_pair(results, "kan", "swiglu")
+    low, high = pair["difference_interval"]
+    sentence = findings(results)[0]
+    assert sentence.startswith("On prose, swiglu is ahead of kan: 2.0")
+    assert f"difference {pair['difference']:.3f}" in sentence
+    assert f"{low:.3f}–{high:.3f}" in sentence
+    assert "swiglu better in 2 of 2 seeds" in sentence
+
+
+def test_turning_a_pair_around_changes_no_sentence(results: dict[str, Any]) -> None:
+    turned = copy.deepcopy(results)
+    pair = base_pair(turned, "kan", "swiglu")
+    low, high = pair["difference_interval"]
+    pair.update(
+        arm="swiglu",
+        other="kan",
+        difference=-pair["difference"],
+        difference_by_seed=[-value for value in pair["difference_by_seed"]],
+        difference_interval=[-high, -low],
+    )
+    assert findings(turned) == findings(results)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"difference_interval": [-0.01, 0.11]},
+        {"difference_by_seed": [-0.01, 0.11]},
+        {"difference_interval": None},
+    ],
+)
+def test_no_leader_without_both_documents_and_seeds(
+    results: dict[str, Any], change: dict[str, Any]
+) -> None:
+    base_pair(results, "kan", "swiglu").update(change)
+    sentence = findings(results)[0]
+    assert "swiglu and kan are not told apart" in sentence
+    assert "ahead" not in sentence
+
+
+def test_one_seed_says_that_seed_noise_is_unknown(
+    tmp_path: Path, study_maker: Callable[..., Path]
+) -> None:
+    folder = study_maker(tmp_path / "study", arms=("kan", "swiglu"), seeds=(3,))
+    results = json.loads((folder / "results.json").read_text())
+    prediction, forgetting = findings(results)
+    assert "swiglu is ahead of kan" in prediction
+    assert "seed noise is not known" in prediction
+    assert "seed noise is not known" in forgetting
+    base_pair(results, "kan", "swiglu")["difference_interval"] = [-0.1, 0.2]
+    assert "swiglu is level with kan" in findings(results)[0]
+
+
+def test_forgetting_stands_beside_the_gain(results: dict[str, Any]) -> None:
+    arms = results["arms"]
+    sentence = findings(results)[1]
+    assert sentence.startswith("After code, kan forgot least: +0.3")
+    for name in ("kan", "gelu"):
+        assert f"+{arms[name]['forgetting']['prose']:.3f}" in sentence
+        assert f"{arms[name]['learning_gain']['code']:.3f}" in sentence
+    assert "the same order in each of 2 seeds" in sentence
+
+
+def test_forgetting_less_by_learning_less_is_said(results: dict[str, Any]) -> None:
+    assert "learned less" not in findings(results)[1]
+    results["arms"]["kan"]["learning_gain"]["code"] = 1.0
+    assert "It also learned less than gelu" in findings(results)[1]
+
+
+def test_seeds_that_disagree_settle_nothing(results: dict[str, Any]) -> None:
+    results["arms"]["kan"]["forgetting_by_seed"][1]["prose"] = 9.0
+    assert "seeds disagree (1 of 2), so the order is not settled" in findings(results)[1]
+
+
+def test_a_single_arm_is_reported_without_a_contest(
+    tmp_path: Path, study_maker: Callable[..., Path]
+) -> None:
+    folder = study_maker(tmp_path / "study", arms=("kan",))
+    prediction, forgetting = findings(json.loads((folder / "results.json").read_text()))
+    assert prediction.startswith("kan predicts prose at 2.1")
+    assert forgetting.startswith("After code, kan lost +0.3")
+
+
+def test_pretraining_alone_says_nothing_of_forgetting(
+    tmp_path: Path, study_maker: Callable[..., Path]
+) -> None:
+    folder = study_maker(tmp_path / "study", stages=1)
+    assert len(findings(json.loads((folder / "results.json").read_text()))) == 1

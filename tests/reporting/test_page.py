@@ -1,0 +1,146 @@
+"""The page is whole, self-contained, escaped and the same every time."""
+
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from kanlm.reporting.page import write_report
+
+VOID = {"meta", "link", "br", "img", "hr", "input"}
+
+
+class Checker(HTMLParser):
+    """Collects tags, ids, links and visible text; fails on tags that do not close."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        values = dict(attrs)
+        self.ids += [values["id"] or ""] if "id" in values else []
+        self.links += [v or "" for k, v in attrs if k in ("src", "href", "xlink:href", "action")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.text += data
+
+
+def check(page: str) -> Checker:
+    checker = Checker()
+    checker.feed(page)
+    checker.close()
+    assert checker.open == []
+    return checker
+
+
+def test_a_study_has_every_part(study_folder: Path) -> None:
+    path = write_report(study_folder)
+    assert path == study_folder / "report.html"
+    page = check(path.read_text())
+    headings = [
+        "Results",
+        "Learning curves",
+        "What each stage did to each domain",
+        "Forgetting beside learning",
+        "Accounting",
+        "Samples",
+        "Provenance",
+        "Definitions",
+    ]
+    places = [page.text.index(heading) for heading in headings]
+    assert places == sorted(places)
+    # Curves of training and two domains, three matrices, one scatter.
+    assert page.tags.count("svg") == 7
+    assert page.tags.count("table") == 6
+    for text in ("3f8c0f7bd2c4e3b0", "AMD EPYC 7763", "torch 2.13.0", "d_model: 128", "swiglu is"):
+        assert text in page.text
+    # One sample an arm and stage, of the first seed.
+    assert page.text.count("after prose, seed 0") == page.text.count("after code, seed 0") == 3
+
+
+def test_nothing_is_fetched_and_no_id_repeats(study_folder: Path) -> None:
+    html = write_report(study_folder).read_text()
+    page = check(html)
+    assert all(link.startswith("#") for link in page.links)
+    assert {link[1:] for link in page.links} <= set(page.ids)
+    assert set(re.findall(r"url\(#([^)]*)\)", html)) <= set(page.ids)
+    assert not re.search(r"@import|url\((?!#)", html)
+    assert not {"script", "link", "iframe", "img"} & set(page.tags)
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_text_of_models_and_people_is_escaped(
+    tmp_path: Path, study_maker: Callable[..., Path]
+) -> None:
+    folder = study_maker(tmp_path / "a <b> & $c$", arms=("kan",))
+    results = json.loads((folder / "results.json").read_text())
+    hostile = "<script>$x_1$ & co"
+    results["arms"] = {hostile: results["arms"]["kan"]}
+    (folder / "kan").rename(folder / hostile)
+    (folder / "results.json").write_text(json.dumps(results))
+    page = check(write_report(folder).read_text())
+    assert "script" not in page.tags
+    # <b> stands in the captions of tables only.
+    assert page.tags.count("b") == page.tags.count("table")
+    assert hostile in page.text
+    # The samples of the study hold markup too.
+    assert "items <b>in</b> the mapping" in page.text
+    assert "a <b> & $c$" in page.text
+
+
+def test_a_single_run_is_a_study_of_one_arm(run_folder: Path) -> None:
+    page = check(write_report(run_folder).read_text())
+    assert "kan predicts prose at 2.1" in page.text
+    assert page.tags.count("svg") == 3
+    assert "Forgetting" not in page.text
+    assert "Return the number" in page.text
+
+
+def test_a_study_without_logs_still_has_its_results(study_folder: Path) -> None:
+    for path in study_folder.rglob("metrics.jsonl"):
+        path.unlink()
+    page = check(write_report(study_folder).read_text())
+    assert "Learning curves" not in page.text
+    assert "Samples" not in page.text
+    assert "Differences" in page.text
+
+
+def test_the_same_folder_gives_the_same_page(study_folder: Path) -> None:
+    first = write_report(study_folder).read_bytes()
+    assert write_report(study_folder).read_bytes() == first
+    assert not list(study_folder.glob(".*"))
+
+
+def test_trials_of_a_sweep_are_no_runs_of_the_study(study_folder: Path) -> None:
+    before = write_report(study_folder).read_bytes()
+    run = study_folder / "kan" / "seed-0" / "stage-0-prose"
+    trial = study_folder / "kan" / "trials" / "optimizer.learning_rate=0.01"
+    trial.mkdir(parents=True)
+    for name in ("metrics.jsonl", "config.yaml"):
+        (trial / name).write_bytes((run / name).read_bytes())
+    assert write_report(study_folder).read_bytes() == before
+
+
+def test_a_folder_without_results_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"results\.json"):
+        write_report(tmp_path)

@@ -1,0 +1,159 @@
+"""Tables against results.json, and in a terminal of 80 columns."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kanlm.reporting.table import (
+    Table,
+    accounting_table,
+    cost_table,
+    difference_table,
+    forgetting_table,
+    print_accounting,
+    print_results,
+    quality_table,
+    transfer_table,
+)
+
+
+@pytest.fixture
+def results(study_folder: Path) -> dict[str, Any]:
+    return json.loads((study_folder / "results.json").read_text())
+
+
+def cells(table: Table, *first: str) -> dict[str, str]:
+    """Column → text of the row that begins with `first`."""
+    row = next(row for row in table.rows if tuple(row[: len(first)]) == first)
+    return dict(zip(table.columns, row, strict=True))
+
+
+def test_quality_is_of_the_first_domain_after_pretraining(results: dict[str, Any]) -> None:
+    table, kan = quality_table(results), results["arms"]["kan"]
+    row = cells(table, "kan")
+    bits = kan["bits_per_byte"][0][0]
+    assert row["bits per byte"] == f"{bits:.3f}"
+    low, high = kan["bits_per_byte_interval"][0][0]
+    assert row["95% interval"] == f"{low:.3f}–{high:.3f}"
+    seeds = sorted(seed[0][0] for seed in kan["bits_per_byte_by_seed"])
+    assert row["range over seeds"] == f"{seeds[0]:.3f}–{seeds[1]:.3f}"
+    assert row["× bigram"] == f"{bits / results['references']['prose']['bigram']:.2f}"
+    assert row["perplexity by token"] == f"{kan['perplexity'][0][0]:.1f}"
+    assert cells(table, "xz")["bits per byte"] == "2.361"
+    assert [row[0] for row in table.rows] == ["kan", "swiglu", "gelu", "bigram", "xz"]
+    assert table.title == "Prediction of prose after pretraining, test split"
+
+
+def test_without_stages_every_domain_has_its_rows(
+    tmp_path: Path, study_maker: Callable[..., Path]
+) -> None:
+    folder = study_maker(tmp_path / "study", arms=("kan", "swiglu"), seeds=(0,), stages=1)
+    results = json.loads((folder / "results.json").read_text())
+    table = quality_table(results)
+    assert [row[:2] for row in table.rows[:5]] == [
+        ["kan", "prose"],
+        ["swiglu", "prose"],
+        ["bigram", "prose"],
+        ["xz", "prose"],
+        ["kan", "code"],
+    ]
+    assert table.rules == [4]
+    assert "range over seeds" not in table.columns
+    assert "One seed" in table.note
+    differences = difference_table(results)
+    assert differences is not None
+    assert [row[1] for row in differences.rows] == ["prose", "code"]
+
+
+def test_forgetting_by_arm_and_domain(results: dict[str, Any]) -> None:
+    table, kan = forgetting_table(results), results["arms"]["kan"]
+    (base, new), (base_after, new_after) = kan["bits_per_byte"]
+    old, fresh = cells(table, "kan", "prose"), cells(table, "kan", "code")
+    assert (old["before"], old["learned"], old["final"]) == ("", f"{base:.3f}", f"{base_after:.3f}")
+    assert old["forgetting"] == f"+{base_after - base:.3f}"
+    assert old["gain"] == fresh["forgetting"] == ""
+    assert fresh["before"] == f"{new:.3f}"
+    assert fresh["gain"] == f"{new - new_after:.3f}"
+    average = cells(transfer_table(results), "kan")["average final loss"]
+    assert average == f"{(base_after + new_after) / 2:.3f}"
+
+
+def test_differences_are_paired_and_signed(results: dict[str, Any]) -> None:
+    table = difference_table(results)
+    assert table is not None
+    row = cells(table, "kan − gelu", "prose, after pretraining")
+    pair = next(
+        p for p in results["comparisons"] if p["other"] == "gelu" and p["domain"] == "prose"
+    )
+    assert pair["difference"] < 0
+    assert row["bits per byte"] == f"−{-pair['difference']:.3f}"
+    # Three pairs after pretraining, and at the end on either domain.
+    assert len(table.rows) == 9
+
+
+def test_cost_keeps_units_and_labels(results: dict[str, Any]) -> None:
+    table = cost_table(results)
+    row = cells(table, "kan")
+    assert row["params"] == "1.05 M"
+    assert row["training time"] == "1.64 min"
+    assert row["peak memory"] == "912 MB"
+    assert "kan is kan/bspline1-g6-silu" in table.note
+    results["arms"] = {n: {**a, "peak_memory_bytes": None} for n, a in results["arms"].items()}
+    assert "peak memory" not in cost_table(results).columns
+
+
+def test_more_stages_show_what_two_cannot(results: dict[str, Any]) -> None:
+    results["domains"].append("law")
+    for arm in results["arms"].values():
+        arm["bits_per_byte"] = [[2.0, 3.0, 4.0], [2.5, 1.5, 3.5], [2.2, 1.8, 1.0]]
+        arm["forgetting_from_best"] = {"prose": 0.2, "code": 0.3}
+        arm["forward_transfer"] = {"code": 0.0, "law": 0.5}
+    row = cells(transfer_table(results), "kan")
+    assert row["forgetting from best"] == "+0.250"
+    # The second domain's is 0 by definition and left out.
+    assert row["forward transfer"] == "+0.500"
+
+
+def test_the_terminal_shows_whole_words_in_80_columns(
+    study_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    print_results(study_folder / "results.json")
+    text = capsys.readouterr().out
+    words = text.split()
+    for word in ("swiglu", "params", "forgetting", "interval", "tokens/s", "memory", "xz"):
+        assert word in words
+    assert "swiglu is ahead of kan" in " ".join(words)
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_accounting_by_part(capsys: pytest.CaptureFixture[str]) -> None:
+    @dataclass
+    class Accounting:
+        parameters: dict[str, int]
+        flops_per_token: dict[str, int]
+        decoded_parameters: int
+
+    account = Accounting(
+        parameters={"embedding": 1000, "feed_forward": 2345, "total": 3345},
+        flops_per_token={"feed_forward": 4690, "total": 4690},
+        decoded_parameters=2500,
+    )
+    print_accounting({"kan": account, "swiglu": account})
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.split()[-3:] == ["total", "3,345", "3,345"] for line in lines)
+    assert any("FLOPs a token: feed forward" in line and "4,690" in line for line in lines)
+    assert any("weights read" in line and "10.0 kB" in line for line in lines)
+
+
+def test_parts_that_an_arm_lacks_count_nothing() -> None:
+    accounts = {
+        "a": {"parameters": {"head": 5}, "flops_per_token": {}, "decoded_parameters": 5},
+        "b": {"parameters": {"gate": 7}, "flops_per_token": {}, "decoded_parameters": 7},
+    }
+    table = accounting_table(accounts)
+    assert table.rows[:2] == [["parameters: head", "5", "0"], ["parameters: gate", "0", "7"]]
