@@ -122,13 +122,10 @@ def evaluate(
     Raises:
         UserError: the split holds no tokens.
     """
-    if not 1 <= stride <= context_length:
-        raise ValueError(f"stride = {stride}: expected 1 ≤ stride ≤ {context_length}")
     if (reduce is None) != (world_size == 1):
         raise ValueError("reduce is needed with several processes, and only then")
     if split.n_tokens == 0:
         raise UserError("the held-out split holds no tokens: give it more text or a larger share")
-
     ends = np.cumsum(split.document_tokens)
     nats = np.zeros(len(ends))
     config: Any = model.config
@@ -173,6 +170,8 @@ def _windows(
     world_size: int,
 ) -> Iterator[_Window]:
     """This rank's windows; those past the end of the stream score nothing."""
+    if not 1 <= stride <= context_length:
+        raise ValueError(f"stride = {stride}: expected 1 ≤ stride ≤ {context_length}")
     beyond_first = max(0, split.n_tokens - context_length)
     count = 1 + -(-beyond_first // stride)
     for k in range(rank, -(-count // world_size) * world_size, world_size):
