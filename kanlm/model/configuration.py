@@ -23,8 +23,8 @@ class KanLMConfig(PreTrainedConfig):
     """Configuration of a `KanLMForCausalLM`: the fields of `ModelSettings`, documented
     there, and the ids of special tokens.
 
-    A feed-forward width left open is solved when the config is made, so that
-    `config.json` states it.
+    Feed-forward options left open, and the width, are filled in when the config is made,
+    so that `config.json` states them and no changed default changes a saved model.
 
     Raises:
         ValueError: a setting is impossible.

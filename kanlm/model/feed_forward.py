@@ -12,13 +12,13 @@ import difflib
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..kan import BASES, KANLinear
+from ..kan import BASES, Basis, KANLinear
 from ..kan.moments import unit_normal_mean
 from .layers import Linear, RMSNorm
 
@@ -153,14 +153,12 @@ class KAN(FeedForward):
         base: Literal["silu", "identity"] | None = "silu",
     ) -> None:
         super().__init__(d_model, hidden, output_scale)
-        self.up = KANLinear(
-            d_model, hidden, basis=_make("basis", BASES, basis), base=base, bias=False
-        )
+        self.up = KANLinear(d_model, hidden, basis=_make_basis(basis), base=base, bias=False)
         self.norm = RMSNorm(hidden)
         self.down = KANLinear(
             hidden,
             d_model,
-            basis=_make("basis", BASES, basis),
+            basis=_make_basis(basis),
             base=base,
             bias=False,
             gain=output_scale,
@@ -184,32 +182,59 @@ FEED_FORWARDS: dict[str, type[FeedForward]] = {
 }
 
 
+def complete_feed_forward(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """State every option of `{"kind": …, "hidden": …, **options}`, defaults included.
+
+    A saved model then means the same when a default has changed.
+
+    Raises:
+        ValueError: the kind, an option, or the basis is unknown.
+    """
+    completed = _complete("feed_forward", FEED_FORWARDS, spec)
+    if "basis" in completed:
+        completed["basis"] = _complete("feed_forward.basis", BASES, completed["basis"])
+    return completed
+
+
 def make_feed_forward(spec: Mapping[str, Any], d_model: int, output_scale: float) -> FeedForward:
     """Build the block that `{"kind": …, "hidden": …, **options}` describes.
 
     Raises:
         ValueError: the kind or an option is unknown, or `hidden` is missing.
     """
-    if spec.get("hidden") is None:
-        raise ValueError(f"feed_forward of kind {spec.get('kind')!r} states no hidden width")
-    return _make("feed_forward", FEED_FORWARDS, spec, d_model, output_scale=output_scale)
+    options = complete_feed_forward(spec)
+    kind, hidden = options.pop("kind"), options.pop("hidden", None)
+    if hidden is None:
+        raise ValueError(f"feed_forward of kind {kind!r} states no hidden width")
+    return FEED_FORWARDS[kind](d_model, hidden, output_scale, **options)
 
 
-def _make(setting: str, registry: Mapping[str, Any], spec: Mapping[str, Any], *shape, **kwargs):
-    """Call the class in `registry` that `spec` names with the options it brings."""
-    options = dict(spec)
-    kind = options.pop("kind", None)
-    if kind not in registry:
+def _make_basis(spec: Mapping[str, Any]) -> Basis:
+    options = _complete("basis", BASES, spec)
+    return BASES[options.pop("kind")](**options)
+
+
+def _complete(
+    setting: str, registry: Mapping[str, type], spec: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Lay the options of `spec` over the defaults of the class in `registry` it names."""
+    kind = spec.get("kind")
+    if not isinstance(kind, str) or kind not in registry:
         raise ValueError(f"{setting}.kind = {kind!r} is unknown{_nearest(str(kind), registry)}")
-    known = list(inspect.signature(registry[kind]).parameters)
-    for name in options:
-        if name not in known:
+    defaults = {
+        name: list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
+        for name, parameter in inspect.signature(registry[kind]).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    for name in spec:
+        if name not in (known := ["kind", "hidden", *defaults]):
             raise ValueError(
                 f"{setting}.{name} is no option of kind {kind!r}{_nearest(name, known)}"
             )
-    return registry[kind](*shape, **options, **kwargs)
+    return {**defaults, **spec}
 
 
-def _nearest(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
+def _nearest(name: str, known: Iterable[str]) -> str:
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean '{close[0]}'?" if close else f"; expected one of: {', '.join(known)}"

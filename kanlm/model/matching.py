@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from .feed_forward import FeedForward, make_feed_forward
+from .feed_forward import FeedForward, complete_feed_forward, make_feed_forward
 from .settings import ModelSettings
 
 #: Parameters of a feed-forward block whose width is left open, in units of d_model²:
@@ -73,10 +73,15 @@ def solve_hidden(
 
 
 def resolve_feed_forward(settings: ModelSettings) -> ModelSettings:
-    """Solve the widths left open (`hidden` null or absent) for 8 d_model² parameters."""
+    """State every option, and solve the widths left open for 8 d_model² parameters.
+
+    Raises:
+        ValueError: a kind or an option is unknown, or no width matches.
+    """
     target = DEFAULT_PARAMETERS * settings.d_model**2
 
     def resolve(spec: dict[str, Any]) -> dict[str, Any]:
+        spec = complete_feed_forward(spec)
         if spec.get("hidden") is not None:
             return spec
         return {**spec, "hidden": solve_hidden(spec, settings.d_model, parameters=target)}
@@ -110,4 +115,5 @@ def twin(
         parameters=share if match == "parameters" else None,
         flops=share if match == "flops" else None,
     )
-    return dataclasses.replace(settings, feed_forward={**feed_forward, "hidden": hidden})
+    completed = {**complete_feed_forward(feed_forward), "hidden": hidden}
+    return dataclasses.replace(settings, feed_forward=completed)

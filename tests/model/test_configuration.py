@@ -1,13 +1,16 @@
 """The configuration carries ModelSettings into transformers and back."""
 
 import dataclasses
+import inspect
 import json
 from pathlib import Path
 
 import pytest
 from transformers import AutoConfig
 
+from kanlm.kan import BASES
 from kanlm.model import KanLMConfig
+from kanlm.model.feed_forward import FEED_FORWARDS
 from kanlm.model.settings import ModelSettings
 
 SETTINGS = ModelSettings(
@@ -17,7 +20,15 @@ SETTINGS = ModelSettings(
     n_heads=6,
     n_kv_heads=3,
     context_length=10,
-    feed_forward=[{"kind": "gelu", "hidden": 3}, {"kind": "kan", "hidden": 4, "base": None}],
+    feed_forward=[
+        {"kind": "gelu", "hidden": 3},
+        {
+            "kind": "kan",
+            "hidden": 4,
+            "base": None,
+            "basis": {"kind": "bspline", "grid_size": 2, "degree": 2, "grid_range": [-1.0, 2.0]},
+        },
+    ],
     dropout=0.1,
     qk_norm=True,
     tie_embeddings=False,
@@ -40,7 +51,7 @@ def test_defaults_are_those_of_the_settings() -> None:
     config = KanLMConfig()
     ours = dataclasses.asdict(config.settings)
     theirs = dataclasses.asdict(ModelSettings())
-    assert ours.pop("feed_forward") == {**theirs.pop("feed_forward"), "hidden": 64}
+    assert ours.pop("feed_forward")["kind"] == theirs.pop("feed_forward")["kind"]
     assert ours == theirs
 
 
@@ -55,11 +66,22 @@ def test_transformers_names_lead_to_ours() -> None:
     assert KanLMConfig(n_heads=8).num_key_value_heads == 8
 
 
-def test_solved_widths_are_written_down(tmp_path: Path) -> None:
-    KanLMConfig(feed_forward={"kind": "swiglu"}).save_pretrained(tmp_path)
+@pytest.mark.parametrize("kind", FEED_FORWARDS)
+def test_every_option_is_written_down(kind: str, tmp_path: Path) -> None:
+    """The kind's and the basis's, and the solved width: a default may change later."""
+    KanLMConfig(feed_forward={"kind": kind}).save_pretrained(tmp_path)
     written = json.loads((tmp_path / "config.json").read_text())
-    assert written["feed_forward"] == {"kind": "swiglu", "hidden": 341}
     assert written["model_type"] == "kanlm"
+    options = written["feed_forward"]
+    assert options["hidden"] > 1
+    assert set(options) == {"kind", "hidden", *keyword_only(FEED_FORWARDS[kind])}
+    if "basis" in options:
+        assert set(options["basis"]) == {"kind", *keyword_only(BASES[options["basis"]["kind"]])}
+
+
+def keyword_only(factory: type) -> list[str]:
+    parameters = inspect.signature(factory).parameters.values()
+    return [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,12 @@ def test_open_widths_hold_eight_square_d_model() -> None:
 
 
 def test_a_single_kind_stays_a_single_kind() -> None:
-    assert resolve_feed_forward(ModelSettings()).feed_forward == {"kind": "kan", "hidden": 64}
+    assert resolve_feed_forward(ModelSettings()).feed_forward == {
+        "kind": "kan",
+        "hidden": 64,
+        "base": "silu",
+        "basis": {"kind": "bspline", "grid_size": 6, "degree": 1, "grid_range": [-3.0, 3.0]},
+    }
 
 
 def test_too_small_a_target_is_refused() -> None:
