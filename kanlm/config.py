@@ -393,9 +393,10 @@ def merge(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
     """Lay `upper` over `lower`. Lists, and sections that change their kind, are replaced."""
     from omegaconf import OmegaConf
 
-    lower, upper = _expand_kinds(dict(lower)), _expand_kinds(dict(upper))
-    _forget_other_kinds(lower, upper)
-    merged = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(lower), upper))
+    below: dict[str, Any] = _expand_kinds(dict(lower))
+    above: dict[str, Any] = _expand_kinds(dict(upper))
+    _forget_other_kinds(below, above)
+    merged = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(below), above))
     assert isinstance(merged, dict)
     return {str(key): value for key, value in merged.items()}
 

@@ -4,7 +4,7 @@ Costs are read off modules built on the meta device, so that no formula is state
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -95,25 +95,27 @@ def resolve_feed_forward(settings: ModelSettings) -> ModelSettings:
 
 def twin(
     settings: ModelSettings,
-    feed_forward: Mapping[str, Any],
+    feed_forward: Mapping[str, Any] | Sequence[Mapping[str, Any]],
     match: Literal["parameters", "flops"] = "parameters",
 ) -> ModelSettings:
-    """Give `settings` another kind in all layers, as costly in total as its own kinds.
+    """Give `settings` other kinds, as costly in total as its own.
 
-    The width is solved, whatever `feed_forward` says of it, so that the sum over layers
-    matches to 1% or one unit of width.
+    Each layer gets an equal share, so that the sum over layers matches to 1% or one unit
+    of width a layer. Widths are solved, whatever `feed_forward` says of them.
+
+    Arguments:
+        feed_forward: one kind with its options for all layers, or one a layer.
 
     Raises:
         ValueError: no width matches.
     """
     layers = resolve_feed_forward(settings).feed_forward_by_layer
     total = sum(feed_forward_cost(spec, settings.d_model, match) for spec in layers)
-    share = round(total / settings.n_layers)
-    hidden = solve_hidden(
-        feed_forward,
-        settings.d_model,
-        parameters=share if match == "parameters" else None,
-        flops=share if match == "flops" else None,
-    )
-    completed = {**complete_feed_forward(feed_forward), "hidden": hidden}
-    return dataclasses.replace(settings, feed_forward=completed)
+    share = {match: round(total / settings.n_layers)}
+
+    def solved(spec: Mapping[str, Any]) -> dict[str, Any]:
+        return {**spec, "hidden": solve_hidden(spec, settings.d_model, **share)}
+
+    several = not isinstance(feed_forward, Mapping)
+    kinds: Any = [solved(spec) for spec in feed_forward] if several else solved(feed_forward)
+    return dataclasses.replace(settings, feed_forward=kinds)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from kanlm.config import Config, DataSettings, check_options
-from kanlm.data.sources import SOURCES
+from kanlm.data.sources import check_source
 from kanlm.errors import UserError, nearest
 from kanlm.kan.bases import BASES
 from kanlm.model import KanLMConfig, KanLMForCausalLM
@@ -79,19 +79,11 @@ def _resolve_basis(spec: Mapping[str, Any], setting: str) -> dict[str, Any]:
 
 
 def _resolve_data(data: DataSettings, setting: str) -> DataSettings:
-    return replace(
-        data,
-        sources=[
-            _resolve_source(spec, f"{setting}.sources.{i}") for i, spec in enumerate(data.sources)
-        ],
-    )
-
-
-def _resolve_source(spec: Mapping[str, Any], setting: str) -> dict[str, Any]:
-    spec = dict(spec)
-    kind = _registered(SOURCES, spec.pop("kind", None), f"{setting}.kind")
-    weight = spec.pop("weight", 1.0)
-    return {"kind": kind, "weight": weight, **check_options(SOURCES[kind], spec, setting)}
+    sources = [
+        check_source(spec, data.root, f"{setting}.sources.{i}")
+        for i, spec in enumerate(data.sources)
+    ]
+    return replace(data, sources=sources)
 
 
 def _registered(registry: Mapping[str, Any], kind: Any, setting: str) -> str:

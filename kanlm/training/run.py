@@ -7,9 +7,10 @@
 5. Evaluate every domain and save `model/`.
 """
 
+import os
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -63,11 +64,11 @@ def run(config: Config) -> Outcome | None:
     """
     folder = Path(config.output_dir)
     claim(folder, config)
-    precision = "bf16" if config.training.precision == "bf16" else "no"
-    accelerator = Accelerator(mixed_precision=precision)
+    accelerator = _accelerator(config)
     with accelerator.main_process_first():
-        tokenizer = _tokenizer(config)
-        corpora = [open_corpus(d, tokenizer) for d in (config.data, *config.evaluation.domains)]
+        report = console.print if accelerator.is_main_process else _silent
+        tokenizer = _tokenizer(config, report)
+        corpora = [open_corpus(data, tokenizer, report=report) for data in _domains(config)]
     if accelerator.is_main_process:
         write_config(folder, config)
     model = _model(config, tokenizer)
@@ -123,9 +124,28 @@ def inherit(tree: Mapping[str, Any]) -> Config:
     return config
 
 
-def _tokenizer(config: Config) -> PreTrainedTokenizerFast:
+def _accelerator(config: Config) -> Accelerator:
+    # Without cpu=True, processes that torchrun starts on a CPU would each train alone.
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision="bf16" if config.training.precision == "bf16" else "no",
+    )
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != started:
+        raise UserError(
+            f"{started} processes were started and {accelerator.num_processes} joined: "
+            f"Accelerate does not share {accelerator.device.type} work between processes"
+        )
+    return accelerator
+
+
+def _silent(line: str) -> None:
+    """Take a line that the main process prints already."""
+
+
+def _tokenizer(config: Config, report: Callable[[str], None]) -> PreTrainedTokenizerFast:
     if config.initialize_from is None:
-        return open_tokenizer(config.tokenizer, config.data)
+        return open_tokenizer(config.tokenizer, config.data, report=report)
     return AutoTokenizer.from_pretrained(Path(config.initialize_from) / "model")
 
 

@@ -73,7 +73,9 @@ def test_another_architecture_is_refused_by_name(tmp_path):
     model, optimizer = trained()
     place = save(tmp_path, 1, model, optimizer)
     wider = Tied(width=5)
-    with pytest.raises(UserError, match=r"another architecture: scale is \(3,\) there and \(5,\) in"):
+    with pytest.raises(
+        UserError, match=r"another architecture: scale is \(3,\) there and \(5,\) in"
+    ):
         checkpoints.load_checkpoint(place, wider, build_optimizer(wider, OptimizerSettings()))
 
 

@@ -1,0 +1,172 @@
+"""The loop on a tiny model: what it computes, and that interruptions leave no trace."""
+
+import json
+import math
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from kanlm.config import Config, from_tree, merge, to_tree
+from kanlm.errors import Interrupted, UserError
+from kanlm.training import run as runs
+from kanlm.training.resolve import resolve
+from kanlm.training.trainer import Trainer
+
+
+def changed(config: Config, **parts) -> Config:
+    return resolve(from_tree(merge(to_tree(config), parts)))
+
+
+def weights(folder: str) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(Path(folder) / "model" / "model.safetensors")
+
+
+def metrics(folder: str) -> list[dict]:
+    lines = [json.loads(x) for x in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if "second" not in k} for line in lines]
+
+
+def assert_same_run(one: str, other: str) -> None:
+    assert metrics(one) == metrics(other)
+    theirs = weights(other)
+    for name, tensor in weights(one).items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+def test_the_loss_falls_below_the_entropy_of_single_bytes(config: Config):
+    longer = changed(config, training={"steps": 150}, optimizer={"learning_rate": 0.01})
+    outcome = runs.run(longer)
+    assert outcome is not None
+    text = (Path(config.data.sources[0]["path"])).read_text()
+    shares = [text.count(c) / len(text) for c in set(text)]
+    unigram = -sum(p * math.log2(p) for p in shares)
+    assert outcome.evaluations["words"].bits_per_byte < 0.75 * unigram
+
+
+def test_metrics_hold_every_line_that_was_asked_for(config: Config):
+    runs.run(config)
+    lines = metrics(config.output_dir)
+    steps = {
+        kind: [x["step"] for x in lines if x["kind"] == kind]
+        for kind in ("train", "validation", "sample")
+    }
+    assert steps == {"train": [3, 6, 9, 12], "validation": [5, 10, 12], "sample": [12]}
+    tokens = [x["tokens"] for x in lines if x["kind"] == "train"]
+    assert tokens == [3 * 4 * 16 * k for k in (1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize("stop", [1, 4, 7, 11])
+def test_a_signal_saves_and_the_same_command_goes_on_bit_for_bit(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+):
+    runs.run(config)
+    other = replace(config, output_dir=str(tmp_path / "other"))
+    step = Trainer.train_step
+
+    def interrupted(self: Trainer) -> None:
+        step(self)
+        if self.state.step == stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", interrupted)
+        with pytest.raises(Interrupted) as caught:
+            runs.run(other)
+    assert caught.value.exit_code == 128 + signal.SIGTERM
+    assert not (tmp_path / "other" / "model").exists()
+    runs.run(other)
+    assert_same_run(config.output_dir, other.output_dir)
+
+
+def test_a_crash_goes_on_from_the_last_checkpoint_bit_for_bit(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    runs.run(config)
+    other = replace(config, output_dir=str(tmp_path / "other"))
+    step = Trainer.train_step
+
+    def crashing(self: Trainer) -> None:
+        if self.state.step == 10:
+            raise ZeroDivisionError
+        step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", crashing)
+        with pytest.raises(ZeroDivisionError):
+            runs.run(other)
+    runs.run(other)
+    assert_same_run(config.output_dir, other.output_dir)
+
+
+def test_micro_batches_change_nothing_but_rounding(config: Config, tmp_path: Path):
+    exact = changed(config, model={"dropout": 0.0}, training={"precision": "fp64"})
+    split = changed(exact, output_dir=str(tmp_path / "micro"), training={"micro_batch_size": 1})
+    runs.run(exact)
+    runs.run(split)
+    for ours, theirs in zip(metrics(exact.output_dir), metrics(split.output_dir), strict=True):
+        if ours["kind"] == "train":
+            assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-10)
+
+
+def test_early_stopping_ends_and_keeps_the_best_model(config: Config):
+    # Without learning, the first validation stays the best: two more and it is over.
+    stopping = changed(
+        config,
+        optimizer={"learning_rate": 1e-30, "weight_decay": 0.0, "coefficients_weight_decay": 0.0},
+        training={"steps": 100, "evaluate_every": 2, "early_stopping_patience": 2},
+    )
+    outcome = runs.run(stopping)
+    assert outcome is not None
+    assert outcome.progress.step < 100
+    assert outcome.progress.stale_validations == 2
+    best = Path(stopping.output_dir) / "checkpoints" / "best" / "model.safetensors"
+    assert best.exists()
+
+
+def test_a_folder_of_other_settings_is_refused(config: Config):
+    runs.run(config)
+    with pytest.raises(UserError, match=r"optimizer\.learning_rate = 0\.006, not 0\.1"):
+        runs.run(changed(config, optimizer={"learning_rate": 0.1}))
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(config: Config, tmp_path: Path):
+    runs.run(config)
+    other = changed(config, output_dir=str(tmp_path / "o"), model={"feed_forward": "swiglu"})
+    (tmp_path / "o").mkdir()
+    (tmp_path / "run" / "checkpoints").rename(tmp_path / "o" / "checkpoints")
+    runs.write_config(tmp_path / "o", other)
+    with pytest.raises(UserError, match="another architecture"):
+        runs.run(other)
+
+
+def test_fine_tuning_starts_from_the_base_run(config: Config, tmp_path: Path):
+    runs.run(config)
+    tree = to_tree(config)
+    del tree["model"], tree["tokenizer"]
+    tuned = resolve(
+        runs.inherit(
+            {**tree, "initialize_from": config.output_dir, "output_dir": str(tmp_path / "ft")}
+        )
+    )
+    still = changed(
+        tuned,
+        optimizer={"learning_rate": 1e-30, "weight_decay": 0.0, "coefficients_weight_decay": 0.0},
+    )
+    runs.run(still)
+    base = weights(config.output_dir)
+    for name, tensor in weights(still.output_dir).items():
+        assert torch.equal(tensor, base[name]), name
+
+
+def test_fine_tuning_refuses_another_tokenizer(config: Config):
+    runs.run(config)
+    tree = {**to_tree(config), "initialize_from": config.output_dir}
+    tree["tokenizer"] = {"kind": "characters"}
+    with pytest.raises(UserError, match=r"tokenizer\.kind = characters differs from bytes"):
+        runs.inherit(tree)
