@@ -33,7 +33,7 @@ class Batches:
         seed: decides offsets, orders and the cycle of the mixture.
         batch_size: sequences in a global batch.
         context_length: tokens in a sequence.
-        attention_within_documents: give position_ids that restart at every document.
+        attention_within_documents: give position_ids as of `document_positions`.
 
     Raises:
         UserError: a source has not more training tokens than the context is long.
@@ -180,18 +180,20 @@ class Mixture:
 
 
 def document_positions(inputs: np.ndarray, end: int) -> np.ndarray:
-    """Count positions from 0 at the row's start and after every end of a document.
+    """Count positions from 0 at the row's start and at every end-of-document token.
+
+    As an input that token opens the next document, whose first token is predicted from it
+    alone: sampling starts a document in the same way.
 
     Args:
         inputs: (batch, context_length) token ids.
-        end: id of the end-of-document token, which belongs to the document it ends.
+        end: id of the end-of-document token.
 
     Returns:
         (batch, context_length) int64.
     """
     columns = np.arange(inputs.shape[1])
-    starts = np.zeros_like(inputs)
-    starts[:, 1:] = np.where(inputs[:, :-1] == end, columns[1:], 0)
+    starts = np.where(inputs == end, columns, 0)
     return columns - np.maximum.accumulate(starts, axis=1)
 
 

@@ -152,13 +152,13 @@ def test_an_epoch_of_a_corpus_has_every_token_of_every_source_by_weight(corpus):
 
 
 @given(st.lists(st.lists(st.integers(0, 2), min_size=7, max_size=7), min_size=1, max_size=3))
-def test_positions_restart_after_every_end_of_document(rows):
+def test_positions_restart_at_every_end_of_document(rows):
     expected = []
     for row in rows:
-        positions, position = [], 0
+        positions, position = [], -1
         for token in row:
-            positions.append(position)
             position = 0 if token == 2 else position + 1
+            positions.append(position)
         expected.append(positions)
     assert document_positions(np.array(rows), 2).tolist() == expected
 

@@ -71,7 +71,7 @@ def test_stride_and_batch_agree_with_the_model(corpus: Corpus) -> None:
 
 
 def test_attention_within_documents_sees_no_other_document(corpus: Corpus) -> None:
-    """A document's loss is that of the document alone, its first token read off the end before."""
+    """A document's loss is that of the document alone after one end-of-document token."""
     split, model = corpus.split("test"), make_model(corpus)
     result = evaluate(
         model,
@@ -81,19 +81,14 @@ def test_attention_within_documents_sees_no_other_document(corpus: Corpus) -> No
         batch_size=1,
         attention_within_documents=True,
     )
+    end = torch.tensor([end_of_document(corpus.tokenizer)])
     stops = np.cumsum(split.document_tokens)
-    before, last = (
-        torch.from_numpy(split.tokens(int(start), int(stop)))
-        for start, stop in zip(stops[-3:-1], stops[-2:], strict=True)
-    )
-    with torch.no_grad():
-        logits = model(input_ids=last[None]).logits[0, :-1]
-        # An end of a document belongs to the document that it ends.
-        first = model(input_ids=before[None]).logits[0, -1:]
-    alone = torch.nn.functional.cross_entropy(
-        torch.cat([first, logits]), last, reduction="sum"
-    ).item()
-    assert result.nats[-1] == pytest.approx(alone, rel=1e-12)
+    for index, (start, stop) in enumerate(zip([0, *stops], stops, strict=False)):
+        document = torch.from_numpy(split.tokens(int(start), int(stop)))
+        with torch.no_grad():
+            logits = model(input_ids=torch.cat([end, document[:-1]])[None]).logits[0]
+        alone = torch.nn.functional.cross_entropy(logits, document, reduction="sum").item()
+        assert result.nats[index] == pytest.approx(alone, rel=1e-12)
 
 
 def test_references_are_computed_once(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
