@@ -1,15 +1,19 @@
 """Sums of piecewise linear functions on a CPU, at about the cost of the matrix product.
 
-A function that is linear between knots t_0 < … < t_G, with slope s_k on cell k, is
+A function that is linear between knots t_0 < … < t_G is the sum of its values at the
+knots times hat functions, and a hat is a difference of two ramps, each one clamp:
 
-    f(x) = f(t_0) + Σ_k s_k (clamp(x, t_k, t_{k+1}) − t_k),
+    f(x) = Σ_b f(t_b) (u_{b−1}(x) − u_b(x)),   u_k(x) = (clamp(x, t_k, t_{k+1}) − t_k) / h_k
 
-where the outer cells reach to infinity. So the expansion of an input is one clamp a cell,
-and a layer of such functions is a sum over cells of clamp(x) @ s_k. Cell by cell, the
-expansion stays in cache and is never stored: backward clamps again.
+where u_{−1} = 1, u_G = 0, and the outer cells reach to infinity. A layer of such functions
+is a sum over knots of hat @ values. Knot by knot, the expansion stays in cache and is never
+stored: backward makes the hats again. Summing ramps times slopes would be a pass cheaper,
+but the gradient at a knot that no input is near would then be a rounding error in place of
+zero, which AdamW blows up to a full step.
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -40,12 +44,9 @@ class _Contract(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, knots: Tensor, values: Tensor) -> Tensor:
         ctx.save_for_backward(x, knots, values)
-        slopes = _slopes(knots, values)
-        y = (values[:, 0] - knots[:-1] @ slopes).sum(0).repeat(x.shape[0], 1)
-        clamped = torch.empty_like(x)
-        for k, (low, high) in enumerate(_cells(knots)):
-            torch.clamp(x, low, high, out=clamped)
-            y.addmm_(clamped, slopes[:, k])
+        y = x.new_zeros(x.shape[0], values.shape[-1])
+        for b, hat in enumerate(_hats(x, knots)):
+            y.addmm_(hat, values[:, b])
         return y
 
     @staticmethod
@@ -55,38 +56,37 @@ class _Contract(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         (dy,) = gradients
         x, knots, values = ctx.saved_tensors
-        slopes = _slopes(knots, values)
-        dx, dslopes = torch.zeros_like(x), torch.empty_like(slopes)
-        work = torch.empty_like(x)
+        dvalues = torch.empty_like(values)
+        for b, hat in enumerate(_hats(x, knots)):
+            torch.mm(hat.T, dy, out=dvalues[:, b])
+        slopes = values.diff(dim=1).div_(knots.diff().unsqueeze(-1))
+        dx, work = torch.zeros_like(x), torch.empty_like(x)
         # One step below a knot, so that the cell right of a knot owns it.
         owned = _cells(knots.nextafter(knots.new_tensor(-math.inf)))
-        for k, (low, high) in enumerate(_cells(knots)):
-            torch.clamp(x, low, high, out=work)
-            torch.mm(work.T, dy, out=dslopes[:, k])
+        for k, (_, high) in enumerate(_cells(knots)):
             torch.mm(dy, slopes[:, k].T, out=work)
             dx += _masked_(work, x, owned[k][0], high)
-        return dx, None, _values_gradient(knots, dslopes, dy.sum(0))
+        return dx, None, dvalues
+
+
+def _hats(x: Tensor, knots: Tensor) -> Iterator[Tensor]:
+    """Yield each hat function at x, (N, in), in a buffer that the next one reuses.
+
+    Where a hat is zero it is exactly so: both ramps are then 0, or both h_k / h_k = 1.
+    """
+    ends, widths = knots.tolist(), knots.diff().tolist()
+    before, ramp, hat = torch.empty_like(x), torch.empty_like(x), torch.empty_like(x)
+    for k, (low, high) in enumerate(_cells(knots)):
+        torch.clamp(x, low, high, out=ramp).sub_(ends[k]).div_(widths[k])
+        yield torch.neg(ramp, out=hat).add_(1) if k == 0 else torch.sub(before, ramp, out=hat)
+        before, ramp = ramp, before
+    yield before
 
 
 def _masked_(gradient: Tensor, x: Tensor, low: float, high: float) -> Tensor:
     """Zero the gradient where not low < x < high, in place."""
     masked = torch.ops.aten.hardtanh_backward.grad_input
     return masked(gradient, x, low, high, grad_input=gradient)
-
-
-def _slopes(knots: Tensor, values: Tensor) -> Tensor:
-    """(in, G + 1, out) → (in, G, out)."""
-    return values.diff(dim=1).div_(knots.diff().unsqueeze(-1))
-
-
-def _values_gradient(knots: Tensor, dslopes: Tensor, dconstant: Tensor) -> Tensor:
-    """From the gradients of slopes and of the constant Σ_i (v_i0 − Σ_k t_k s_ik) to v's."""
-    rise = dslopes.addcmul_(knots[:-1].unsqueeze(-1), dconstant, value=-1)
-    rise.div_(knots.diff().unsqueeze(-1))
-    dvalues = torch.nn.functional.pad(rise, (0, 0, 1, 0))
-    dvalues[:, :-1] -= rise
-    dvalues[:, 0] += dconstant
-    return dvalues
 
 
 def _cells(knots: Tensor) -> list[tuple[float, float]]:

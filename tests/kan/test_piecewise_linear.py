@@ -62,3 +62,15 @@ def test_differentiating_twice_is_refused_rather_than_wrong() -> None:
     (gradient,) = torch.autograd.grad(y, x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_knot_that_no_input_is_near_gets_no_gradient_at_all(dtype):
+    """A rounding error there would be a full step to AdamW."""
+    knots = torch.linspace(-3, 3, 7, dtype=dtype)
+    x = torch.rand(50, 8, dtype=dtype) * 0.9 + 0.05
+    values = torch.randn(8, 7, 5, dtype=dtype, requires_grad=True)
+    contract_piecewise_linear(x, knots, values).square().sum().backward()
+    assert values.grad is not None
+    touched = (values.grad != 0).any(dim=-1).any(dim=0)
+    assert touched.tolist() == [False, False, False, True, True, False, False]
