@@ -279,6 +279,8 @@ class Config:
     output_dir: str = "runs/default"
     #: Run folder whose model and tokenizer fine-tuning starts from.
     initialize_from: str | None = None
+    #: Cut model, batch and steps to next to nothing, to see that a config runs at all.
+    shrink: bool = False
     data: DataSettings = field(default_factory=DataSettings)
     tokenizer: TokenizerSettings = field(
         default_factory=lambda: TokenizerSettings(kind="bpe", vocab_size=2048)

@@ -28,6 +28,8 @@ def resolve(config: Config) -> Config:
     Raises:
         UserError: an unknown kind or option, or a model that cannot be built.
     """
+    if config.shrink:
+        config = _shrunk(config)
     return replace(
         config,
         model=resolve_model(config.model),
@@ -40,6 +42,37 @@ def resolve(config: Config) -> Config:
             ],
         ),
     )
+
+
+def _shrunk(config: Config) -> Config:
+    """The same experiment at a size that runs in seconds; a second time changes nothing."""
+    model = config.model
+    if isinstance(model.feed_forward, list):
+        kinds: Any = [_width_open(model.feed_forward[i]) for i in (0, -1)]
+    else:
+        kinds = _width_open(model.feed_forward)
+    return replace(
+        config,
+        model=replace(
+            model,
+            d_model=16,
+            n_layers=2,
+            n_heads=2,
+            n_kv_heads=None if model.n_kv_heads is None else 1,
+            context_length=32,
+            feed_forward=kinds,
+        ),
+        training=replace(
+            config.training, steps=2, batch_size=2, micro_batch_size=None, evaluate_every=2
+        ),
+        schedule=replace(config.schedule, warmup_steps=min(config.schedule.warmup_steps, 1)),
+        evaluation=replace(config.evaluation, stride=None, batch_size=256),
+        generation=replace(config.generation, max_new_tokens=8),
+    )
+
+
+def _width_open(spec: Mapping[str, Any]) -> dict[str, Any]:
+    return {**spec, "hidden": None}
 
 
 def resolve_model(settings: ModelSettings) -> ModelSettings:
