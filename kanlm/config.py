@@ -16,7 +16,8 @@ the keyword arguments of their classes, are checked by `check_options`.
 import dataclasses
 import inspect
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -26,6 +27,8 @@ from kanlm.model.settings import ModelSettings
 
 #: Sections for which a bare word stands for `{kind: word}`.
 KIND_SECTIONS = ("tokenizer", "schedule", "feed_forward", "basis", "sources")
+#: Seeds there are: numpy's generators take no more than 32 bits.
+SEEDS = 2**32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +160,7 @@ class OptimizerSettings:
     def __post_init__(self) -> None:
         _positive(self, "learning_rate", "coefficients_learning_rate_ratio", "epsilon")
         for name in ("weight_decay", "coefficients_weight_decay"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} = {getattr(self, name)}: expected 0 or more")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas = {list(self.betas)}: expected each 0 ≤ beta < 1")
@@ -262,6 +265,8 @@ class StudySettings:
                 raise ValueError(f"arm {name!r}: expected a name fit for a folder")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds = {self.seeds}: expected at least one, none twice")
+        if not all(0 <= seed < SEEDS for seed in self.seeds):
+            raise ValueError(f"seeds = {self.seeds}: expected each 0 ≤ seed < 2**32")
         for name in self.arm_grids:
             if name not in self.arms:
                 raise ValueError(f"arm_grids names '{name}'{nearest(name, self.arms)}")
@@ -295,6 +300,8 @@ class Config:
     study: StudySettings | None = None
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed < SEEDS:
+            raise ValueError(f"seed = {self.seed}: expected 0 ≤ seed < 2**32")
         stride, context = self.evaluation.stride, self.model.context_length
         if stride is not None and stride > context:
             raise ValueError(
@@ -317,7 +324,7 @@ def _positive(settings: Any, *names: str) -> None:
     """Raise ValueError unless each named setting is null or above 0."""
     for name in names:
         value = getattr(settings, name)
-        if value is not None and value <= 0:
+        if value is not None and not 0 < value < math.inf:
             raise ValueError(f"{name} = {value}: expected a positive number")
 
 
@@ -426,7 +433,7 @@ def _read_file(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _expand_kinds(tree: Any) -> Any:
-    """Turn the bare words of KIND_SECTIONS into `{kind: word}`, all the way down."""
+    """Turn the bare words of KIND_SECTIONS into `{kind: word}`, and on and off back, all down."""
     if isinstance(tree, list):
         return [_expand_kinds(item) for item in tree]
     if not isinstance(tree, dict):
@@ -437,6 +444,9 @@ def _expand_kinds(tree: Any) -> Any:
             value = {"kind": value} if key != "sources" else [{"kind": value}]
         elif key in KIND_SECTIONS and isinstance(value, list):
             value = [{"kind": item} if isinstance(item, str) else item for item in value]
+        elif key == "compile" and isinstance(value, bool):
+            # YAML 1.1 reads the words on and off as booleans.
+            value = "on" if value else "off"
         expanded[key] = _expand_kinds(value)
     return expanded
 
@@ -456,11 +466,14 @@ def _forget_other_kinds(lower: dict[str, Any], upper: Mapping[str, Any]) -> None
 # Checking
 
 
-def check_options(factory: Any, options: Mapping[str, Any], setting: str) -> dict[str, Any]:
+def check_options(
+    factory: Any, options: Mapping[str, Any], setting: str, beside: Sequence[str] = ()
+) -> dict[str, Any]:
     """Check options against the keyword-only arguments of a class, filling in defaults.
 
     This is how a feed-forward kind, a basis or a source brings its own typed options:
-    they are whatever its constructor takes after `*`.
+    they are whatever its constructor takes after `*`. Names in `beside` may stand in the
+    same section, but are not the class's own: they are only suggested.
 
     Raises:
         UserError: an option is unknown, missing or of a wrong type; `setting` names where.
@@ -480,35 +493,54 @@ def check_options(factory: Any, options: Mapping[str, Any], setting: str) -> dic
             fields.append((parameter.name, kind, field(default_factory=lambda d=default: d)))
     schema = dataclasses.make_dataclass("Options", fields, kw_only=True)
     schema.__pydantic_config__ = {"extra": "forbid", "arbitrary_types_allowed": True}
-    checked = _check(schema, options, setting)
+    checked = _check(schema, options, setting, beside)
     return json.loads(json.dumps(dataclasses.asdict(checked)))
 
 
-def _check(schema: Any, tree: Mapping[str, Any], setting: str) -> Any:
+def _check(schema: Any, tree: Mapping[str, Any], setting: str, beside: Sequence[str] = ()) -> Any:
     from pydantic import TypeAdapter, ValidationError
 
     try:
         # JSON mode is strict about types and still reads a list as a tuple.
         return TypeAdapter(schema).validate_json(json.dumps(tree), strict=True)
     except ValidationError as error:
-        raise UserError(_explain(error.errors(include_url=False)[0], schema, setting)) from None
+        problems = error.errors(include_url=False)
+        # A misspelt name is often the cause of a missing one.
+        unknown = (p for p in problems if p["type"] == "unexpected_keyword_argument")
+        problem = next(unknown, problems[0])
+        raise UserError(_explain(problem, tree, schema, setting, beside)) from None
     except TypeError as error:
         raise UserError(f"{setting or 'config'}: {error}") from None
 
 
-def _explain(problem: Any, schema: Any, setting: str) -> str:
+def _explain(problem: Any, tree: Any, schema: Any, setting: str, beside: Sequence[str]) -> str:
     """Put pydantic's first problem into one line: setting, value, what was expected."""
-    location = [str(part) for part in problem["loc"]]
+    missing = problem["type"].startswith("missing")
+    location = _location(problem["loc"], tree, missing)
     path = ".".join([setting, *location] if setting else location)
     if problem["type"] == "unexpected_keyword_argument":
-        return f"unknown setting '{path}'{nearest(location[-1], _known_keys(schema, location))}"
-    if problem["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
+        known = [*_known_keys(schema, location), *beside]
+        return f"unknown setting '{path}'{nearest(location[-1], known)}"
+    if missing:
         return f"setting '{path}' is missing"
     if problem["type"] == "value_error":
         return f"{path}: {problem['ctx']['error']}" if path else str(problem["ctx"]["error"])
     return (
         f"{path} = {json.dumps(problem['input'])}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
     )
+
+
+def _location(parts: Sequence[str | int], tree: Any, missing: bool) -> list[str]:
+    """Those parts of pydantic's location that are in the tree; it adds the names of types."""
+    location = []
+    for part in parts:
+        try:
+            tree = tree[part]
+        except (KeyError, IndexError, TypeError):
+            if not (missing and part == parts[-1]):
+                continue
+        location.append(str(part))
+    return location
 
 
 def _known_keys(schema: Any, location: list[str]) -> list[str]:
@@ -524,4 +556,7 @@ def _known_keys(schema: Any, location: list[str]) -> list[str]:
 
 
 def _first_line(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    if mark is not None:
+        return f"{getattr(error, 'problem', None)} in line {mark.line + 1}"
     return (str(error).strip() or type(error).__name__).splitlines()[0]

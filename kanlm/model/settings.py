@@ -5,6 +5,7 @@ into transformers' `config.json`. The options of a feed-forward kind are not her
 they are the keyword arguments of its class in `feed_forward.py`.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -42,6 +43,9 @@ class ModelSettings:
     def __post_init__(self) -> None:
         for name in ("d_model", "n_layers", "n_heads", "context_length"):
             if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: expected a positive number")
+        for name in ("rope_theta", "norm_epsilon"):
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} = {getattr(self, name)}: expected a positive number")
         if self.vocab_size is not None and self.vocab_size < 2:
             raise ValueError(f"vocab_size = {self.vocab_size}: expected at least 2")

@@ -99,7 +99,7 @@ def _resolve_feed_forward(spec: Mapping[str, Any], setting: str) -> dict[str, An
     hidden = spec.pop("hidden", None)
     if hidden is not None and (isinstance(hidden, bool) or not isinstance(hidden, int)):
         raise UserError(f"{setting}.hidden = {hidden!r}: expected a whole number or null")
-    options = check_options(FEED_FORWARDS[kind], spec, setting)
+    options = check_options(FEED_FORWARDS[kind], spec, setting, beside=("kind", "hidden"))
     if "basis" in options:
         options["basis"] = _resolve_basis(options["basis"], f"{setting}.basis")
     return {"kind": kind, "hidden": hidden, **options}
@@ -108,7 +108,7 @@ def _resolve_feed_forward(spec: Mapping[str, Any], setting: str) -> dict[str, An
 def _resolve_basis(spec: Mapping[str, Any], setting: str) -> dict[str, Any]:
     spec = {"kind": "bspline", **spec}
     kind = _registered(BASES, spec.pop("kind"), f"{setting}.kind")
-    return {"kind": kind, **check_options(BASES[kind], spec, setting)}
+    return {"kind": kind, **check_options(BASES[kind], spec, setting, beside=("kind",))}
 
 
 def _resolve_data(data: DataSettings, setting: str) -> DataSettings:

@@ -58,7 +58,7 @@ def check_source(
             raise UserError(f"{setting}: '{kind}' {advice}")
         raise UserError(f"{setting}: unknown kind '{kind}'{nearest(str(kind), SOURCES)}")
     weight = spec.get("weight", 1.0)
-    checked = check_options(SOURCES[kind], options, f"{setting}.{kind}")
+    checked = check_options(SOURCES[kind], options, f"{setting}.{kind}", beside=("kind", "weight"))
     return {"kind": kind, "weight": weight, **checked}
 
 
