@@ -9,6 +9,7 @@ from kanlm.experiments import provenance
 from kanlm.experiments.results import Place, Record, derive, write_results
 from kanlm.reporting.page import write_report
 from kanlm.training.folder import claim, is_finished
+from kanlm.training.resolve import resolve
 from kanlm.training.run import Outcome, run
 
 
@@ -17,6 +18,7 @@ def train(config: Config) -> Path | None:
 
     A finished run is left as it is. Returns the folder on the main process, else None.
     """
+    config = resolve(config)
     folder = Path(config.output_dir)
     claim(folder, config)
     if not is_finished(folder):
