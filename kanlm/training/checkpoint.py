@@ -22,6 +22,7 @@ from torch import nn
 
 from kanlm.errors import UserError
 from kanlm.files import replacing, write_text
+from kanlm.model import KanLMConfig, KanLMForCausalLM
 
 
 def save_checkpoint(
@@ -131,6 +132,26 @@ def load_weights(model: nn.Module, path: Path) -> None:
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
+
+
+def load_trained(run: Path, **settings: Any) -> KanLMForCausalLM:
+    """The model in a finished run's `model/`, with other `settings` such as dropout.
+
+    Raises:
+        UserError: the run is not finished, or its weights are not those of its model.
+    """
+    place = run / "model"
+    if not place.exists():
+        raise UserError(f"{run} has no model/ yet: finish that run first")
+    try:
+        kind = json.loads((place / "config.json").read_text()).get("model_type")
+        if kind != KanLMConfig.model_type:
+            raise UserError(f"{place} is of another architecture: model_type is {kind}")
+        model = KanLMForCausalLM(KanLMConfig.from_pretrained(place, **settings))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{place / 'config.json'} cannot be read: {error}") from None
+    load_weights(model, place / "model.safetensors")
+    return model
 
 
 def _optimizer_tensors(

@@ -31,11 +31,12 @@ from kanlm.evaluation.perplexity import Evaluation, evaluate
 from kanlm.files import replacing
 from kanlm.model import KanLMConfig, KanLMForCausalLM
 from kanlm.model.accounting import Accounting, account
+from kanlm.training.checkpoint import load_trained
 from kanlm.training.compilation import compile_model
 from kanlm.training.folder import claim, read_config_tree, write_config
 from kanlm.training.optimizer import build_optimizer
 from kanlm.training.sampling import sample_text
-from kanlm.training.tracking import console
+from kanlm.training.tracking import say
 from kanlm.training.trainer import Progress, Trainer, sum_over_processes
 
 
@@ -66,13 +67,14 @@ def run(config: Config) -> Outcome | None:
     claim(folder, config)
     accelerator = _accelerator(config)
     with accelerator.main_process_first():
-        report = console.print if accelerator.is_main_process else _silent
+        report = say if accelerator.is_main_process else _silent
         tokenizer = _tokenizer(config, report)
         corpora = [open_corpus(data, tokenizer, report=report) for data in _domains(config)]
-    if accelerator.is_main_process:
-        write_config(folder, config)
     model = _model(config, tokenizer)
     trainer = _trainer(config, accelerator, model, tokenizer, corpora, folder)
+    # Nothing is wrong with the settings: the folder becomes this run's.
+    if accelerator.is_main_process:
+        write_config(folder, config)
     trainer.train()
 
     evaluations = {
@@ -151,10 +153,7 @@ def _tokenizer(config: Config, report: Callable[[str], None]) -> PreTrainedToken
 
 def _model(config: Config, tokenizer: PreTrainedTokenizerFast) -> KanLMForCausalLM:
     if config.initialize_from is not None:
-        place = Path(config.initialize_from) / "model"
-        if not place.exists():
-            raise UserError(f"{config.initialize_from} has no model/ yet: finish that run first")
-        model = KanLMForCausalLM.from_pretrained(place, dropout=config.model.dropout)
+        model = load_trained(Path(config.initialize_from), dropout=config.model.dropout)
     else:
         size = config.model.vocab_size or len(tokenizer)
         if size < len(tokenizer):
@@ -179,7 +178,7 @@ def _trainer(
     optimizer = build_optimizer(model, config.optimizer)
     compiled = compile_model(model, config.training.compile, accelerator)
     if accelerator.is_main_process:
-        console.print(_introduction(config, model, corpora[0], compiled), markup=False)
+        say(_introduction(config, model, corpora[0], compiled))
     train = corpora[0].split("train")
     # Dropout differs between processes and is the same in a resumed run.
     torch.manual_seed(config.seed + 1000003 * (1 + accelerator.process_index))

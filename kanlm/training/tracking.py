@@ -15,9 +15,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from kanlm.config import Config, to_tree
+from kanlm.files import cannot_write, write_text
 
-#: Printed by the main process alone; other ranks' consoles are quiet.
 console = Console(highlight=False)
+
+
+def say(text: str) -> None:
+    """Print a line, above the progress bar where there is one, for the terminal to wrap."""
+    console.print(text, markup=False, soft_wrap=True)
 
 
 class Tracker:
@@ -55,8 +60,9 @@ class Tracker:
             return self
         path = self.folder / "metrics.jsonl"
         keep = _lines_up_to(path, self.step) if self.step else []
-        path.write_text("".join(keep))
-        self.file = path.open("a")
+        write_text(path, "".join(keep))
+        # Unbuffered, so that nothing is left to be written where writing failed.
+        self.file = path.open("ab", buffering=0)
         if self.config.tracking.wandb != "disabled":
             self._start_wandb()
         self.progress.start()
@@ -88,11 +94,17 @@ class Tracker:
             kind: `train`, `validation` or `sample`.
             step: updates done.
             values: numbers and strings; a `domain` becomes part of the wandb names.
+
+        Raises:
+            UserError: the disk is full.
         """
         if not self.main:
             return
-        self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-        self.file.flush()
+        line = json.dumps({"kind": kind, "step": step, **values}) + "\n"
+        try:
+            self.file.write(line.encode())
+        except OSError as error:
+            raise cannot_write(Path(self.file.name), error) from None
         if self.wandb_run is not None:
             prefix = "/".join([kind, *([values["domain"]] if "domain" in values else [])])
             numbers = {f"{prefix}/{key}": v for key, v in values.items() if key != "domain"}
@@ -106,7 +118,7 @@ class Tracker:
     def note(self, text: str) -> None:
         """Print a line above the progress bar."""
         if self.main:
-            self.progress.console.print(text, markup=False)
+            say(text)
 
     def _start_wandb(self) -> None:
         os.environ.setdefault("WANDB_SILENT", "true")
