@@ -302,7 +302,10 @@ def rich_table(table: Table) -> RichTable:
     rich = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for index, column in enumerate(table.columns):
         justify = "left" if table.is_text(index) else "right"
-        rich.add_column(column, justify=justify, vertical="bottom", overflow="fold")
+        # The first column names the rows: a broken name can be neither read nor copied.
+        rich.add_column(
+            column, justify=justify, vertical="bottom", overflow="fold", no_wrap=index == 0
+        )
     for number, row in enumerate(table.rows, start=1):
         rich.add_row(*row, end_section=number in table.rules)
     return rich
