@@ -2,15 +2,17 @@
 
 Nothing heavy is imported until a verb runs, so that `--help` answers at once. A
 `UserError` becomes one line on standard error and exit code 2; an interruption that was
-saved exits with 128 plus the signal's number.
+saved exits with 128 plus the signal's number. Options, files and overrides may come in
+any order.
 """
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from kanlm.errors import Interrupted, UserError
 
@@ -19,7 +21,7 @@ _OVERRIDES = "section.key=value"
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line, call the verb, and exit with its code."""
-    parsed = _parser().parse_args(arguments)
+    parsed = _parse(arguments)
     # Every line that kanlm prints is its own: no bars of libraries between them.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -31,10 +33,39 @@ def main(arguments: list[str] | None = None) -> None:
     except Interrupted as stop:
         print(f"kanlm: {stop}", file=sys.stderr)
         sys.exit(stop.exit_code)
+    except KeyboardInterrupt:
+        print("kanlm: stopped; the same command goes on from what was saved last", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Parse, and sort what argparse leaves over behind options into `paths` and `overrides`.
+
+    An override holds an equals sign, and a path may, if it exists.
+    """
+    parser = _parser()
+    parsed, left_over = parser.parse_known_args(arguments)
+    for word in left_over:
+        if word.startswith("-"):
+            parser.error(f"unrecognized argument {word}")
+    words = [*parsed.paths, *parsed.overrides, *left_over]
+    parsed.paths = [Path(word) for word in words if "=" not in word or Path(word).exists()]
+    parsed.overrides = [word for word in words if Path(word) not in parsed.paths]
+    if not parsed.paths or (len(parsed.paths) > 1 and not parsed.several):
+        found = " ".join(map(str, parsed.paths)) or "none"
+        parser.error(f"expected {'at least ' if parsed.several else ''}one path, found {found}")
+    return parsed
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="kanlm",
         description="Train language models with Kolmogorov-Arnold feed-forward blocks, "
         "fine-tune them on new domains, and compare them with MLP twins of the same size.",
@@ -50,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument(
             "--dry-run", action="store_true", help="print every arm's accounting and stop"
         )
-    evaluate = _add_run_verb(verbs, "evaluate", _evaluate, "measure runs on held-out text", "+")
+    evaluate = _add_run_verb(verbs, "evaluate", _evaluate, "measure runs on held-out text", True)
     evaluate.add_argument(
         "--data",
         metavar="SOURCE",
@@ -58,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         "default: the held-out text of each run's own domain",
     )
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    _add_run_verb(verbs, "generate", _generate, "continue a prompt", 1)
+    _add_run_verb(verbs, "generate", _generate, "continue a prompt", False)
     data = verbs.add_parser("data", help="look at or prepare the text of a config")
     actions = data.add_subparsers(required=True, metavar="ACTION")
     _add_config_verb(actions, "describe", _describe, "show what a config would train on")
@@ -70,29 +101,34 @@ def _add_config_verb(
     verbs: Any, name: str, call: Callable[[argparse.Namespace], None], text: str
 ) -> argparse.ArgumentParser:
     verb = verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-    verb.add_argument("config", metavar="CONFIG", help="a YAML file")
-    verb.add_argument(
-        "overrides", nargs="*", metavar=_OVERRIDES, help="settings laid over the file's"
-    )
-    verb.add_argument(
-        "--print-config", action="store_true", help="print every resolved setting and stop"
-    )
-    verb.set_defaults(call=call)
-    return verb
+    verb.add_argument("paths", nargs=1, metavar="CONFIG", help="a YAML file")
+    return _complete(verb, call, "the file", several=False)
 
 
 def _add_run_verb(
-    verbs: Any, name: str, call: Callable[[argparse.Namespace], None], text: str, count: Any
+    verbs: Any, name: str, call: Callable[[argparse.Namespace], None], text: str, several: bool
 ) -> argparse.ArgumentParser:
     verb = verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-    verb.add_argument("runs", nargs=count, metavar="RUN", help="a run's folder")
+    count = "+" if several else 1
+    verb.add_argument("paths", nargs=count, metavar="RUN", help="a run's folder")
+    return _complete(verb, call, "the run", several=several)
+
+
+def _complete(
+    verb: argparse.ArgumentParser,
+    call: Callable[[argparse.Namespace], None],
+    below: str,
+    *,
+    several: bool,
+) -> argparse.ArgumentParser:
+    """Add what all verbs have."""
     verb.add_argument(
-        "overrides", nargs="*", metavar=_OVERRIDES, help="settings laid over the run's"
+        "overrides", nargs="*", metavar=_OVERRIDES, help=f"settings laid over {below}'s"
     )
     verb.add_argument(
         "--print-config", action="store_true", help="print every resolved setting and stop"
     )
-    verb.set_defaults(call=call)
+    verb.set_defaults(call=call, several=several)
     return verb
 
 
@@ -115,7 +151,7 @@ def _finetune(arguments: argparse.Namespace) -> None:
     from kanlm.experiments.single import train
     from kanlm.training.run import inherit
 
-    tree = configs.read_tree(arguments.config, arguments.overrides)
+    tree = configs.read_tree(arguments.paths[0], arguments.overrides)
     config = _resolved(inherit(tree), arguments)
     if config is not None:
         _finish(train(config))
@@ -149,19 +185,15 @@ def _continual(arguments: argparse.Namespace) -> None:
 def _evaluate(arguments: argparse.Namespace) -> None:
     from kanlm.experiments.evaluate import evaluate_runs
 
-    runs, overrides = _split(arguments)
-    if _print_run_config(arguments, runs, overrides):
-        return
-    evaluate_runs(runs, arguments.data, overrides, as_json=arguments.json)
+    if not _print_run_configs(arguments):
+        evaluate_runs(arguments.paths, arguments.data, arguments.overrides, as_json=arguments.json)
 
 
 def _generate(arguments: argparse.Namespace) -> None:
     from kanlm.experiments.generate import generate
 
-    runs, overrides = _split(arguments)
-    if _print_run_config(arguments, runs, overrides):
-        return
-    print(generate(runs[0], overrides))
+    if not _print_run_configs(arguments):
+        print(generate(arguments.paths[0], arguments.overrides))
 
 
 def _describe(arguments: argparse.Namespace) -> None:
@@ -192,7 +224,7 @@ def _load(arguments: argparse.Namespace) -> Any:
     """The resolved configuration, or None where it was only to be printed."""
     from kanlm import config as configs
 
-    return _resolved(configs.load(arguments.config, arguments.overrides), arguments)
+    return _resolved(configs.load(arguments.paths[0], arguments.overrides), arguments)
 
 
 def _resolved(config: Any, arguments: argparse.Namespace) -> Any:
@@ -206,22 +238,16 @@ def _resolved(config: Any, arguments: argparse.Namespace) -> Any:
     return config
 
 
-def _split(arguments: argparse.Namespace) -> tuple[list[Path], list[str]]:
-    """Tell run folders from overrides, which hold an equals sign."""
-    words = [*arguments.runs, *arguments.overrides]
-    runs = [Path(word) for word in words if "=" not in word]
-    return runs, [word for word in words if "=" in word]
-
-
-def _print_run_config(
-    arguments: argparse.Namespace, runs: list[Path], overrides: list[str]
-) -> bool:
+def _print_run_configs(arguments: argparse.Namespace) -> bool:
+    """Print the runs' settings, a YAML document each, if that is asked for."""
     from kanlm import config as configs
     from kanlm.training.folder import load_config
 
     if arguments.print_config:
-        for run in runs:
-            print(configs.to_yaml(load_config(run, overrides)), end="")
+        documents = [
+            configs.to_yaml(load_config(run, arguments.overrides)) for run in arguments.paths
+        ]
+        print("---\n".join(documents), end="")
     return arguments.print_config
 
 

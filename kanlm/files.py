@@ -7,7 +7,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -37,9 +37,7 @@ def replacing(target: Path) -> Iterator[Path]:
         _flush(target.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(draft, ignore_errors=True)
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-        reason = "no space is left on the disk" if full else str(error)
-        raise UserError(f"{target} cannot be written: {reason}") from None
+        raise cannot_write(target, error) from None
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
@@ -58,8 +56,18 @@ def write_text(path: Path, text: str) -> None:
         _flush(draft)
         draft.replace(path)
     except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+        with suppress(OSError):
+            draft.unlink()
+        raise cannot_write(path, error) from None
+
+
+def cannot_write(path: Path, error: Exception) -> UserError:
+    """Say in a line why a file or folder cannot be written."""
+    full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+    reason = getattr(error, "strerror", None) or str(error)
+    return UserError(
+        f"{path} cannot be written: {'no space is left on the disk' if full else reason}"
+    )
 
 
 def _flush(path: Path) -> None:

@@ -178,7 +178,9 @@ def disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        # numpy gives no number where the disk fills up in the middle of an array.
+        cut_short = error.errno is None and "requested and" in str(error)
+        if cut_short or error.errno in (errno.ENOSPC, errno.EDQUOT):
             advice = "free some, or set data.cache_dir; what is finished is kept"
             raise UserError(f"{folder}: no space is left on the disk; {advice}") from None
         denied = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)

@@ -21,8 +21,8 @@ from kanlm.evaluation.perplexity import Evaluation, evaluate
 from kanlm.evaluation.references import cached_references
 from kanlm.experiments.provenance import collect
 from kanlm.experiments.results import Place, Record, derive
-from kanlm.model import KanLMForCausalLM
 from kanlm.reporting.table import print_table, quality_table
+from kanlm.training.checkpoint import load_trained
 from kanlm.training.folder import load_config
 from kanlm.training.resolve import resolve
 
@@ -93,13 +93,12 @@ def _data(config: Config, default: DataSettings, source: str | None) -> DataSett
 
 
 def _evaluate(run: Path, config: Config, data: DataSettings) -> tuple[Evaluation, Corpus]:
-    if not (run / "model").exists():
-        raise UserError(f"{run} has no model/ yet: finish that run first")
+    model = load_trained(run)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = AutoTokenizer.from_pretrained(run / "model")
     corpus = open_corpus(data, tokenizer)
     evaluation = evaluate(
-        KanLMForCausalLM.from_pretrained(run / "model").to(device),  # pyright: ignore
+        model.to(device),  # pyright: ignore
         corpus.split(config.evaluation.split),
         context_length=config.model.context_length,
         stride=config.evaluation.stride or config.model.context_length,

@@ -4,8 +4,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from kanlm.errors import UserError
-from kanlm.model import KanLMForCausalLM
+from kanlm.training.checkpoint import load_trained
 from kanlm.training.folder import load_config
 from kanlm.training.sampling import sample_text
 
@@ -17,8 +16,6 @@ def generate(run: Path, overrides: list[str]) -> str:
         UserError: no such run, or one that has not finished.
     """
     config = load_config(run, overrides)
-    if not (run / "model").exists():
-        raise UserError(f"{run} has no model/ yet: finish that run first")
-    model = KanLMForCausalLM.from_pretrained(run / "model").eval()
+    model = load_trained(run)
     tokenizer = AutoTokenizer.from_pretrained(run / "model")
     return sample_text(model, tokenizer, config.generation, config.seed)

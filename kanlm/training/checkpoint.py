@@ -134,15 +134,24 @@ def load_weights(model: nn.Module, path: Path) -> None:
             tensor.copy_(tensors[name])
 
 
+def model_folder(run: Path) -> Path:
+    """Where a finished run keeps its model and tokenizer.
+
+    Raises:
+        UserError: the run is not finished.
+    """
+    if not (run / "model").exists():
+        raise UserError(f"{run} has no model/ yet: finish that run first")
+    return run / "model"
+
+
 def load_trained(run: Path, **settings: Any) -> KanLMForCausalLM:
     """The model in a finished run's `model/`, with other `settings` such as dropout.
 
     Raises:
         UserError: the run is not finished, or its weights are not those of its model.
     """
-    place = run / "model"
-    if not place.exists():
-        raise UserError(f"{run} has no model/ yet: finish that run first")
+    place = model_folder(run)
     try:
         kind = json.loads((place / "config.json").read_text()).get("model_type")
         if kind != KanLMConfig.model_type:

@@ -31,7 +31,7 @@ from kanlm.evaluation.perplexity import Evaluation, evaluate
 from kanlm.files import replacing
 from kanlm.model import KanLMConfig, KanLMForCausalLM
 from kanlm.model.accounting import Accounting, account
-from kanlm.training.checkpoint import load_trained
+from kanlm.training.checkpoint import load_trained, model_folder
 from kanlm.training.compilation import compile_model
 from kanlm.training.folder import claim, read_config_tree, write_config
 from kanlm.training.optimizer import build_optimizer
@@ -148,7 +148,7 @@ def _silent(line: str) -> None:
 def _tokenizer(config: Config, report: Callable[[str], None]) -> PreTrainedTokenizerFast:
     if config.initialize_from is None:
         return open_tokenizer(config.tokenizer, config.data, report=report)
-    return AutoTokenizer.from_pretrained(Path(config.initialize_from) / "model")
+    return AutoTokenizer.from_pretrained(model_folder(Path(config.initialize_from)))
 
 
 def _model(config: Config, tokenizer: PreTrainedTokenizerFast) -> KanLMForCausalLM:

@@ -1,0 +1,563 @@
+"""The command line: what each verb does, and how each kind of bad input ends."""
+
+import errno
+import json
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from kanlm.cli import main
+from kanlm.config import from_tree, load, merge
+from kanlm.training import checkpoint as checkpoints
+from kanlm.training.resolve import resolve
+
+VERBS = [
+    ["pretrain"],
+    ["finetune"],
+    ["evaluate"],
+    ["compare"],
+    ["continual"],
+    ["generate"],
+    ["data"],
+    ["data", "describe"],
+    ["data", "prepare"],
+]
+
+
+@pytest.fixture
+def write(tmp_path: Path, make_tree) -> Callable[..., Path]:
+    """Writes the config of a tiny run with the given parts laid over it."""
+
+    def write(name: str = "config.yaml", **parts: Any) -> Path:
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump(make_tree(tmp_path, **parts)))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def runs(tmp_path: Path, finished_runs: Path) -> Path:
+    """A copy of the finished runs."""
+    return Path(shutil.copytree(finished_runs, tmp_path / "finished"))
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """Every file below a folder with its bytes, apart from the cache of prepared text."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+        if "cache" not in path.relative_to(folder).parts
+    }
+
+
+@pytest.fixture
+def refuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Calls the command, which must end with code 2 and one line, and leave nothing behind."""
+
+    def refuse(*words: str | Path) -> str:
+        before = contents(tmp_path)
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main([str(word) for word in words])
+        error = capsys.readouterr().err
+        assert caught.value.code == 2, error
+        assert error.startswith("kanlm")
+        assert error.count("\n") == 1, error
+        assert error.endswith("\n")
+        assert contents(tmp_path) == before
+        return error
+
+    return refuse
+
+
+def call(*words: str | Path) -> None:
+    main([str(word) for word in words])
+
+
+# Help and settings
+
+
+@pytest.mark.parametrize("verb", [[], *VERBS], ids=" ".join)
+def test_help_needs_no_torch_and_no_second(verb: list[str]):
+    program = (
+        "import sys, time; start = time.perf_counter(); from kanlm.cli import main\n"
+        f"try: main({[*verb, '--help']})\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'omegaconf', 'pydantic'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "print('seconds', time.perf_counter() - start)"
+    )
+    seconds = []
+    while len(seconds) < 5 and (not seconds or min(seconds) >= 1):
+        started = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-c", program], check=True, capture_output=True, text=True
+        )
+        seconds.append(time.perf_counter() - started)
+        assert done.stdout.startswith(f"usage: {' '.join(['kanlm', *verb])}")
+    assert min(seconds) < 1
+
+
+STUDY = {"arms": {"kan": {}, "gelu": {"model": {"feed_forward": "gelu"}}}}
+STAGES = [{"data": {"domain": "more"}}]
+
+
+@pytest.mark.parametrize(
+    ("verb", "study"),
+    [
+        (["pretrain"], None),
+        (["compare"], STUDY),
+        (["continual"], {**STUDY, "stages": STAGES}),
+        (["data", "describe"], None),
+        (["data", "prepare"], None),
+    ],
+    ids=str,
+)
+def test_printed_settings_load_as_the_resolved_config(verb, study, write, tmp_path, capsys):
+    path = write(study=study)
+    call(*verb, path, "--print-config", "seed=5")
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(capsys.readouterr().out)
+    assert load(printed) == resolve(load(path, ["seed=5"]))
+    assert not (tmp_path / "run").exists()
+
+
+def test_printed_settings_of_finetune_hold_what_it_inherits(write, runs, tmp_path, capsys):
+    path = tmp_path / "tune.yaml"
+    path.write_text(f"initialize_from: {runs / 'kan'}\noutput_dir: {tmp_path / 'tuned'}\n")
+    call("finetune", "--print-config", path, "training.steps=60")
+    config = from_tree(yaml.safe_load(capsys.readouterr().out))
+    assert config.model == load(runs / "kan" / "config.yaml").model
+    assert config.tokenizer.kind == "bytes"
+    assert config.training.steps == 60
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "generate"])
+def test_printed_settings_of_a_run_are_the_runs(verb, runs, capsys):
+    call(verb, runs / "kan", "--print-config", "evaluation.stride=4")
+    config = from_tree(yaml.safe_load(capsys.readouterr().out))
+    assert config == load(runs / "kan" / "config.yaml", ["evaluation.stride=4"])
+
+
+def test_printed_settings_of_several_runs_are_several_documents(runs, capsys):
+    call("evaluate", runs / "kan", runs / "gelu", "--print-config")
+    documents = yaml.safe_load_all(capsys.readouterr().out)
+    kinds = [from_tree(tree).model.feed_forward_by_layer[0]["kind"] for tree in documents]
+    assert kinds == ["kan", "gelu"]
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        ["CONFIG", "--print-config", "seed=3", "training.steps=40"],
+        ["CONFIG", "seed=3", "--print-config", "training.steps=40"],
+        ["--print-config", "seed=3", "CONFIG", "training.steps=40"],
+        ["seed=3", "training.steps=40", "CONFIG", "--print-config"],
+    ],
+    ids=" ".join,
+)
+def test_options_files_and_overrides_come_in_any_order(order, write, capsys):
+    path = str(write())
+    call("pretrain", *[path if word == "CONFIG" else word for word in order])
+    config = from_tree(yaml.safe_load(capsys.readouterr().out))
+    assert (config.seed, config.training.steps) == (3, 40)
+
+
+def test_a_path_may_hold_an_equals_sign(write, capsys):
+    call("pretrain", "seed=2", write("lr=3.yaml"), "--print-config")
+    assert from_tree(yaml.safe_load(capsys.readouterr().out)).seed == 2
+
+
+# What the verbs do
+
+
+def test_python_dash_m_is_the_same_door(write, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["kanlm", "pretrain", str(write()), "training.steps=4"])
+    runpy.run_module("kanlm", run_name="__main__")
+    printed = capsys.readouterr().out
+    for name in ("model", "results.json", "report.html"):
+        assert (tmp_path / "run" / name).exists()
+        assert str(tmp_path / "run" / name) in printed.splitlines()
+
+
+def test_a_finished_run_is_left_as_it_is(runs, capsys):
+    before = contents(runs)
+    call("pretrain", runs / "kan" / "config.yaml", f"output_dir={runs / 'kan'}")
+    after = contents(runs)
+    assert {k: v for k, v in after.items() if not k.endswith("report.html")} == {
+        k: v for k, v in before.items() if not k.endswith("report.html")
+    }
+
+
+def test_finetune_goes_on_from_a_run(write, runs, make_text, tmp_path):
+    (tmp_path / "more.txt").write_text(make_text(["def", "return", "(", ")", ":", "x", "y"]))
+    tree = yaml.safe_load(write().read_text())
+    del tree["model"], tree["tokenizer"]
+    source = [{"kind": "files", "path": str(tmp_path / "more.txt"), "separator": "\n\n\n"}]
+    tree = merge(tree, {"data": {"domain": "code", "sources": source}})
+    (tmp_path / "tune.yaml").write_text(yaml.safe_dump(tree))
+    call("finetune", tmp_path / "tune.yaml", f"initialize_from={runs / 'kan'}")
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["domains"] == ["code"]
+    assert load(tmp_path / "run" / "config.yaml").initialize_from == str(runs / "kan")
+
+
+def test_evaluate_puts_runs_side_by_side_as_they_measured_themselves(runs, capsys, monkeypatch):
+    call("evaluate", runs / "kan", "--json", runs / "gelu")
+    results = json.loads(capsys.readouterr().out)
+    assert list(results["arms"]) == [str(runs / "kan"), str(runs / "gelu")]
+    for name, arm in results["arms"].items():
+        (own,) = json.loads((Path(name) / "results.json").read_text())["arms"].values()
+        assert arm["bits_per_byte"] == own["bits_per_byte"]
+        assert arm["bits_per_byte_interval"] == own["bits_per_byte_interval"]
+        assert arm["parameters"] == own["parameters"]
+    (record, other) = results["records"]
+    assert (record["split"], other["domain"]) == ("test", "words")
+    monkeypatch.setenv("COLUMNS", "200")
+    call("evaluate", runs / "kan", runs / "gelu")
+    table = capsys.readouterr().out
+    for name, arm in results["arms"].items():
+        (row,) = [line for line in table.splitlines() if name in line]
+        assert f"{arm['bits_per_byte'][0][0]:.3f}" in row
+
+
+def test_evaluate_reads_another_text_with_another_stride(runs, tmp_path, capsys):
+    (tmp_path / "other.jsonl").write_text(
+        "".join(json.dumps({"text": f"a dog {i} in no house"}) + "\n" for i in range(60))
+    )
+    call("evaluate", "--data", tmp_path / "other.jsonl", runs / "kan", "--json")
+    coarse = json.loads(capsys.readouterr().out)
+    stride = "evaluation.stride=2"
+    call("evaluate", runs / "kan", "--data", tmp_path / "other.jsonl", stride, "--json")
+    fine = json.loads(capsys.readouterr().out)
+    (one,), (two,) = coarse["records"], fine["records"]
+    assert (one["tokens"], one["bytes"]) == (two["tokens"], two["bytes"])
+    assert one["nats"] != two["nats"]
+
+
+def test_generate_continues_the_prompt(runs, capsys):
+    texts = []
+    for seed in (0, 0, 1):
+        words = ["generation.prompt='the dog '", "generation.max_new_tokens=20", f"seed={seed}"]
+        call("generate", runs / "kan", *words)
+        texts.append(capsys.readouterr().out)
+        assert texts[-1].startswith("the dog ")
+        assert len(texts[-1]) > len("the dog \n")
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_data_describe_and_prepare(write, tmp_path, capsys):
+    call("data", "prepare", write())
+    (folder,) = (tmp_path / "cache").glob("words-*")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["counts"]["train"]["documents"] > 30
+    capsys.readouterr()
+    call("data", "describe", tmp_path / "config.yaml")
+    printed = capsys.readouterr().out
+    assert "domain words, 257 tokens in the vocabulary" in printed
+    assert str(manifest["content_hash"])[:8] in printed
+
+
+# Bad input
+
+
+@pytest.mark.parametrize("verb", [["pretrain"], ["compare"], ["data", "describe"]], ids=" ".join)
+def test_an_unknown_key(verb, write, refuse):
+    line = refuse(*verb, write(), "model.d_modl=8")
+    assert line == "kanlm: unknown setting 'model.d_modl'; did you mean 'd_model'?\n"
+
+
+def test_a_wrong_type(write, refuse):
+    line = refuse("pretrain", write(), "training.steps=many")
+    assert line.startswith('kanlm: training.steps = "many": ')
+
+
+def test_heads_that_do_not_divide_the_width(write, refuse):
+    line = refuse("pretrain", write(), "model.n_heads=3")
+    assert line == "kanlm: model: n_heads = 3 does not divide d_model = 16\n"
+
+
+def test_a_context_longer_than_the_data(write, refuse):
+    line = refuse("pretrain", write(), "model.context_length=100000")
+    assert "model.context_length = 100000: longer than the" in line
+
+
+def test_a_vocabulary_smaller_than_the_tokenizers(write, refuse):
+    line = refuse("pretrain", write(), "model.vocab_size=100")
+    assert line == "kanlm: model.vocab_size = 100 is less than the tokenizer's 257\n"
+
+
+def test_a_tokenizer_that_is_not_the_base_runs(write, runs, refuse):
+    path = write(initialize_from=str(runs / "kan"), tokenizer="characters")
+    line = refuse("finetune", path, "model.dropout=0.0")
+    assert "tokenizer.kind = characters differs from bytes in" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "beginning"),
+    [
+        (["pretrain", "gone.yaml"], "kanlm: gone.yaml: no such config file"),
+        (["evaluate", "gone"], "kanlm: gone is no run folder"),
+        (["generate", "gone"], "kanlm: gone is no run folder"),
+        (["generate", "gone", "--print-config"], "kanlm: gone is no run folder"),
+        (["evaluate", "seed=3"], "kanlm: expected at least one path, found none"),
+        (["pretrain", "a", "b"], "kanlm: expected one path, found a b"),
+        (["pretrain", "seed=3"], "kanlm: expected one path, found none"),
+        (["pretrain"], "kanlm pretrain: the following arguments are required: CONFIG"),
+        (["pretrain", "a.yaml", "--dry-run"], "kanlm: unrecognized argument --dry-run"),
+        (["pretran", "a.yaml"], "kanlm: argument VERB: invalid choice: 'pretran'"),
+        ([], "kanlm: the following arguments are required: VERB"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_missing_or_superfluous_word(words, beginning, refuse):
+    assert refuse(*words).startswith(beginning)
+
+
+def test_a_missing_data_file(write, refuse, tmp_path):
+    path = write(data={"sources": [{"kind": "files", "path": "gone.txt"}], "root": str(tmp_path)})
+    assert f"path = 'gone.txt': no such file in {tmp_path}" in refuse("pretrain", path)
+
+
+def test_a_base_run_that_is_missing_or_unfinished(write, runs, refuse):
+    assert "gone is no run folder" in refuse("finetune", write(), "initialize_from=gone")
+    assert "initialize_from is missing" in refuse("finetune", write())
+    shutil.rmtree(runs / "kan" / "model")
+    path = write(initialize_from=str(runs / "kan"), model={"dropout": 0.0})
+    for words in (["finetune", path], ["generate", runs / "kan"], ["evaluate", runs / "kan"]):
+        assert f"{runs / 'kan'} has no model/ yet: finish that run first" in refuse(*words)
+
+
+def test_a_source_to_evaluate_on_that_is_missing(runs, refuse):
+    line = refuse("evaluate", runs / "kan", "--data", "stdlib-cod")
+    assert "source 'stdlib-cod': no such file, and no kind; did you mean 'stdlib-code'?" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.txt", b"", "holds no text"),
+        ("blank.txt", b" \n\n\n \n", "holds no text"),
+        ("latin.txt", b"caf\xe9", "latin.txt: not UTF-8: byte 3 is 0xe9"),
+        ("bad.jsonl", b'{"text": "a"}\n{"text": \n', "bad.jsonl, line 2: malformed JSON"),
+        ("no.jsonl", b'{"txt": "a"}\n', "line 1: no column 'text'; did you mean 'txt'?"),
+    ],
+)
+@pytest.mark.parametrize("verb", [["pretrain"], ["data", "describe"]], ids=" ".join)
+def test_text_that_cannot_be_read(verb, name, content, message, write, refuse, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    path = write(data={"sources": [{"kind": "files", "path": str(tmp_path / name)}]})
+    assert message in refuse(*verb, path)
+
+
+def test_a_shard_that_does_not_match_its_manifest(write, refuse, tmp_path):
+    path = write()
+    call("data", "prepare", path)
+    (shard,) = (tmp_path / "cache").glob("words-*/train-*.tokens.npy")
+    damaged = bytearray(shard.read_bytes())
+    damaged[-1] ^= 1
+    shard.write_bytes(damaged)
+    line = refuse("pretrain", path)
+    assert f"{shard}: does not match the manifest's checksum; delete the folder" in line
+
+
+def test_checkpoints_of_another_architecture(write, runs, refuse, tmp_path):
+    path = write()
+    call("pretrain", path, "training.steps=4", f"output_dir={tmp_path / 'other'}")
+    for name in ("results.json", "model"):
+        place = tmp_path / "other" / name
+        shutil.rmtree(place) if place.is_dir() else place.unlink()
+    shutil.rmtree(tmp_path / "other" / "checkpoints")
+    (runs / "gelu" / "checkpoints").rename(tmp_path / "other" / "checkpoints")
+    line = refuse("pretrain", path, "training.steps=4", f"output_dir={tmp_path / 'other'}")
+    assert "is of another architecture: " in line
+    assert "in this model" in line
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "generate", "finetune"])
+def test_a_model_whose_weights_are_of_another_architecture(verb, write, runs, refuse):
+    weights = runs / "kan" / "model" / "model.safetensors"
+    shutil.copy(runs / "gelu" / "model" / "model.safetensors", weights)
+    place = runs / "kan"
+    if verb == "finetune":
+        place = write(initialize_from=str(place), model={"dropout": 0.0})
+    assert f"{weights} is of another architecture: " in refuse(verb, place)
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b'{"model_type": "gpt2"}'])
+def test_a_model_that_is_none_of_ours(damage, runs, refuse):
+    (runs / "kan" / "model" / "config.json").write_bytes(damage)
+    assert str(runs / "kan" / "model") in refuse("generate", runs / "kan")
+
+
+def test_a_run_folder_that_holds_another_config(write, runs, refuse):
+    words = [f"output_dir={runs / 'kan'}", "optimizer.learning_rate=0.5"]
+    line = refuse("pretrain", runs / "kan" / "config.yaml", *words)
+    assert f"output_dir = {runs / 'kan'} holds a run with optimizer.learning_rate = 0.006" in line
+    assert "not 0.5; choose another output_dir, or delete that folder" in line
+
+
+def test_an_output_folder_that_holds_something_else(write, refuse, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("I")
+    line = refuse("pretrain", write(), f"output_dir={tmp_path / 'thesis'}")
+    assert "thesis exists and holds no run; choose another" in line
+    line = refuse("pretrain", write(), f"output_dir={tmp_path / 'thesis' / 'chapter.txt'}")
+    assert "chapter.txt exists and holds no run; choose another" in line
+
+
+def test_an_output_folder_that_cannot_be_written(write, refuse, tmp_path):
+    (tmp_path / "file").write_text("")
+    line = refuse("pretrain", write(), f"output_dir={tmp_path / 'file' / 'run'}")
+    assert "cannot be written: " in line
+
+
+def test_a_cache_folder_that_cannot_be_written(write, refuse, tmp_path):
+    (tmp_path / "file").write_text("")
+    line = refuse("pretrain", write(data={"cache_dir": str(tmp_path / "file" / "cache")}))
+    assert "data.cache_dir = " in line
+    assert "cannot be written: Not a directory" in line
+
+
+def test_no_room_for_a_checkpoint(write, refuse, tmp_path, monkeypatch):
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = write()
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    with pytest.raises(SystemExit) as caught:
+        call("pretrain", path)
+    assert caught.value.code == 2
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_no_room_for_metrics(write, tmp_path, monkeypatch, capsys):
+    """/dev/full takes nothing, as a full disk does; started again with room, the run finishes."""
+    monkeypatch.setattr("kanlm.training.tracking.write_text", lambda path, text: None)
+    path = write()
+    run = tmp_path / "run"
+    run.mkdir()
+    call("pretrain", path, "--print-config")
+    (run / "config.yaml").write_text(capsys.readouterr().out)
+    (run / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(SystemExit) as caught:
+        call("pretrain", path)
+    assert caught.value.code == 2
+    line = f"kanlm: {run / 'metrics.jsonl'} cannot be written: no space is left on the disk\n"
+    assert capsys.readouterr().err == line
+    (run / "metrics.jsonl").unlink()
+    monkeypatch.undo()
+    call("pretrain", path)
+    assert (run / "results.json").exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    """Mounts a file system of a given size, where that is allowed."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def mount(size: str) -> Path:
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
+        if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("mounting is not allowed here")
+        return place
+
+    yield mount
+    if shutil.which("umount"):
+        subprocess.run(["umount", str(place)], capture_output=True)
+
+
+@pytest.mark.parametrize("size", ["8k", "64k", "256k"])
+def test_no_room_on_a_real_disk(size, write, small_disk, capsys):
+    disk = small_disk(size)
+    with pytest.raises(SystemExit) as caught:
+        call("pretrain", write(), f"output_dir={disk / 'run'}")
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "no space is left on the disk" in error
+    assert not list(disk.rglob("*.draft*"))
+
+
+def test_no_room_for_shards(write, small_disk, capsys):
+    disk = small_disk("8k")
+    with pytest.raises(SystemExit) as caught:
+        call("data", "prepare", write(data={"cache_dir": str(disk / "cache")}))
+    assert caught.value.code == 2
+    assert "no space is left on the disk" in capsys.readouterr().err
+    assert not list(disk.rglob("*.npy"))
+
+
+def test_no_network_for_a_hub_dataset(write, refuse, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    line = refuse("pretrain", write(data={"sources": [{"kind": "hub", "name": "some/data"}]}))
+    assert "hub dataset 'some/data': no network" in line
+    assert "offline, use stdlib-prose" in line
+
+
+def test_no_network_for_a_pretrained_tokenizer(write, refuse, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    path = write(tokenizer={"kind": "pretrained", "name": "some/tokenizer"})
+    line = refuse("pretrain", path)
+    assert "tokenizer.name = 'some/tokenizer': cannot be loaded" in line
+    assert "without network give a folder" in line
+
+
+# Interruption
+
+
+def start(path: Path, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "kanlm", "pretrain", str(path), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on_bit_for_bit(write, tmp_path):
+    long = {"training": {"steps": 300, "evaluate_every": None, "checkpoint_every": None}}
+    path = write(**long)
+    process = start(path)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    output, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert error == "kanlm: stopped and saved; the same command goes on from here\n"
+    assert "Traceback" not in output
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("step-*")
+    assert 0 < int(checkpoint.name.removeprefix("step-")) < 300
+    assert not (tmp_path / "run" / "model").exists()
+
+    call("pretrain", path)
+    call("pretrain", path, f"output_dir={tmp_path / 'whole'}")
+    ours, theirs = (
+        load_file(tmp_path / name / "model" / "model.safetensors") for name in ("run", "whole")
+    )
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
+
+
+def test_ctrl_c_before_training_says_how_to_go_on(write, monkeypatch, capsys):
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kanlm.training.run.open_corpus", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        call("pretrain", write())
+    assert caught.value.code == 130
+    error = capsys.readouterr().err
+    assert error == "kanlm: stopped; the same command goes on from what was saved last\n"
