@@ -61,7 +61,7 @@ def _last_cut(text: str, low: int, high: int) -> int:
     """Return the best place to cut in (low, high]."""
     for space in "\n ":
         place = text.rfind(space, low + 1, high + 1)
-        while place != -1 and text[place + 1 : place + 2].isspace():
+        while place != -1 and not text[place + 1 : place + 2].strip():
             place = text.rfind(space, low + 1, place)
         if place != -1:
             return place

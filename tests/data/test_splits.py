@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
@@ -53,6 +53,7 @@ def test_blocks_join_to_the_text_and_keep_to_their_size(text, size):
     assert all(len(part) > size // 2 for part in parts[:-1])
 
 
+@example(["word word\n", "word word\n", "word word\n", "é, x\n ", "- 1\n\n"])
 @given(st.lists(st.sampled_from(["word word\n", "it's 99  ", "\n\na b c", "é, x\n ", "- 1\n\n"])))
 def test_blocks_end_where_a_word_of_byte_level_bpe_ends(pieces):
     text = "".join(pieces)
