@@ -13,6 +13,8 @@ WORDS = "the cat sat on a mat and the dog ran to her house in rain with no hat".
 # Read when torch is first imported, and by child processes: threads that wait for each other
 # over tiny matrices take most of the time on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# As the command line does, too late for a library that tests have imported before it.
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 MakeTree = Callable[..., dict[str, Any]]
 

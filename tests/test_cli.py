@@ -293,6 +293,11 @@ def test_a_context_longer_than_the_data(write, refuse):
     assert "model.context_length = 100000: longer than the" in line
 
 
+def test_a_split_without_documents(write, refuse):
+    line = refuse("pretrain", write(), "data.test_fraction=0")
+    assert "no document falls into test with data.test_fraction = 0" in line
+
+
 def test_a_vocabulary_smaller_than_the_tokenizers(write, refuse):
     line = refuse("pretrain", write(), "model.vocab_size=100")
     assert line == "kanlm: model.vocab_size = 100 is less than the tokenizer's 257\n"

@@ -37,10 +37,11 @@ def collect(config: Config, runs: Sequence[Run]) -> Path:
         for place, evaluation in read_documents(run.folder / "documents.jsonl").items():
             documents[replace(place, **_place(run))] = evaluation
     outcomes = [json.loads((run.folder / "results.json").read_text()) for run in runs]
-    arms = {
-        name: _facts([o for o, run in zip(outcomes, runs, strict=True) if run.arm == name])
-        for name in dict.fromkeys(run.arm for run in runs)
-    }
+    by_seed: dict[str, dict[int, list[Any]]] = {}
+    for outcome, run in zip(outcomes, runs, strict=True):
+        facts = next(iter(outcome["arms"].values()))
+        by_seed.setdefault(run.arm, {}).setdefault(run.seed, []).append(facts)
+    arms = {name: combine_facts(list(seeds.values())) for name, seeds in by_seed.items()}
     references, data_hash = _of_domains(outcomes)
     results = derive(
         records,
@@ -59,11 +60,15 @@ def _place(run: Run) -> dict[str, Any]:
     return {"arm": run.arm, "seed": run.seed, "strategy": "plain", "stage": run.stage}
 
 
-def _facts(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """An arm's facts over its runs: tokens and seconds are sums, memory is the largest."""
-    facts = [next(iter(outcome["arms"].values())) for outcome in outcomes]
-    tokens = sum(fact["train_tokens"] for fact in facts)
-    seconds = sum(fact["train_seconds"] for fact in facts)
+def combine_facts(by_seed: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """An arm's facts from those of its runs, [seed][stage].
+
+    Tokens and seconds are what one seed took for all stages, on average over seeds, so that
+    more seeds do not make an arm look dearer. Memory is the largest of all.
+    """
+    facts = [fact for stages in by_seed for fact in stages]
+    tokens = round(sum(fact["train_tokens"] for fact in facts) / len(by_seed))
+    seconds = sum(fact["train_seconds"] for fact in facts) / len(by_seed)
     kept = ("feed_forward", "parameters", "feed_forward_parameters", "flops_per_token")
     return {
         **{name: facts[0][name] for name in (*kept, "bytes_per_decoded_token", "accounting")},

@@ -38,5 +38,10 @@ def conclude(config: Config, runs: list[study.Run]) -> Path:
 def dry_run(config: Config) -> None:
     """Print the accounting of every arm: nothing is trained."""
     arms = study.plan(config)
-    size = config.model.vocab_size or len(open_tokenizer(config.tokenizer, config.data))
-    print_accounting({arm.name: account(arm.config.model, size) for arm in arms})
+    accounts = {}
+    for arm in arms:
+        size = arm.config.model.vocab_size
+        if size is None:
+            size = len(open_tokenizer(arm.config.tokenizer, arm.config.data))
+        accounts[arm.name] = account(arm.config.model, size)
+    print_accounting(accounts)

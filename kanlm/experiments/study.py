@@ -24,11 +24,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kanlm.config import Config, DataSettings, from_tree, merge, nested, to_tree
+from kanlm.data.corpus import Corpus, open_corpus, open_tokenizer
 from kanlm.errors import Interrupted, UserError
 from kanlm.files import replacing, write_text
 from kanlm.model.matching import twin
 from kanlm.training.folder import claim, is_finished, write_config
 from kanlm.training.resolve import resolve
+from kanlm.training.run import check_corpus, check_inherited
 
 
 @dataclass(frozen=True)
@@ -89,10 +91,12 @@ def run(config: Config, stages: list[dict[str, Any]]) -> list[Run]:
         UserError: a run failed, or the folder holds another study.
         Interrupted: a signal stopped the run in progress, which saved itself.
     """
+    arms = plan(config)
     assert config.study is not None
     folder = Path(config.output_dir)
-    arms = plan(config)
     claim(folder, config)
+    for arm in arms:
+        check_runs(arm, stages)
     write_config(folder, config)
     runs = []
     for arm in arms:
@@ -100,6 +104,25 @@ def run(config: Config, stages: list[dict[str, Any]]) -> list[Run]:
         for seed in config.study.seeds:
             runs += _run_stages(arm, chosen, seed, stages, folder, config)
     return runs
+
+
+def check_runs(arm: Arm, stages: list[dict[str, Any]]) -> None:
+    """Check the settings of all an arm's runs, and prepare the text that they read.
+
+    Raises:
+        UserError: what one of the runs would have been refused for, hours later.
+    """
+    tokenizer = open_tokenizer(arm.config.tokenizer, arm.config.data, report=print)
+    corpora: dict[str, Corpus] = {}
+    for trial, stage in itertools.product(arm.trials, range(len(stages) + 1)):
+        settings = _stage_config(arm, trial, 0, stage, stages, Path(arm.name), None)
+        if stage:
+            check_inherited(to_tree(settings), to_tree(arm.config), f"stage 0 of {arm.name}")
+        for data in (settings.data, *settings.evaluation.domains):
+            key = json.dumps(to_tree(data), sort_keys=True)
+            if key not in corpora:
+                corpora[key] = open_corpus(data, tokenizer, report=print)
+            check_corpus(corpora[key], settings)
 
 
 def select(arm: Arm, stages: list[dict[str, Any]], folder: Path, config: Config) -> dict[str, Any]:
@@ -111,7 +134,8 @@ def select(arm: Arm, stages: list[dict[str, Any]], folder: Path, config: Config)
     losses = []
     for trial in arm.trials:
         place = folder / arm.name / "trials" / _trial_name(trial)
-        _start(_stage_config(arm, trial, seed, 0, stages, place, None), config.study.launcher)
+        settings = _stage_config(arm, trial, seed, 0, stages, place, None)
+        _start(settings, config.study.launcher, arm.name)
         losses.append(_validation_loss(place))
     best = min(range(len(losses)), key=losses.__getitem__)
     selection = [
@@ -159,7 +183,7 @@ def _run_stages(
     for stage, data in enumerate(domains_of(arm.config, stages)):
         place = stage_folder(folder, arm.name, seed, stage, data.domain)
         settings = _stage_config(arm, chosen, seed, stage, stages, place, previous)
-        _start(settings, config.study.launcher)
+        _start(settings, config.study.launcher, arm.name)
         yield Run(arm.name, seed, stage, data.domain, place)
         previous = place
 
@@ -194,7 +218,7 @@ def _stage_config(
     )
 
 
-def _start(config: Config, launcher: str | None) -> None:
+def _start(config: Config, launcher: str | None, arm: str) -> None:
     """Run `kanlm pretrain` or `finetune` on `config` unless it is finished."""
     folder = Path(config.output_dir)
     claim(folder, config)
@@ -216,7 +240,10 @@ def _start(config: Config, launcher: str | None) -> None:
     if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
         raise Interrupted(code - 128)
     if code:
-        raise UserError(f"{shlex.join(command)} ended with exit code {code}; see above")
+        raise UserError(
+            f"study.arms.{arm}, seed {config.seed}: ended with exit code {code}, see above; "
+            f"to run it alone: {shlex.join(command)}"
+        )
 
 
 def _matched(arm: Config, reference: Config, match: Literal["parameters", "flops"]) -> Any:

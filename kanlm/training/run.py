@@ -70,6 +70,8 @@ def run(config: Config) -> Outcome | None:
         report = say if accelerator.is_main_process else _silent
         tokenizer = _tokenizer(config, report)
         corpora = [open_corpus(data, tokenizer, report=report) for data in _domains(config)]
+    for corpus in corpora:
+        check_corpus(corpus, config)
     model = _model(config, tokenizer)
     trainer = _trainer(config, accelerator, model, tokenizer, corpora, folder)
     # Nothing is wrong with the settings: the folder becomes this run's.
@@ -115,15 +117,35 @@ def inherit(tree: Mapping[str, Any]) -> Config:
     base = read_config_tree(Path(start))
     inherited = {key: base[key] for key in ("model", "tokenizer")}
     config = from_tree(merge(inherited, tree))
-    ours = to_tree(config)
-    for section in inherited:
+    check_inherited(to_tree(config), base, start)
+    return config
+
+
+def check_inherited(ours: Mapping[str, Any], base: Mapping[str, Any], start: str) -> None:
+    """Check that fine-tuning has the model and tokenizer of its base run.
+
+    Raises:
+        UserError: naming the first setting that differs from that in `start`.
+    """
+    for section in ("model", "tokenizer"):
         for key, value in base[section].items():
             if ours[section][key] != value and (section, key) != ("model", "dropout"):
                 raise UserError(
                     f"{section}.{key} = {ours[section][key]} differs from {value} in {start}, "
                     "which fine-tuning inherits"
                 )
-    return config
+
+
+def check_corpus(corpus: Corpus, config: Config) -> None:
+    """Check that a text can be trained and measured on, as far as the settings ask for it.
+
+    Raises:
+        UserError: a split holds no document, or the text is shorter than a context.
+    """
+    for split in ("validation", config.evaluation.split):
+        corpus.split(split)
+    if corpus.data == config.data:
+        _batches(corpus, config)
 
 
 def _accelerator(config: Config) -> Accelerator:
@@ -187,13 +209,7 @@ def _trainer(
         accelerator,
         model,
         optimizer,
-        Batches(
-            corpora[0],
-            seed=config.seed,
-            batch_size=config.training.batch_size,
-            context_length=config.model.context_length,
-            attention_within_documents=config.data.attention_within_documents,
-        ),
+        _batches(corpora[0], config),
         validate=lambda model: [
             figures(_evaluate(model, corpus, "validation", config, accelerator), data)
             for corpus, data in zip(corpora, _domains(config), strict=True)
@@ -201,6 +217,16 @@ def _trainer(
         sample=lambda model: sample_text(model, tokenizer, config.generation, config.seed),
         tokens_per_byte=train.n_tokens / int(train.document_bytes.sum()),
         folder=folder,
+    )
+
+
+def _batches(corpus: Corpus, config: Config) -> Batches:
+    return Batches(
+        corpus,
+        seed=config.seed,
+        batch_size=config.training.batch_size,
+        context_length=config.model.context_length,
+        attention_within_documents=config.data.attention_within_documents,
     )
 
 

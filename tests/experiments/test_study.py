@@ -1,0 +1,470 @@
+"""Studies end to end on tiny runs: what is run, what is chosen, and what is written.
+
+Runs are started in this process in place of processes of their own, which take seconds each
+to import torch; the test of a killed study starts real ones.
+"""
+
+import hashlib
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from kanlm.cli import main
+from kanlm.config import from_tree, load
+from kanlm.data.loader import Batches
+from kanlm.experiments import study
+from kanlm.experiments.collect import combine_facts
+from kanlm.model.accounting import account
+from kanlm.model.matching import feed_forward_cost
+from kanlm.reporting.numbers import count
+from kanlm.training.resolve import resolve
+
+ARMS = {"kan": {}, "gelu": {"model": {"feed_forward": "gelu"}}}
+RATES = [1e-5, 1e-2]
+SHORT = {
+    "model": {"dropout": 0.0},
+    "training": {"steps": 6, "log_every": 2, "evaluate_every": 3, "checkpoint_every": 2},
+}
+CODE = ["def", "return", "(", ")", ":", "self", "x", "y", "=", "0", "1"]
+LAW = ["whereas", "party", "shall", "hereby", "clause", "§", "thereof", "and"]
+
+
+@dataclass
+class Started:
+    """The runs that a study started, in order, and the batches they trained on."""
+
+    folders: list[Path] = field(default_factory=list)
+    batches: dict[Path, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+
+@pytest.fixture(scope="module")
+def here() -> Iterator[Started]:
+    """Start runs in this process, and note which."""
+    started = Started()
+
+    class Process:
+        def __init__(self, command: list[str]) -> None:
+            self.words = command[3:]
+
+        def wait(self) -> int:
+            started.folders.append(Path(self.words[1]).parent)
+            try:
+                main(self.words)
+            except SystemExit as stop:
+                return int(stop.code or 0)
+            return 0
+
+    whole = Batches.batch
+
+    def noted(self: Batches, step: int, rank: int = 0, world_size: int = 1) -> Any:
+        batch = whole(self, step, rank, world_size)
+        digest = hashlib.sha256(batch["input_ids"].numpy().tobytes()).hexdigest()
+        started.batches[started.folders[-1]].append(digest)
+        return batch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "subprocess", SimpleNamespace(Popen=Process))
+        patch.setattr(Batches, "batch", noted)
+        yield started
+
+
+def write(folder: Path, tree: dict[str, Any]) -> Path:
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(tree, sort_keys=False))
+    return path
+
+
+def results_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "results.json").read_text())
+
+
+def facts_of(folder: Path) -> dict[str, Any]:
+    (facts,) = results_of(folder)["arms"].values()
+    return facts
+
+
+@dataclass
+class Study:
+    """A finished study: its config, its folder and what it started."""
+
+    path: Path
+    folder: Path
+    started: list[Path]
+    batches: dict[Path, list[str]]
+
+    @property
+    def results(self) -> dict[str, Any]:
+        return results_of(self.folder)
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory, make_tree, here: Started) -> Study:
+    folder = tmp_path_factory.mktemp("compare")
+    settings = {"arms": ARMS, "seeds": [0, 1], "grid": {"optimizer.learning_rate": RATES}}
+    path = write(folder, make_tree(folder, **SHORT, study=settings))
+    first = len(here.folders)
+    main(["compare", str(path)])
+    return Study(path, folder / "run", here.folders[first:], here.batches)
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory: pytest.TempPathFactory, make_text) -> list[dict[str, Any]]:
+    """Two domains to learn after the words, the second with a shorter recipe."""
+    folder = tmp_path_factory.mktemp("domains")
+    parts = []
+    for name, words in (("code", CODE), ("law", LAW)):
+        (folder / f"{name}.txt").write_text(make_text(words))
+        source = {"kind": "files", "path": str(folder / f"{name}.txt"), "separator": "\n\n\n"}
+        parts.append({"data": {"domain": name, "sources": [source]}})
+    parts[1]["training"] = {"steps": 4}
+    return parts
+
+
+@pytest.fixture(scope="module")
+def continued(tmp_path_factory: pytest.TempPathFactory, make_tree, here: Started, stages) -> Study:
+    folder = tmp_path_factory.mktemp("continual")
+    path = write(folder, make_tree(folder, **SHORT, study={"arms": ARMS, "stages": stages}))
+    first = len(here.folders)
+    main(["continual", str(path)])
+    return Study(path, folder / "run", here.folders[first:], here.batches)
+
+
+# What is written
+
+TOP = {"schema_version", "records", "domains", "arms", "provenance"}
+OF_AN_ARM = {
+    *("feed_forward", "parameters", "feed_forward_parameters", "flops_per_token"),
+    *("train_tokens", "train_seconds", "tokens_per_second", "peak_memory_bytes", "seeds"),
+    *("bits_per_byte", "bits_per_byte_by_seed", "perplexity", "perplexity_by_seed"),
+    *("forgetting", "learning_gain", "backward_transfer"),
+}
+OF_A_RECORD = {
+    *("arm", "seed", "strategy", "stage", "domain", "step"),
+    *("nats", "tokens", "words", "bytes"),
+}
+
+
+@pytest.mark.parametrize("which", ["compared", "continued"])
+def test_results_hold_what_was_promised(which, request):
+    finished: Study = request.getfixturevalue(which)
+    results = finished.results
+    assert set(results) >= TOP
+    assert list(results["arms"]) == ["kan", "gelu"]
+    for arm in results["arms"].values():
+        assert set(arm) >= OF_AN_ARM
+    for record in results["records"]:
+        assert set(record) >= OF_A_RECORD
+    provenance = results["provenance"]
+    assert set(provenance) >= {"commit", "versions", "hardware", "config_hash", "data_hash"}
+    assert set(provenance["data_hash"]) == set(results["domains"])
+    assert (finished.folder / "report.html").stat().st_size > 1000
+    lines = (finished.folder / "documents.jsonl").read_text().splitlines()
+    assert len(lines) == len(results["records"])
+
+
+def sums_by_hand(finished: Study) -> dict[tuple[str, int, int, str], dict[str, Any]]:
+    """Record of (arm, seed, stage, domain), read from the runs' own folders."""
+    found = {}
+    for place in finished.folder.glob("*/seed-*/stage-*"):
+        stage, seed = place.name.split("-")[1], place.parent.name.split("-")[1]
+        for record in results_of(place)["records"]:
+            key = place.parents[1].name, int(seed), int(stage), record["domain"]
+            found[key] = record
+    return found
+
+
+@pytest.mark.parametrize(("which", "shape"), [("compared", (2, 1, 1)), ("continued", (1, 3, 3))])
+def test_matrices_are_those_of_the_runs_records(which, shape, request):
+    finished: Study = request.getfixturevalue(which)
+    results, by_hand = finished.results, sums_by_hand(finished)
+    assert len(by_hand) == len(results["records"]) == 2 * math.prod(shape)
+    for name, arm in results["arms"].items():
+        bits, nats = np.zeros(shape), np.zeros(shape)
+        for (owner, seed, stage, domain), record in by_hand.items():
+            if owner == name:
+                cell = arm["seeds"].index(seed), stage, results["domains"].index(domain)
+                bits[cell] = record["nats"] / math.log(2) / record["bytes"]
+                nats[cell] = record["nats"] / record["tokens"]
+        np.testing.assert_allclose(arm["bits_per_byte_by_seed"], bits, rtol=1e-12)
+        np.testing.assert_allclose(arm["bits_per_byte"], bits.mean(axis=0), rtol=1e-12)
+        np.testing.assert_allclose(arm["perplexity_by_seed"], np.exp(nats), rtol=1e-12)
+        np.testing.assert_allclose(arm["perplexity"], np.exp(nats.mean(axis=0)), rtol=1e-12)
+
+
+def test_forgetting_and_gain_are_differences_in_the_matrix(continued):
+    assert continued.results["domains"] == ["words", "code", "law"]
+    for arm in continued.results["arms"].values():
+        matrix = np.array(arm["bits_per_byte"])
+        lost = {"words": matrix[2, 0] - matrix[0, 0], "code": matrix[2, 1] - matrix[1, 1]}
+        assert arm["forgetting"] == pytest.approx(lost)
+        assert arm["backward_transfer"] == pytest.approx(-sum(lost.values()) / 2)
+        gained = {"code": matrix[0, 1] - matrix[1, 1], "law": matrix[1, 2] - matrix[2, 2]}
+        assert arm["learning_gain"] == pytest.approx(gained)
+
+
+def test_each_stage_goes_on_from_the_one_before(continued):
+    for arm in ARMS:
+        place = continued.folder / arm / "seed-0"
+        configs = [
+            load(place / f"stage-{stage}-{domain}" / "config.yaml")
+            for stage, domain in enumerate(("words", "code", "law"))
+        ]
+        assert configs[0].initialize_from is None
+        assert configs[1].initialize_from == str(place / "stage-0-words")
+        assert configs[2].initialize_from == str(place / "stage-1-code")
+        assert [config.training.steps for config in configs] == [6, 6, 4]
+        assert len({json.dumps(config.model.feed_forward) for config in configs}) == 1
+
+
+def test_facts_of_an_arm_are_those_of_its_runs(continued):
+    for name, arm in continued.results["arms"].items():
+        runs = [facts_of(place) for place in (continued.folder / name / "seed-0").iterdir()]
+        assert len(runs) == 3
+        assert arm["train_tokens"] == sum(run["train_tokens"] for run in runs) == 16 * 4 * 16
+        assert arm["train_seconds"] == pytest.approx(sum(run["train_seconds"] for run in runs))
+        assert arm["tokens_per_second"] == pytest.approx(arm["train_tokens"] / arm["train_seconds"])
+        assert arm["peak_memory_bytes"] == max(run["peak_memory_bytes"] for run in runs)
+        assert arm["parameters"] == runs[0]["parameters"]
+
+
+def test_facts_are_summed_over_stages_and_averaged_over_seeds():
+    def fact(tokens: int, seconds: float, memory: int) -> dict[str, Any]:
+        named = ("feed_forward", "parameters", "feed_forward_parameters", "flops_per_token")
+        return {
+            **dict.fromkeys((*named, "bytes_per_decoded_token", "accounting"), 7),
+            "train_tokens": tokens,
+            "train_seconds": seconds,
+            "peak_memory_bytes": memory,
+        }
+
+    facts = combine_facts(
+        [[fact(100, 10.0, 5), fact(20, 2.0, 9)], [fact(100, 14.0, 6), fact(20, 6.0, 3)]]
+    )
+    assert (facts["train_tokens"], facts["train_seconds"]) == (120, 16.0)
+    assert facts["tokens_per_second"] == pytest.approx(120 / 16)
+    assert facts["peak_memory_bytes"] == 9
+
+
+# Arms
+
+
+def test_twins_match_to_a_hundredth_or_a_unit_of_width(compared):
+    arms = compared.results["arms"]
+    config = load(compared.folder / "gelu" / "seed-1" / "stage-0-words" / "config.yaml")
+    spec = config.model.feed_forward_by_layer[0]
+    wider = {**spec, "hidden": spec["hidden"] + 1}
+    unit = feed_forward_cost(wider, 16, "parameters") - feed_forward_cost(spec, 16, "parameters")
+    reference = arms["kan"]["feed_forward_parameters"]
+    difference = abs(arms["gelu"]["feed_forward_parameters"] - reference)
+    assert difference <= max(0.01 * reference, unit * config.model.n_layers)
+    others = {n: a["parameters"] - a["feed_forward_parameters"] for n, a in arms.items()}
+    assert others["kan"] == others["gelu"]
+
+
+def test_an_arm_that_states_its_width_is_left_alone(tmp_path, make_tree):
+    arms = {**ARMS, "wide": {"model": {"feed_forward": {"kind": "gelu", "hidden": 99}}}}
+    config = resolve(from_tree(make_tree(tmp_path, study={"arms": arms})))
+    widths = {a.name: a.config.model.feed_forward_by_layer[0]["hidden"] for a in study.plan(config)}
+    assert widths["wide"] == 99
+    assert widths["gelu"] != 99
+
+
+def test_the_trial_of_least_validation_loss_is_selected_and_used_by_other_seeds(compared):
+    for arm in ARMS:
+        losses = {}
+        for place in (compared.folder / arm / "trials").iterdir():
+            lines = map(json.loads, (place / "metrics.jsonl").read_text().splitlines())
+            seen = [line["nats_per_token"] for line in lines if line["kind"] == "validation"]
+            losses[load(place / "config.yaml").optimizer.learning_rate] = min(seen)
+        assert sorted(losses) == RATES
+        best = min(losses, key=losses.__getitem__)
+        for seed in (0, 1):
+            place = compared.folder / arm / f"seed-{seed}" / "stage-0-words"
+            assert load(place / "config.yaml").optimizer.learning_rate == best
+        selection = json.loads((compared.folder / arm / "selection.json").read_text())
+        assert [x["settings"]["optimizer.learning_rate"] for x in selection] == RATES
+        assert [x["settings"]["optimizer.learning_rate"] for x in selection if x["selected"]] == [
+            best
+        ]
+        for entry in selection:
+            rate = entry["settings"]["optimizer.learning_rate"]
+            assert entry["validation_nats_per_token"] == losses[rate]
+
+
+def test_all_arms_train_on_the_same_batches_and_seeds_on_others(compared):
+    by_seed = defaultdict(list)
+    for place in compared.started:
+        by_seed[load(place / "config.yaml").seed].append(compared.batches[place])
+    # Two arms try two rates with the first seed, and use the better with the other.
+    assert {seed: len(runs) for seed, runs in by_seed.items()} == {0: 4, 1: 2}
+    for runs in by_seed.values():
+        assert all(len(run) == 6 and run == runs[0] for run in runs)
+    assert not set(by_seed[0][0]) & set(by_seed[1][0])
+
+
+# Starting again
+
+
+@pytest.mark.parametrize(("which", "verb"), [("compared", "compare"), ("continued", "continual")])
+def test_nothing_that_is_finished_runs_again(which, verb, request, here):
+    finished: Study = request.getfixturevalue(which)
+    before, started = finished.results, len(here.folders)
+    main([verb, str(finished.path)])
+    assert len(here.folders) == started
+    assert finished.results == before
+
+
+@pytest.mark.slow
+def test_a_killed_study_goes_on_and_ends_with_the_same_numbers(tmp_path, continued):
+    """SIGKILL takes the study and its run away in the middle of the second arm's first stage."""
+    tree = {**yaml.safe_load(continued.path.read_text()), "output_dir": str(tmp_path / "killed")}
+    tree["training"] = {**tree["training"], "steps": 200, "evaluate_every": 100}
+    tree["study"] = {**tree["study"], "stages": tree["study"]["stages"][:1]}
+    path = write(tmp_path, tree)
+    command = [sys.executable, "-m", "kanlm", "continual", str(path)]
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
+    place = tmp_path / "killed" / "gelu" / "seed-0" / "stage-0-words"
+    try:
+        while process.poll() is None and not (place / "checkpoints" / "latest").exists():
+            time.sleep(0.01)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (place / "results.json").exists()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    whole = write(tmp_path, {**tree, "output_dir": str(tmp_path / "whole")})
+    subprocess.run([*command[:-1], str(whole)], check=True, stdout=subprocess.DEVNULL)
+    killed, uninterrupted = results_of(tmp_path / "killed"), results_of(tmp_path / "whole")
+    assert len(killed["records"]) == 8
+    assert killed["records"] == uninterrupted["records"]
+
+
+# Refusals
+
+
+@pytest.fixture
+def refuse(
+    tmp_path: Path, make_tree, capsys: pytest.CaptureFixture[str], here: Started
+) -> Callable[..., str]:
+    """Calls a study that must be refused in one line, with nothing run and nothing written."""
+
+    def refuse(verb: str = "compare", **parts: Any) -> str:
+        path = write(tmp_path, make_tree(tmp_path, **{**SHORT, **parts}))
+        started = len(here.folders)
+        with pytest.raises(SystemExit) as caught:
+            main([verb, str(path)])
+        error = capsys.readouterr().err
+        assert caught.value.code == 2
+        assert error.startswith("kanlm: ")
+        assert error.count("\n") == 1
+        assert len(here.folders) == started
+        assert not (tmp_path / "run").exists()
+        return error
+
+    return refuse
+
+
+def test_unequally_many_trials_are_refused(refuse):
+    grid = {"optimizer.learning_rate": RATES}
+    one = {"gelu": {"optimizer.learning_rate": [1e-3]}}
+    line = refuse(study={"arms": ARMS, "grid": grid, "arm_grids": one})
+    assert "arms must have equally many trials, not kan 2, gelu 1" in line
+
+
+def test_an_unknown_setting_in_a_grid_or_an_arm_or_a_stage_is_refused(refuse, stages):
+    line = refuse(study={"arms": ARMS, "grid": {"optimizer.learning_rat": RATES}})
+    assert "unknown setting 'optimizer.learning_rat'; did you mean 'learning_rate'?" in line
+    line = refuse(study={"arms": {**ARMS, "bad": {"modle": {"d_model": 8}}}})
+    assert "study.arms.bad: unknown setting 'modle'; did you mean 'model'?" in line
+    last = {**stages[1], "trainig": {"steps": 3}}
+    line = refuse("continual", study={"arms": ARMS, "stages": [stages[0], last]})
+    assert "unknown setting 'trainig'; did you mean 'training'?" in line
+
+
+def test_a_stage_is_refused_before_the_first_is_trained(refuse, stages, tmp_path):
+    missing = {"data": {"domain": "x", "sources": [{"kind": "files", "path": "gone.txt"}]}}
+    line = refuse("continual", study={"arms": ARMS, "stages": [stages[0], missing]})
+    assert "'gone.txt': no such file" in line
+    other = {**stages[1], "tokenizer": "characters"}
+    line = refuse("continual", study={"arms": ARMS, "stages": [other]})
+    assert "tokenizer.kind = characters differs from bytes" in line
+    (tmp_path / "short.txt").write_text("too short")
+    source = {"kind": "files", "path": str(tmp_path / "short.txt")}
+    short = {"data": {"domain": "short", "sources": [source]}}
+    assert "short" in refuse("continual", study={"arms": ARMS, "stages": [short]})
+
+
+def test_stages_belong_to_continual_and_a_study_to_both(refuse, stages):
+    assert "study.stages belongs to" in refuse(study={"arms": ARMS, "stages": stages})
+    assert "study.stages is empty" in refuse("continual", study={"arms": ARMS})
+    twice = [stages[0], stages[0]]
+    line = refuse("continual", study={"arms": ARMS, "stages": twice})
+    assert "each stage needs its own data.domain, not ['words', 'code', 'code']" in line
+    assert "no `study:` section" in refuse()
+
+
+def test_a_folder_that_holds_another_study_is_refused(compared, capsys, here):
+    started = len(here.folders)
+    with pytest.raises(SystemExit) as caught:
+        main(["compare", str(compared.path), "study.seeds=[0,2]"])
+    assert caught.value.code == 2
+    assert "holds a run with study.seeds = [0, 1], not [0, 2]" in capsys.readouterr().err
+    assert len(here.folders) == started
+
+
+def test_a_failing_arm_is_named_with_where_to_look(tmp_path, make_tree, capsys, here):
+    arms = {"kan": {}, "small": {"model": {"vocab_size": 100}}}
+    path = write(tmp_path, make_tree(tmp_path, **SHORT, study={"arms": arms}))
+    with pytest.raises(SystemExit) as caught:
+        main(["compare", str(path)])
+    assert caught.value.code == 2
+    reason, line = capsys.readouterr().err.splitlines()
+    assert reason == "kanlm: model.vocab_size = 100 is less than the tokenizer's 257"
+    place = tmp_path / "run" / "small" / "seed-0" / "stage-0-words"
+    assert line.startswith("kanlm: study.arms.small, seed 0: ended with exit code 2, see above")
+    assert f"kanlm pretrain {place / 'config.yaml'}" in line
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+# Dry run
+
+
+@pytest.mark.parametrize("verb", ["compare", "continual"])
+def test_a_dry_run_prints_every_arms_accounting_and_writes_nothing(
+    verb, tmp_path, make_tree, stages, capsys, here, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "200")
+    parts = {"study": {"arms": ARMS, "stages": stages if verb == "continual" else []}}
+    path = write(tmp_path, make_tree(tmp_path, **SHORT, **parts))
+    before = sorted(tmp_path.iterdir())
+    started = len(here.folders)
+    main([verb, str(path), "--dry-run", "model.d_model=32"])
+    assert len(here.folders) == started
+    assert [p for p in sorted(tmp_path.iterdir()) if p.name != "cache"] == before
+    printed = capsys.readouterr().out
+    config = resolve(load(path, ["model.d_model=32"]))
+    for arm in study.plan(config):
+        accounting = account(arm.config.model, 257)
+        assert arm.name in printed
+        for number in (
+            accounting.parameters["feed_forward"],
+            accounting.parameters["attention"],
+            accounting.parameters["total"],
+            accounting.flops_per_token["total"],
+        ):
+            assert f"{number:,}" in printed
+        assert count(accounting.bytes_per_decoded_token(), "B") in printed
