@@ -256,10 +256,14 @@ class StudySettings:
     #: Command that starts a run, for example `accelerate launch --num_processes 8`;
     #: null runs each in one process.
     launcher: str | None = None
+    #: Runs side by side, each with its part of the CPU threads. Their times are then those
+    #: of a shared machine.
+    parallel_runs: int = 1
 
     def __post_init__(self) -> None:
         if not self.arms:
             raise ValueError("arms is empty: name at least one")
+        _positive(self, "parallel_runs")
         for name in self.arms:
             if not name or set(name) & set("/\\:") or name.startswith("."):
                 raise ValueError(f"arm {name!r}: expected a name fit for a folder")

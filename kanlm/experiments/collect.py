@@ -49,7 +49,11 @@ def collect(config: Config, runs: Sequence[Run]) -> Path:
         domains=list(dict.fromkeys([run.domain for run in runs] + [r.domain for r in records])),
         documents=documents,
         references=references,
-        provenance=collect_provenance(config, data_hash),
+        provenance={
+            **collect_provenance(config, data_hash),
+            # Of the runs, which may have had fewer threads than this process.
+            "hardware": outcomes[0]["provenance"]["hardware"],
+        },
         resamples=config.evaluation.bootstrap_resamples,
     )
     write_results(folder, results, documents)

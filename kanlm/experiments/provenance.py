@@ -31,6 +31,7 @@ def collect(config: Config, data_hash: Mapping[str, str]) -> dict[str, Any]:
         "dirty": dirty,
         "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
         "hardware": _hardware(),
+        "parallel_runs": config.study.parallel_runs if config.study else 1,
         "config_hash": config_hash(config),
         "data_hash": dict(data_hash),
     }

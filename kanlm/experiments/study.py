@@ -1,34 +1,36 @@
 """A study: arms × seeds × stages, each run an ordinary run in a process of its own.
 
 1. `plan` derives every arm's configuration, the twins' widths solved against the first.
-2. `run` starts, for each arm and seed, `kanlm pretrain` and then `kanlm finetune` for
-   every later stage, skipping what is finished and resuming what was interrupted.
-3. With a grid, every arm first tries it with the first seed and keeps the trial of best
+2. With a grid, every arm first tries it with the first seed and keeps the trial of best
    validation loss.
-
-Runs are started by the same command a user would type, from the config.yaml that lies in
-the run's folder, so that any figure can be reproduced alone. A process each keeps one
-arm's peak memory out of another's.
+3. For each arm and seed, `kanlm pretrain` and then `kanlm finetune` for every later stage,
+   skipping what is finished and resuming what was interrupted.
 """
 
 import itertools
 import json
-import shlex
 import shutil
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from kanlm.config import Config, DataSettings, from_tree, merge, nested, to_tree
+from kanlm.config import (
+    Config,
+    DataSettings,
+    StudySettings,
+    from_tree,
+    merge,
+    nested,
+    to_tree,
+)
 from kanlm.data.corpus import Corpus, open_corpus, open_tokenizer
-from kanlm.errors import Interrupted, UserError
+from kanlm.errors import UserError
+from kanlm.evaluation.references import cached_references
+from kanlm.experiments.launch import run_chains
 from kanlm.files import replacing, write_text
 from kanlm.model.matching import twin
-from kanlm.training.folder import claim, is_finished, write_config
+from kanlm.training.folder import claim, write_config
 from kanlm.training.resolve import resolve
 from kanlm.training.run import check_corpus, check_inherited
 
@@ -98,16 +100,25 @@ def run(config: Config, stages: list[dict[str, Any]]) -> list[Run]:
     for arm in arms:
         check_runs(arm, stages)
     write_config(folder, config)
-    runs = []
-    for arm in arms:
-        chosen = select(arm, stages, folder, config)
-        for seed in config.study.seeds:
-            runs += _run_stages(arm, chosen, seed, stages, folder, config)
-    return runs
+    study = config.study
+    start = partial(run_chains, parallel=study.parallel_runs, launcher=study.launcher, root=folder)
+    start([[trial] for arm in arms for trial in _trial_configs(arm, stages, folder, study)])
+    chains = [
+        _stage_configs(arm, select(arm, folder, study), seed, stages, folder)
+        for arm in arms
+        for seed in study.seeds
+    ]
+    start(chains)
+    owners = itertools.product(arms, study.seeds)
+    return [
+        Run(arm.name, seed, stage, settings.data.domain, Path(settings.output_dir))
+        for (arm, seed), chain in zip(owners, chains, strict=True)
+        for stage, settings in enumerate(chain)
+    ]
 
 
 def check_runs(arm: Arm, stages: list[dict[str, Any]]) -> None:
-    """Check the settings of all an arm's runs, and prepare the text that they read.
+    """Check the settings of all an arm's runs, and prepare the text and references they read.
 
     Raises:
         UserError: what one of the runs would have been refused for, hours later.
@@ -123,31 +134,26 @@ def check_runs(arm: Arm, stages: list[dict[str, Any]]) -> None:
             if key not in corpora:
                 corpora[key] = open_corpus(data, tokenizer, report=print)
             check_corpus(corpora[key], settings)
+            # Now, and not by several runs at once at their end.
+            cached_references(corpora[key], settings.evaluation.split)
 
 
-def select(arm: Arm, stages: list[dict[str, Any]], folder: Path, config: Config) -> dict[str, Any]:
+def select(arm: Arm, folder: Path, study: StudySettings) -> dict[str, Any]:
     """The trial of least validation loss with the first seed; its run is copied to its place."""
-    assert config.study is not None
     if len(arm.trials) == 1:
         return arm.trials[0]
-    seed = config.study.seeds[0]
-    losses = []
-    for trial in arm.trials:
-        place = folder / arm.name / "trials" / _trial_name(trial)
-        settings = _stage_config(arm, trial, seed, 0, stages, place, None)
-        _start(settings, config.study.launcher, arm.name)
-        losses.append(_validation_loss(place))
+    places = [folder / arm.name / "trials" / _trial_name(trial) for trial in arm.trials]
+    losses = [_validation_loss(place) for place in places]
     best = min(range(len(losses)), key=losses.__getitem__)
     selection = [
         {"settings": trial, "validation_nats_per_token": loss, "selected": i == best}
         for i, (trial, loss) in enumerate(zip(arm.trials, losses, strict=True))
     ]
     write_text(folder / arm.name / "selection.json", json.dumps(selection, indent=1))
-    place = stage_folder(folder, arm.name, seed, 0, arm.config.data.domain)
+    place = stage_folder(folder, arm.name, study.seeds[0], 0, arm.config.data.domain)
     if not place.exists():
-        source = folder / arm.name / "trials" / _trial_name(arm.trials[best])
         with replacing(place) as draft:
-            shutil.copytree(source, draft, dirs_exist_ok=True)
+            shutil.copytree(places[best], draft, dirs_exist_ok=True)
     return arm.trials[best]
 
 
@@ -170,22 +176,30 @@ def domains_of(config: Config, stages: list[dict[str, Any]]) -> list[DataSetting
     return domains
 
 
-def _run_stages(
-    arm: Arm,
-    chosen: dict[str, Any],
-    seed: int,
-    stages: list[dict[str, Any]],
-    folder: Path,
-    config: Config,
-) -> Iterator[Run]:
-    assert config.study is not None
+def _trial_configs(
+    arm: Arm, stages: list[dict[str, Any]], folder: Path, study: StudySettings
+) -> list[Config]:
+    """Configurations of an arm's trials with the first seed; none where there is no choice."""
+    if len(arm.trials) == 1:
+        return []
+    place = folder / arm.name / "trials"
+    return [
+        _stage_config(arm, trial, study.seeds[0], 0, stages, place / _trial_name(trial), None)
+        for trial in arm.trials
+    ]
+
+
+def _stage_configs(
+    arm: Arm, chosen: dict[str, Any], seed: int, stages: list[dict[str, Any]], folder: Path
+) -> list[Config]:
+    """Configurations of one arm's and seed's runs, each starting from the one before."""
+    configs: list[Config] = []
     previous: Path | None = None
     for stage, data in enumerate(domains_of(arm.config, stages)):
         place = stage_folder(folder, arm.name, seed, stage, data.domain)
-        settings = _stage_config(arm, chosen, seed, stage, stages, place, previous)
-        _start(settings, config.study.launcher, arm.name)
-        yield Run(arm.name, seed, stage, data.domain, place)
+        configs.append(_stage_config(arm, chosen, seed, stage, stages, place, previous))
         previous = place
+    return configs
 
 
 def _stage_config(
@@ -216,34 +230,6 @@ def _stage_config(
             ),
         )
     )
-
-
-def _start(config: Config, launcher: str | None, arm: str) -> None:
-    """Run `kanlm pretrain` or `finetune` on `config` unless it is finished."""
-    folder = Path(config.output_dir)
-    claim(folder, config)
-    if is_finished(folder):
-        return
-    write_config(folder, config)
-    verb = "pretrain" if config.initialize_from is None else "finetune"
-    python = shlex.split(launcher) if launcher else [sys.executable]
-    command = [*python, "-m", "kanlm", verb, str(folder / "config.yaml")]
-    process = subprocess.Popen(command)
-    # Ctrl-C reaches the child too, which saves itself: wait for it instead of dying first.
-    before = signal.signal(signal.SIGINT, lambda *_: None)
-    terminate = signal.signal(signal.SIGTERM, lambda number, _: process.send_signal(number))
-    try:
-        code = process.wait()
-    finally:
-        signal.signal(signal.SIGINT, before)
-        signal.signal(signal.SIGTERM, terminate)
-    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-        raise Interrupted(code - 128)
-    if code:
-        raise UserError(
-            f"study.arms.{arm}, seed {config.seed}: ended with exit code {code}, see above; "
-            f"to run it alone: {shlex.join(command)}"
-        )
 
 
 def _matched(arm: Config, reference: Config, match: Literal["parameters", "flops"]) -> Any:

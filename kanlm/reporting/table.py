@@ -170,8 +170,19 @@ def cost_table(results: Mapping[str, Any]) -> Table:
                 "peak memory",
             ],
             rows=rows,
-            note=f"{labels}FFN is feed-forward. FLOPs are of a forward pass.",
+            note=f"{labels}FFN is feed-forward. FLOPs are of a forward pass.{_sharing(results)}",
         )
+    )
+
+
+def _sharing(results: Mapping[str, Any]) -> str:
+    """What to know of times where runs shared the machine."""
+    several = results["provenance"].get("parallel_runs", 1)
+    if several == 1:
+        return ""
+    return (
+        f" Up to {several} runs at a time shared the machine: times and tokens/s are those of "
+        "a part of it, and compare arms only roughly."
     )
 
 

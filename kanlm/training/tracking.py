@@ -7,6 +7,7 @@ uninterrupted one.
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,6 +24,27 @@ console = Console(highlight=False)
 def say(text: str) -> None:
     """Print a line, above the progress bar where there is one, for the terminal to wrap."""
     console.print(text, markup=False, soft_wrap=True)
+
+
+def progress_bar(*, disable: bool) -> Progress:
+    """A live bar of training steps, with a `status` after it."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[status]}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=disable,
+    )
+
+
+def training_status(values: Mapping[str, Any]) -> str:
+    """The figures of a training line in metrics.jsonl, for a bar."""
+    return (
+        f"loss {values['loss']:.3f} nats, {values['bits_per_byte']:.3f} bits/byte, "
+        f"{values['tokens_per_second']:,.0f} tokens/s"
+    )
 
 
 class Tracker:
@@ -45,15 +67,7 @@ class Tracker:
         self.step = step
         self.wandb_id = wandb_id
         self.wandb_run: Any = None
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not main,
-        )
+        self.progress = progress_bar(disable=not main)
 
     def __enter__(self) -> Self:
         if not self.main:

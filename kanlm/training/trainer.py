@@ -27,7 +27,7 @@ from kanlm.errors import Interrupted, UserError
 from kanlm.training import checkpoint as checkpoints
 from kanlm.training.optimizer import set_learning_rate
 from kanlm.training.schedule import learning_rate_ratio
-from kanlm.training.tracking import Tracker
+from kanlm.training.tracking import Tracker, training_status
 
 
 @dataclass
@@ -254,23 +254,17 @@ class Trainer:
         self._start_window(Window())
         loss, speed = window.loss / window.steps, window.tokens / window.seconds
         bits = loss / math.log(2) * self.tokens_per_byte
-        self.tracker.log(
-            "train",
-            self.state.step,
-            {
-                "loss": loss,
-                "bits_per_byte": bits,
-                "learning_rate": self.optimizer.param_groups[0]["lr"],
-                "gradient_norm": window.gradient_norm / window.steps,
-                "tokens": self.state.tokens,
-                "seconds": self.state.seconds,
-                "tokens_per_second": speed,
-            },
-        )
-        self.tracker.show(
-            self.state.step,
-            f"loss {loss:.3f} nats, {bits:.3f} bits/byte, {speed:,.0f} tokens/s",
-        )
+        values = {
+            "loss": loss,
+            "bits_per_byte": bits,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "gradient_norm": window.gradient_norm / window.steps,
+            "tokens": self.state.tokens,
+            "seconds": self.state.seconds,
+            "tokens_per_second": speed,
+        }
+        self.tracker.log("train", self.state.step, values)
+        self.tracker.show(self.state.step, training_status(values))
 
     def _validate(self) -> None:
         figures = self.validate(self.bare_model)

@@ -26,7 +26,7 @@ import yaml
 from kanlm.cli import main
 from kanlm.config import from_tree, load
 from kanlm.data.loader import Batches
-from kanlm.experiments import study
+from kanlm.experiments import launch, study
 from kanlm.experiments.collect import combine_facts
 from kanlm.model.accounting import account
 from kanlm.model.matching import feed_forward_cost
@@ -59,14 +59,17 @@ def here() -> Iterator[Started]:
     class Process:
         def __init__(self, command: list[str]) -> None:
             self.words = command[3:]
+            self.code: int | None = None
 
         def wait(self) -> int:
-            started.folders.append(Path(self.words[1]).parent)
-            try:
-                main(self.words)
-            except SystemExit as stop:
-                return int(stop.code or 0)
-            return 0
+            if self.code is None:
+                started.folders.append(Path(self.words[1]).parent)
+                self.code = 0
+                try:
+                    main(self.words)
+                except SystemExit as stop:
+                    self.code = int(stop.code or 0)
+            return self.code
 
     whole = Batches.batch
 
@@ -77,7 +80,7 @@ def here() -> Iterator[Started]:
         return batch
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study, "subprocess", SimpleNamespace(Popen=Process))
+        patch.setattr(launch, "subprocess", SimpleNamespace(Popen=Process))
         patch.setattr(Batches, "batch", noted)
         yield started
 
@@ -435,7 +438,7 @@ def test_a_failing_arm_is_named_with_where_to_look(tmp_path, make_tree, capsys, 
     reason, line = capsys.readouterr().err.splitlines()
     assert reason == "kanlm: model.vocab_size = 100 is less than the tokenizer's 257"
     place = tmp_path / "run" / "small" / "seed-0" / "stage-0-words"
-    assert line.startswith("kanlm: study.arms.small, seed 0: ended with exit code 2, see above")
+    assert line.startswith("kanlm: small/seed-0/stage-0-words ended with exit code 2, see above")
     assert f"kanlm pretrain {place / 'config.yaml'}" in line
     assert not (tmp_path / "run" / "results.json").exists()
 

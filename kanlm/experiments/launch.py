@@ -1,0 +1,214 @@
+"""Starting a study's runs, each as a process of its own, one after another or side by side.
+
+A run is started by the command a user would type, from the config.yaml that lies in its
+folder, so that any figure can be reproduced alone. A process each keeps one arm's peak
+memory out of another's.
+
+Side by side, the runs share the CPU: each gets its part of the threads, writes what it
+prints to log.txt in its folder, and has a progress bar here that is read off its
+metrics.jsonl. Small models gain from this, because threads that wait for each other over
+small matrices cost more than processes that do not.
+"""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.progress import Progress, TaskID
+
+from kanlm.config import Config
+from kanlm.errors import Interrupted, UserError
+from kanlm.training.folder import claim, is_finished, write_config
+from kanlm.training.tracking import progress_bar, say, training_status
+
+#: Seconds between looks at the processes.
+_PATIENCE = 0.2
+
+
+def run_chains(
+    chains: Sequence[Sequence[Config]], *, parallel: int, launcher: str | None, root: Path
+) -> None:
+    """Bring all runs to their end: those of a chain in order, chains side by side.
+
+    A finished run is skipped and an interrupted one resumed. When one fails, the others
+    are told to save themselves.
+
+    Arguments:
+        chains: configurations of runs, each chain's later ones starting from its earlier.
+        parallel: processes at a time.
+        launcher: command that starts a run in place of this Python.
+        root: the study's folder, under which runs are named.
+
+    Raises:
+        UserError: a run failed.
+        Interrupted: a signal stopped the runs in progress, which saved themselves.
+    """
+    waiting = deque(deque(chain) for chain in chains)
+    active: list[_Process] = []
+    with _signals_passed_on(active) as received, _bars(parallel) as bars:
+        try:
+            while waiting or active:
+                while waiting and len(active) < parallel and not received:
+                    _start_next(waiting, active, parallel, launcher, root, bars)
+                for process in [p for p in active if p.ended()]:
+                    active.remove(process)
+                    if stopped_by := process.check():
+                        received.append(stopped_by)
+                    elif process.later:
+                        waiting.appendleft(process.later)
+                if received and not active:
+                    raise Interrupted(received[0])
+                if parallel > 1:
+                    time.sleep(_PATIENCE)
+        except UserError:
+            for process in active:
+                process.popen.terminate()
+            for process in active:
+                process.popen.wait()
+            raise
+
+
+@dataclass
+class _Process:
+    """One run in progress, and what its chain holds after it."""
+
+    config: Config
+    name: str
+    popen: Any
+    command: list[str]
+    later: deque[Config]
+    parallel: int
+    bars: Progress
+    task: TaskID | None
+
+    def ended(self) -> bool:
+        """Whether the process is over; one that has the terminal to itself is waited for."""
+        if self.parallel == 1:
+            self.popen.wait()
+            return True
+        code = self.popen.poll()
+        self._show()
+        return code is not None
+
+    def check(self) -> int | None:
+        """Return the signal that stopped it, after which it saved itself, or None.
+
+        Raises:
+            UserError: it failed.
+        """
+        code = self.popen.wait()
+        if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+            return code - 128
+        if code:
+            log = Path(self.config.output_dir) / "log.txt"
+            if self.parallel > 1:
+                print(log.read_text()[-2000:], file=sys.stderr, end="")
+            raise UserError(
+                f"{self.name} ended with exit code {code}, see "
+                f"{'above' if self.parallel == 1 else log}; "
+                f"to run it alone: {shlex.join(self.command)}"
+            )
+        if self.task is not None:
+            self.bars.remove_task(self.task)
+            say(f"{self.name} is done")
+        return None
+
+    def _show(self) -> None:
+        line = _last_training_line(Path(self.config.output_dir) / "metrics.jsonl")
+        if self.task is not None and line is not None:
+            self.bars.update(self.task, completed=line["step"], status=training_status(line))
+
+
+def _start_next(
+    waiting: deque[deque[Config]],
+    active: list[_Process],
+    parallel: int,
+    launcher: str | None,
+    root: Path,
+    bars: Progress,
+) -> None:
+    """Start the first run of the first chain, unless it is finished."""
+    chain = waiting.popleft()
+    if not chain:
+        return
+    config = chain.popleft()
+    folder = Path(config.output_dir)
+    claim(folder, config)
+    if is_finished(folder):
+        waiting.appendleft(chain)
+        return
+    write_config(folder, config)
+    verb = "pretrain" if config.initialize_from is None else "finetune"
+    python = shlex.split(launcher) if launcher else [sys.executable]
+    command = [*python, "-m", "kanlm", verb, str(folder / "config.yaml")]
+    name = str(folder.relative_to(root))
+    task = None
+    if parallel == 1:
+        popen = subprocess.Popen(command)
+    else:
+        task = bars.add_task(name, total=config.training.steps, status="starting")
+        with (folder / "log.txt").open("ab") as log:
+            popen = subprocess.Popen(
+                command, env=_environment(parallel), stdout=log, stderr=subprocess.STDOUT
+            )
+    active.append(_Process(config, name, popen, command, chain, parallel, bars, task))
+
+
+def _environment(parallel: int) -> dict[str, str]:
+    """This process's, with a run's part of the CPU threads, unless the user set them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"OMP_NUM_THREADS": str(max(1, (cores or 1) // parallel)), **os.environ}
+
+
+def _last_training_line(path: Path) -> dict[str, Any] | None:
+    """The last whole `train` line near the end of a metrics file."""
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 4096))
+        whole = file.read().split(b"\n")[1:-1]
+    for line in reversed(whole):
+        if line.startswith(b'{"kind": "train"'):
+            return json.loads(line)
+    return None
+
+
+@contextmanager
+def _bars(parallel: int) -> Iterator[Progress]:
+    """Progress bars, unless the one run draws its own."""
+    bars = progress_bar(disable=parallel == 1)
+    with bars:
+        yield bars
+
+
+@contextmanager
+def _signals_passed_on(active: list[_Process]) -> Iterator[list[int]]:
+    """Note SIGINT and SIGTERM instead of dying before the runs, which save themselves.
+
+    Both are passed on as SIGTERM: the terminal sends Ctrl-C to the runs too, and a second
+    SIGINT would end them unsaved.
+    """
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        for process in active:
+            process.popen.terminate()
+
+    before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

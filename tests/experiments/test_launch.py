@@ -1,0 +1,113 @@
+"""Runs of a study as real processes, side by side."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kanlm.config import Config, from_tree
+from kanlm.errors import UserError
+from kanlm.experiments.launch import run_chains
+from kanlm.training.resolve import resolve
+
+
+@pytest.fixture
+def configs(tmp_path: Path, make_tree: Any) -> list[Config]:
+    """Two tiny runs of different kinds."""
+    return [
+        resolve(
+            from_tree(
+                make_tree(tmp_path, output_dir=str(tmp_path / kind), model={"feed_forward": kind})
+            )
+        )
+        for kind in ("gelu", "swiglu")
+    ]
+
+
+def start(chains: list[list[Config]], root: Path, parallel: int = 2) -> None:
+    run_chains(chains, parallel=parallel, launcher=None, root=root)
+
+
+def test_runs_side_by_side_overlap_and_share_the_threads(
+    configs: list[Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    start([[config] for config in configs], tmp_path)
+    begun, ended = [], []
+    for config in configs:
+        folder = Path(config.output_dir)
+        begun.append((folder / "config.yaml").stat().st_mtime)
+        ended.append((folder / "results.json").stat().st_mtime)
+        hardware = json.loads((folder / "results.json").read_text())["provenance"]["hardware"]
+        assert hardware["threads"] == max(1, (cores or 1) // 2)
+        assert "parameters" in (folder / "log.txt").read_text()
+    assert max(begun) < min(ended)
+
+
+def test_a_chain_waits_for_its_earlier_runs(configs: list[Config], tmp_path: Path) -> None:
+    start([configs], tmp_path)
+    first, second = (Path(config.output_dir) for config in configs)
+    written = (first / "results.json").stat().st_mtime
+    assert written <= (second / "metrics.jsonl").stat().st_mtime
+
+
+def test_a_failed_run_is_named_with_its_log(
+    configs: list[Config], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bad, good = configs
+    words = Path(str(bad.data.sources[0]["path"]))
+    (Path(bad.output_dir)).mkdir()
+    (Path(bad.output_dir) / "config.yaml").write_text(yaml.safe_dump({"model": {"d_model": 3}}))
+    with pytest.raises(UserError, match="holds a run with"):
+        start([[bad], [good]], tmp_path)
+    (Path(bad.output_dir) / "config.yaml").unlink()
+    Path(bad.output_dir).rmdir()
+    words.rename(tmp_path / "gone.txt")
+    with pytest.raises(UserError, match=r"(gelu|swiglu) ended with exit code 2, see .*log\.txt"):
+        start([[bad], [good]], tmp_path)
+    assert "no such file" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_interrupted_study_saves_every_run_and_goes_on(tmp_path: Path, make_tree: Any) -> None:
+    """SIGTERM to the study alone stops both runs at a checkpoint."""
+    arms = {"gelu": {}, "swiglu": {"model": {"feed_forward": "swiglu"}}}
+    tree = make_tree(
+        tmp_path,
+        model={"feed_forward": "gelu"},
+        training={"steps": 3000, "log_every": 1, "evaluate_every": None, "checkpoint_every": None},
+        study={"arms": arms, "parallel_runs": 2},
+    )
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    command = [sys.executable, "-m", "kanlm", "compare", str(path)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    places = [tmp_path / "run" / arm / "seed-0" / "stage-0-words" for arm in arms]
+    while process.poll() is None and not all(_steps(place) > 2 for place in places):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert error == "kanlm: stopped and saved; the same command goes on from here\n"
+    for place in places:
+        assert (place / "checkpoints" / "latest").exists()
+        assert not (place / "results.json").exists()
+    steps = [_steps(place) for place in places]
+    assert subprocess.run(command, stdout=subprocess.DEVNULL).returncode == 0
+    assert all(_steps(place) == 3000 > before for place, before in zip(places, steps, strict=True))
+
+
+def _steps(place: Path) -> int:
+    metrics = place / "metrics.jsonl"
+    lines = metrics.read_text().splitlines() if metrics.exists() else []
+    return json.loads(lines[-1])["step"] if lines else 0
