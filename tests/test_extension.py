@@ -21,7 +21,7 @@ from kanlm.training.resolve import resolve
 class Monomials(Basis):
     """x, x², …, x^degree."""
 
-    def __init__(self, *, degree: int = 3) -> None:
+    def __init__(self, channels: int | None = None, *, degree: int = 3) -> None:
         super().__init__()
         self.degree = self.num_functions = degree
         self.flops_per_input = degree - 1

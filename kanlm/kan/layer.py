@@ -1,15 +1,17 @@
 """KANLinear: a layer whose every edge carries a learned function of one variable."""
 
-import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .bases import Basis, BSpline
+from .initialization import assign_, uniform_
 from .moments import unit_normal_mean
 
+#: How a layer's edge functions start.
+Start = Literal["random", "linear", "zero"]
 #: FLOPs of the base function at one input, counted as `Basis.flops_per_input`.
 _BASE_FLOPS = {"silu": 4, "identity": 0}
 
@@ -21,27 +23,35 @@ class KANLinear(nn.Module):
 
         y_o = Σ_i [ Σ_b c_ibo φ_b(x_i) + w_oi base(x_i) ] + bias_o
 
-    so a KAN layer is a basis expansion followed by a wide linear map. It keeps variance:
-    for unit-normal inputs E[y_o²] = gain² over the draw of the weights. Of that the basis
-    carries SPLINE_SHARE where there is a base, so that the layer starts near to an MLP's
-    and learns its shapes from there.
+    so a KAN layer is a basis expansion followed by a wide linear map. Every edge owns its
+    function.
+
+    Starts, each with E[y_o²] = gain² over the draw of the weights for unit-normal inputs:
+
+    - `random`: independent coefficients. Where there is a base the basis carries BASIS_SHARE
+      of the variance, so that the layer starts near to an MLP's and learns its shapes from
+      there.
+    - `linear`: every edge's function is as near to a straight line through 0 as the basis
+      can be (least squares under a unit normal), and the base's weight is 0.
+    - `zero`: all coefficients are 0. The base carries all the variance; without one the
+      layer starts as 0.
 
     Arguments:
         in_features, out_features: channels.
         basis: evaluates φ; `BSpline()` when not given.
         base: function beside the basis that keeps gradients alive everywhere, or None.
-        bias: add a learned constant. A basis whose functions sum to one (B-splines)
-            spans constants, and needs none.
+        bias: add a learned constant; None adds one unless the basis spans constants.
         gain: starting scale of the output.
+        start: as above.
 
     Shapes: (…, in_features) → (…, out_features).
 
     Raises:
-        ValueError: base is unknown.
+        ValueError: base or start is unknown, or the basis is of another number of channels.
     """
 
     #: Part of the starting variance that the basis carries beside a base.
-    SPLINE_SHARE = 0.1
+    BASIS_SHARE = 0.1
 
     base_weight: nn.Parameter | None
     bias: nn.Parameter | None
@@ -53,35 +63,61 @@ class KANLinear(nn.Module):
         *,
         basis: Basis | None = None,
         base: Literal["silu", "identity"] | None = "silu",
-        bias: bool = True,
+        bias: bool | None = None,
         gain: float = 1.0,
+        start: Start = "random",
     ) -> None:
         super().__init__()
         if base is not None and base not in _BASE_FLOPS:
             raise ValueError(f"base = {base!r}: expected silu, identity or None")
+        if start not in get_args(Start):
+            raise ValueError(f"start = {start!r}: expected {', '.join(get_args(Start))}")
         self.in_features = in_features
         self.out_features = out_features
         self.basis = BSpline() if basis is None else basis
         self.base = base
         self.gain = gain
+        self.start: Start = start
         shape = (in_features, self.basis.num_functions, out_features)
         self.coefficients = nn.Parameter(torch.empty(shape))
         self.base_weight = (
             None if base is None else nn.Parameter(torch.empty(out_features, in_features))
         )
-        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+        if self.basis.channels not in (None, in_features):
+            raise ValueError(
+                f"the basis has parameters for {self.basis.channels} channels, "
+                f"and in_features = {in_features}"
+            )
+        has_bias = not self.basis.spans_constants if bias is None else bias
+        self.bias = nn.Parameter(torch.empty(out_features)) if has_bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw weights that give unit-normal inputs the output variance gain²."""
-        share = self.SPLINE_SHARE if self.base_weight is not None else 1.0
         variance = self.gain**2 / self.in_features
-        _uniform_(self.coefficients, share * variance / self.basis.mean_square)
+        share = {"random": 1.0 if self.base_weight is None else self.BASIS_SHARE, "linear": 1.0}
+        self._start_coefficients(share.get(self.start, 0.0) * variance)
         if self.base_weight is not None:
+            rest = 1 - share.get(self.start, 0.0)
             mean_square = unit_normal_mean(lambda z: self._base(z).square())
-            _uniform_(self.base_weight, (1 - share) * variance / mean_square)
+            uniform_(self.base_weight, rest * variance / mean_square)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+
+    def _start_coefficients(self, variance: float) -> None:
+        """Draw coefficients whose edge functions have this mean square."""
+        if self.start == "linear":
+            slopes = torch.empty(
+                self.in_features, 1, self.out_features, device=self.coefficients.device
+            )
+            line = self.basis.identity_coefficients
+            square = unit_normal_mean(
+                lambda z: (self.basis.starting_values(z) @ z.new_tensor(line)).square()
+            )
+            uniform_(slopes, variance / square)
+            assign_(self.coefficients, slopes * slopes.new_tensor(line).unsqueeze(-1))
+        else:
+            uniform_(self.coefficients, variance / self.basis.mean_square)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.basis.contract(x, self.coefficients)
@@ -117,8 +153,3 @@ class KANLinear(nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"base={self.base}, bias={self.bias is not None}, gain={self.gain:g}"
         )
-
-
-def _uniform_(parameter: nn.Parameter, variance: float) -> None:
-    bound = math.sqrt(3 * variance)
-    nn.init.uniform_(parameter, -bound, bound)

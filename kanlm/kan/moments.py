@@ -16,6 +16,32 @@ def unit_normal_mean(function: Callable[[torch.Tensor], torch.Tensor]) -> float:
     Arguments:
         function: maps z of shape (n,) to (n,).
     """
+    z, weights = _quadrature()
+    return (function(z) * weights).sum().item()
+
+
+def unit_normal_projection(
+    functions: Callable[[torch.Tensor], torch.Tensor],
+    target: Callable[[torch.Tensor], torch.Tensor],
+) -> list[float]:
+    """Coefficients c that minimise E[(Σ_b c_b φ_b(z) − target(z))²] for z ~ N(0, 1).
+
+    Of several such c, the shortest.
+
+    Arguments:
+        functions: maps z of shape (n,) to (n, B).
+        target: maps z of shape (n,) to (n,).
+    """
+    z, weights = _quadrature()
+    root = weights.sqrt()
+    columns = functions(z) * root.unsqueeze(-1)
+    solution = torch.linalg.lstsq(columns, (target(z) * root).unsqueeze(-1), driver="gelsd")
+    return solution.solution.squeeze(-1).tolist()
+
+
+def _quadrature() -> tuple[torch.Tensor, torch.Tensor]:
+    """Points and weights whose sums are expectations over a unit normal."""
     z = torch.linspace(-8.0, 8.0, 4001, dtype=torch.float64, device="cpu")
-    density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
-    return torch.trapezoid(function(z) * density, z).item()
+    weights = torch.exp(-z.square() / 2) * ((z[1] - z[0]) / math.sqrt(2 * math.pi))
+    weights[[0, -1]] /= 2
+    return z, weights

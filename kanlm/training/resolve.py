@@ -15,7 +15,7 @@ import torch
 from kanlm.config import Config, DataSettings, check_options
 from kanlm.data.sources import check_source
 from kanlm.errors import UserError, nearest
-from kanlm.kan.bases import BASES
+from kanlm.kan import BASES
 from kanlm.model import KanLMConfig, KanLMForCausalLM
 from kanlm.model.feed_forward import FEED_FORWARDS
 from kanlm.model.matching import resolve_feed_forward

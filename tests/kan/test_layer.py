@@ -18,7 +18,7 @@ BASES = ("silu", "identity", None)
 def test_sums_a_function_on_every_edge(base, degree: int, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     basis = BSpline(degree=degree, grid_size=4)
-    layer = KANLinear(3, 2, basis=basis, base=base).double()
+    layer = KANLinear(3, 2, basis=basis, base=base, bias=True).double()
     assert layer.bias is not None
     torch.nn.init.normal_(layer.bias)
     x = 2 * torch.randn(*shape, 3, dtype=torch.float64)
@@ -55,7 +55,7 @@ def test_keeps_the_variance_of_normal_inputs(width: int, base, degree: int) -> N
 
 
 def test_parameters_have_the_saved_names_and_shapes() -> None:
-    layer = KANLinear(5, 4, basis=BSpline(grid_size=3, degree=2))
+    layer = KANLinear(5, 4, basis=BSpline(grid_size=3, degree=2), bias=True)
     shapes = {name: tuple(p.shape) for name, p in layer.named_parameters()}
     assert shapes == {"coefficients": (5, 5, 4), "base_weight": (4, 5), "bias": (4,)}
     assert KANLinear(5, 4, base=None, bias=False).base_weight is None

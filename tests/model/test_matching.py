@@ -79,7 +79,14 @@ def test_a_single_kind_stays_a_single_kind() -> None:
         "kind": "kan",
         "hidden": 64,
         "base": "silu",
-        "basis": {"kind": "bspline", "grid_size": 6, "degree": 1, "grid_range": [-3.0, 3.0]},
+        "basis": {
+            "kind": "bspline",
+            "grid_size": 6,
+            "degree": 1,
+            "grid_range": [-3.0, 3.0],
+            "equal_cells": True,
+            "per_channel": False,
+        },
     }
 
 

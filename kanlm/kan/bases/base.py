@@ -1,0 +1,258 @@
+"""What every basis is, and what some can do beside.
+
+A basis turns x (…, in) into the values of its B functions, (…, in, B). Its state that must
+survive saving (knots, centres, scales) is a persistent buffer or a parameter.
+
+Three capabilities are declared by a base class, and kernels and grids ask for them with
+`isinstance`: `Differentiable` has its derivatives in closed form, `Local` has few functions
+that differ from zero at any one input, `Refinable` can be put on a finer grid exactly.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Literal, Self, get_args
+
+import torch
+from torch import Tensor, nn
+
+from ..initialization import assign_
+from ..moments import unit_normal_mean, unit_normal_projection
+
+#: What a basis does with inputs outside its range.
+#:
+#: - `linear`: every function goes on with its value and slope at the end of the range;
+#: - `squash`: inputs are bent into the range, x → c + R tanh((x − c) / R) with the centre c
+#:   and the half-width R of the range;
+#: - `periodic`: the range is one period.
+Outside = Literal["linear", "squash", "periodic"]
+
+
+class Basis(nn.Module, ABC):
+    """B functions of one variable, evaluated on every input channel.
+
+    Arguments of a subclass: `channels` first, the number of inputs or None, then its options
+    as keyword-only arguments. A basis with parameters or a grid may keep one set an input;
+    where `channels` is None all inputs share one.
+    """
+
+    #: B, the number of functions and so of coefficients an edge.
+    num_functions: int
+    #: Inputs with parameters or a grid of their own; None where all share one set.
+    channels: int | None = None
+    #: FLOPs of evaluating all functions at one input: every addition, multiplication,
+    #: division, comparison and transcendental counts one, as the formula is written.
+    flops_per_input: int
+    #: Whether some combination of the functions is constant, so that a layer needs no bias.
+    spans_constants: bool = False
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """Name of kind and size in reports, such as `bspline1-g6`."""
+
+    @abstractmethod
+    def values(self, x: Tensor) -> Tensor:
+        """Evaluate all functions: (…, in) → (…, in, B), in the dtype of x.
+
+        The result is best laid out with `in` innermost, as a transposed view of
+        (…, B, in), because `contract` then needs no copy.
+        """
+
+    @abstractmethod
+    def starting_values(self, x: Tensor) -> Tensor:
+        """`values` of a freshly reset basis: (n,) → (n, B), for x on the CPU in float64.
+
+        Layers ask this for their starting scale, also while the basis itself is on the
+        meta device and holds no numbers.
+        """
+
+    @abstractmethod
+    def reset_parameters(self) -> None:
+        """Put parameters and buffers back to their start."""
+
+    @cached_property
+    def mean_square(self) -> float:
+        """E[Σ_b φ_b(z)²] for z ~ N(0, 1) at the start."""
+        return unit_normal_mean(lambda z: self.starting_values(z).square().sum(-1))
+
+    @cached_property
+    def identity_coefficients(self) -> list[float]:
+        """The B coefficients whose combination is nearest to x for x ~ N(0, 1) at the start."""
+        return unit_normal_projection(self.starting_values, lambda z: z)
+
+    def contract(self, x: Tensor, coefficients: Tensor) -> Tensor:
+        """Sum every edge's function: y_o = Σ_i Σ_b φ_b(x_i) c_ibo.
+
+        One matrix product over the flattened (in, B). A basis that knows a cheaper way
+        overrides this, and must agree with it.
+
+        Arguments:
+            x: (…, in).
+            coefficients: (in, B, out).
+
+        Returns: (…, out).
+        """
+        functions_first = self.values(x).transpose(-1, -2).flatten(-2)
+        return functions_first @ coefficients.transpose(0, 1).flatten(0, 1)
+
+
+class Differentiable(Basis):
+    """A basis whose derivatives are about as cheap as its values."""
+
+    @abstractmethod
+    def derivatives(self, x: Tensor) -> Tensor:
+        """dφ_b/dx: (…, in) → (…, in, B). At a kink the derivative is that from the right."""
+
+
+class Local(Basis):
+    """A basis of which only `support` neighbouring functions differ from zero anywhere."""
+
+    #: Functions that can differ from zero at one input.
+    support: int
+
+    @abstractmethod
+    def active(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The functions that differ from zero.
+
+        Returns: the index of the first, (…, in), int64, and the values of that and its
+        successors, (…, in, support), laid out as those of `values`.
+        """
+
+    def values(self, x: Tensor) -> Tensor:
+        first, local = self.active(x)
+        return scatter_active(first, local, self.num_functions)
+
+
+class Refinable(Local):
+    """A basis on a grid of cells that a finer grid can hold without changing any function."""
+
+    grid_size: int
+
+    @abstractmethod
+    def refined(self, grid_size: int) -> tuple[Self, Tensor]:
+        """The basis on a grid that splits every cell into equally many.
+
+        Returns: the finer basis, with this one's range, and the matrix
+        (channels or 1, finer B, B) that turns coefficients of this basis into those of the
+        same function in the finer one.
+
+        Raises:
+            ValueError: `grid_size` is no multiple of this one's.
+        """
+
+
+class Smooth(Differentiable):
+    """A basis of formulas that hold on a range, with a stated behaviour outside it.
+
+    Subclasses give the formulas and their derivatives; this class extends them beyond the
+    range, and owns their parameters if they have any.
+
+    Arguments:
+        num_functions: B.
+        half_width: R; the range is (−R, R). Inputs are expected normalised.
+        outside: behaviour beyond the range.
+        channels: inputs with parameters of their own; None shares one set.
+
+    Raises:
+        ValueError: an option is out of its range.
+    """
+
+    def __init__(
+        self,
+        num_functions: int,
+        half_width: float,
+        outside: Outside,
+        channels: int | None = None,
+    ) -> None:
+        super().__init__()
+        if num_functions < 1:
+            raise ValueError(f"{type(self).__name__} would hold no function: raise its degree")
+        if not 0 < half_width < math.inf:
+            raise ValueError(f"half_width = {half_width}: expected a positive number")
+        if outside not in get_args(Outside):
+            raise ValueError(f"outside = {outside!r}: expected {', '.join(get_args(Outside))}")
+        self.num_functions = num_functions
+        self.half_width = float(half_width)
+        self.outside: Outside = outside
+        self.channels = channels
+        for name, start in self.starting_parameters().items():
+            shape = (len(start), channels or 1)
+            self.register_parameter(name, nn.Parameter(torch.empty(shape)))
+        self.reset_parameters()
+
+    def starting_parameters(self) -> dict[str, Tensor]:
+        """Name → start, (k, 1) in float64 on the CPU, of each parameter of shape (k, channels).
+
+        Called from `__init__`, when the subclass has set its options.
+        """
+        return {}
+
+    @abstractmethod
+    def functions(self, x: Tensor, parameters: Mapping[str, Tensor]) -> list[Tensor]:
+        """Values of the B functions for x (…, in) in the range, each (…, in).
+
+        Arguments:
+            parameters: by the names of `starting_parameters`, (k, channels or 1) each.
+        """
+
+    @abstractmethod
+    def slopes(self, x: Tensor, parameters: Mapping[str, Tensor]) -> list[Tensor]:
+        """Derivatives of the B functions, as `functions`."""
+
+    def values(self, x: Tensor) -> Tensor:
+        return self._values(x, self._own_parameters(x.dtype))
+
+    def derivatives(self, x: Tensor) -> Tensor:
+        parameters = self._own_parameters(x.dtype)
+        if self.outside == "periodic":
+            columns = self.slopes(x, parameters)
+        elif self.outside == "squash":
+            bent = torch.tanh(x / self.half_width)
+            bend = 1 - bent * bent
+            columns = [bend * s for s in self.slopes(self.half_width * bent, parameters)]
+        else:
+            columns = self.slopes(x.clamp(-self.half_width, self.half_width), parameters)
+        return _functions_last(columns, x)
+
+    def starting_values(self, x: Tensor) -> Tensor:
+        return self._values(x.unsqueeze(-1), self.starting_parameters()).squeeze(-2)
+
+    def reset_parameters(self) -> None:
+        for name, start in self.starting_parameters().items():
+            assign_(self.get_parameter(name), start)
+
+    def extra_repr(self) -> str:
+        return f"{self.label}, half_width={self.half_width:g}, outside={self.outside}"
+
+    def _own_parameters(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        return {name: p.to(dtype) for name, p in self.named_parameters(recurse=False)}
+
+    def _values(self, x: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+        limit = self.half_width
+        if self.outside == "periodic":
+            columns = self.functions(x, parameters)
+        elif self.outside == "squash":
+            columns = self.functions(limit * torch.tanh(x / limit), parameters)
+        else:
+            inside = x.clamp(-limit, limit)
+            tail, right = x - inside, x > 0
+            low, high = (self.slopes(x.new_full((1,), end), parameters) for end in (-limit, limit))
+            columns = [
+                value + torch.where(right, b, a) * tail
+                for value, a, b in zip(self.functions(inside, parameters), low, high, strict=True)
+            ]
+        return _functions_last(columns, x)
+
+
+def _functions_last(columns: list[Tensor], x: Tensor) -> Tensor:
+    return torch.stack([c.expand_as(x) for c in columns], dim=-2).transpose(-1, -2)
+
+
+def scatter_active(first: Tensor, local: Tensor, num_functions: int) -> Tensor:
+    """Put the values of neighbouring functions, (…, in, support), into all B: (…, in, B)."""
+    rows = local.transpose(-1, -2)
+    offsets = torch.arange(rows.shape[-2], device=first.device).unsqueeze(-1)
+    dense = rows.new_zeros(*first.shape[:-1], num_functions, first.shape[-1])
+    return dense.scatter(-2, first.unsqueeze(-2) + offsets, rows).transpose(-1, -2)

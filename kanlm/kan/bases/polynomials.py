@@ -1,0 +1,182 @@
+"""Orthogonal polynomials by their three-term recurrences.
+
+`acos` and powers are avoided: the recurrences are stable and have finite derivatives
+everywhere (Chebyshev through `acos` has none at ±1). The constant function is left out
+unless it is asked for: on every edge it would do what one bias of the layer does.
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from .base import Outside, Smooth
+
+
+class _Polynomials(Smooth):
+    """Polynomials p_1 … p_degree of the input, and p_0 with `constant`."""
+
+    #: Name in labels.
+    name: str
+
+    def __init__(self, degree: int, constant: bool, half_width: float, outside: Outside) -> None:
+        if degree < 1:
+            raise ValueError(f"degree = {degree}: expected at least 1")
+        if outside == "periodic":
+            raise ValueError("outside = 'periodic': expected linear or squash for polynomials")
+        self.degree = degree
+        self.spans_constants = constant
+        super().__init__(degree + constant, half_width, outside)
+        extension = 2 if outside == "squash" else 3 + 2 * self.num_functions
+        self.flops_per_input = extension + 4 * max(degree - 1, 1)
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}{'0' if self.spans_constants else ''}{self.degree}"
+
+    def functions(self, x: Tensor, parameters: Mapping[str, Tensor]) -> list[Tensor]:
+        columns = self._polynomials(x)
+        return columns if self.spans_constants else columns[1:]
+
+    def slopes(self, x: Tensor, parameters: Mapping[str, Tensor]) -> list[Tensor]:
+        columns = self._polynomial_slopes(x)
+        return columns if self.spans_constants else columns[1:]
+
+    @abstractmethod
+    def _polynomials(self, x: Tensor) -> list[Tensor]:
+        """p_0 … p_degree."""
+
+    @abstractmethod
+    def _polynomial_slopes(self, x: Tensor) -> list[Tensor]:
+        """Their derivatives by x."""
+
+
+class Chebyshev(_Polynomials):
+    """Chebyshev polynomials of the first kind on the range.
+
+        T_0 = 1,  T_1 = u,  T_{n+1} = 2 u T_n − T_{n−1},  T_n′ = n U_{n−1},  u = x / half_width
+
+    (DLMF 18.9.1, 18.9.21). Beyond the range inputs are squashed by default.
+
+    Arguments:
+        degree: highest degree.
+        constant: keep T_0.
+        half_width: R; with `squash`, u = tanh(x / R).
+        outside: `squash` or `linear`.
+    """
+
+    name = "chebyshev"
+
+    def __init__(
+        self,
+        channels: int | None = None,
+        *,
+        degree: int = 4,
+        constant: bool = False,
+        half_width: float = 5 / 3,
+        outside: Outside = "squash",
+    ) -> None:
+        super().__init__(degree, constant, half_width, outside)
+
+    def _polynomials(self, x: Tensor) -> list[Tensor]:
+        u = x / self.half_width
+        return _recur(u, u, self.degree)
+
+    def _polynomial_slopes(self, x: Tensor) -> list[Tensor]:
+        u = x / self.half_width
+        second_kind = _recur(u, 2 * u, self.degree - 1)
+        slopes = [n * s / self.half_width for n, s in enumerate(second_kind, start=1)]
+        return [x.new_zeros(x.shape), *slopes]
+
+
+def _recur(u: Tensor, first: Tensor, degree: int) -> list[Tensor]:
+    """p_0 = 1, p_1 = first, p_{n+1} = 2 u p_n − p_{n−1}, up to `degree`."""
+    columns = [u.new_ones(u.shape), first]
+    twice = 2 * u
+    while len(columns) <= degree:
+        columns.append(twice * columns[-1] - columns[-2])
+    return columns[: degree + 1]
+
+
+class Legendre(_Polynomials):
+    """Legendre polynomials on the range, scaled to unit mean square over it.
+
+        (n + 1) P_{n+1} = (2n + 1) u P_n − n P_{n−1},  P′_{n+1} = P′_{n−1} + (2n + 1) P_n
+
+    times √(2n + 1), with u = x / half_width (DLMF 18.9.1, 18.9.19). Beyond the range inputs
+    are squashed by default.
+
+    Arguments: as of `Chebyshev`.
+    """
+
+    name = "legendre"
+
+    def __init__(
+        self,
+        channels: int | None = None,
+        *,
+        degree: int = 4,
+        constant: bool = False,
+        half_width: float = 5 / 3,
+        outside: Outside = "squash",
+    ) -> None:
+        super().__init__(degree, constant, half_width, outside)
+
+    def _polynomials(self, x: Tensor) -> list[Tensor]:
+        return _scaled(self._unscaled(x / self.half_width))
+
+    def _polynomial_slopes(self, x: Tensor) -> list[Tensor]:
+        columns = self._unscaled(x / self.half_width)
+        slopes = [x.new_zeros(x.shape), x.new_full(x.shape, 1 / self.half_width)]
+        for n in range(1, self.degree):
+            slopes.append(slopes[n - 1] + (2 * n + 1) / self.half_width * columns[n])
+        return _scaled(slopes)
+
+    def _unscaled(self, u: Tensor) -> list[Tensor]:
+        columns = [u.new_ones(u.shape), u]
+        for n in range(1, self.degree):
+            columns.append(((2 * n + 1) * u * columns[n] - n * columns[n - 1]) / (n + 1))
+        return columns
+
+
+def _scaled(columns: list[Tensor]) -> list[Tensor]:
+    return [math.sqrt(2 * n + 1) * column for n, column in enumerate(columns)]
+
+
+class Hermite(_Polynomials):
+    """Probabilists' Hermite polynomials, orthonormal under a unit normal.
+
+        He_0 = 1,  He_1 = x,  He_{n+1} = x He_n − n He_{n−1},  He_n′ = n He_{n−1}
+
+    divided by √n! (DLMF 18.9.1, 18.9.25); written for the scaled h_n = He_n / √n! as
+    h_{n+1} = (x h_n − √n h_{n−1}) / √(n + 1) and h_n′ = √n h_{n−1}. For normalised inputs
+    each function then starts with unit mean square and is uncorrelated with the others.
+    Beyond the range the functions go on linearly by default.
+
+    Arguments: as of `Chebyshev`; the polynomials' variable is x itself.
+    """
+
+    name = "hermite"
+
+    def __init__(
+        self,
+        channels: int | None = None,
+        *,
+        degree: int = 2,
+        constant: bool = False,
+        half_width: float = 4.0,
+        outside: Outside = "linear",
+    ) -> None:
+        super().__init__(degree, constant, half_width, outside)
+
+    def _polynomials(self, x: Tensor) -> list[Tensor]:
+        columns = [x.new_ones(x.shape), x]
+        for n in range(1, self.degree):
+            columns.append((x * columns[n] - math.sqrt(n) * columns[n - 1]) / math.sqrt(n + 1))
+        return columns
+
+    def _polynomial_slopes(self, x: Tensor) -> list[Tensor]:
+        columns = self._polynomials(x)
+        slopes = [math.sqrt(n) * columns[n - 1] for n in range(1, self.degree + 1)]
+        return [x.new_zeros(x.shape), *slopes]

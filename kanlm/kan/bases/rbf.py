@@ -1,0 +1,83 @@
+"""Radial functions around equally spaced centres."""
+
+import math
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from .base import Outside, Smooth
+
+Shape = Literal["gaussian", "hat"]
+
+
+class RBF(Smooth):
+    """Radial basis functions φ_b(x) = ψ((x − c_b) / (width · h)) around centres c_b, h apart.
+
+        gaussian:  ψ(u) = exp(−u²)        (fast-kan's, with width = 1; Li, arXiv 2405.06721)
+        hat:       ψ(u) = max(1 − |u|, 0)
+
+    The centres are equally spaced over the range, its ends included. Unlike B-splines the
+    functions of either shape need not sum to one.
+
+    Arguments:
+        centers: number of functions.
+        shape: ψ.
+        width: reach of a function, in distances between centres.
+        half_width: R; the range is (−R, R).
+        outside: `linear` or `squash`.
+    """
+
+    def __init__(
+        self,
+        channels: int | None = None,
+        *,
+        centers: int = 7,
+        shape: Shape = "gaussian",
+        width: float = 1.0,
+        half_width: float = 3.0,
+        outside: Outside = "linear",
+    ) -> None:
+        if centers < 2:
+            raise ValueError(f"centers = {centers}: expected at least 2")
+        if shape not in get_args(Shape):
+            raise ValueError(f"shape = {shape!r}: expected {' or '.join(get_args(Shape))}")
+        if not 0 < width < math.inf:
+            raise ValueError(f"width = {width}: expected a positive number")
+        if outside == "periodic":
+            raise ValueError("outside = 'periodic': expected linear or squash for RBF")
+        self.shape: Shape = shape
+        self.width = float(width)
+        super().__init__(centers, half_width, outside)
+        self.flops_per_input = centers * (4 if shape == "hat" else 6) + 3
+
+    @property
+    def label(self) -> str:
+        return (
+            f"rbf{self.num_functions}" if self.shape == "gaussian" else f"hat{self.num_functions}"
+        )
+
+    def functions(self, x: Tensor, parameters: Mapping[str, Tensor]) -> list[Tensor]:
+        if self.shape == "hat":
+            return [torch.relu(1 - u.abs()) for u in self._distances(x)]
+        return [torch.exp(-u * u) for u in self._distances(x)]
+
+    def slopes(self, x: Tensor, parameters: Mapping[str, Tensor]) -> list[Tensor]:
+        reach = self._reach
+        if self.shape == "hat":
+            # From the right at a kink.
+            return [
+                (torch.where(u < 0, 1.0, -1.0) * ((u >= -1) & (u < 1)) / reach).to(x.dtype)
+                for u in self._distances(x)
+            ]
+        return [-2 / reach * u * torch.exp(-u * u) for u in self._distances(x)]
+
+    @property
+    def _reach(self) -> float:
+        return self.width * 2 * self.half_width / (self.num_functions - 1)
+
+    def _distances(self, x: Tensor) -> list[Tensor]:
+        step = 2 * self.half_width / (self.num_functions - 1)
+        centers = [-self.half_width + step * b for b in range(self.num_functions)]
+        return [(x - center) / self._reach for center in centers]
