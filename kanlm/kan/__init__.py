@@ -13,7 +13,18 @@ from .bases import (
     Rational,
     Wavelet,
 )
+from .grid import (
+    Refit,
+    adapt_layer,
+    grid_from_quantiles,
+    input_quantiles,
+    refine_layer,
+    refine_moments,
+    refit_layer,
+)
 from .layer import KANLinear
+from .occupancy import Occupancy
+from .shared import SharedFunctionLinear, SharedFunctions
 
 __all__ = [
     "BASES",
@@ -26,6 +37,16 @@ __all__ = [
     "Implicit",
     "KANLinear",
     "Legendre",
+    "Occupancy",
     "Rational",
+    "Refit",
+    "SharedFunctionLinear",
+    "SharedFunctions",
     "Wavelet",
+    "adapt_layer",
+    "grid_from_quantiles",
+    "input_quantiles",
+    "refine_layer",
+    "refine_moments",
+    "refit_layer",
 ]

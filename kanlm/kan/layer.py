@@ -47,11 +47,14 @@ class KANLinear(nn.Module):
     Shapes: (…, in_features) → (…, out_features).
 
     Raises:
-        ValueError: base or start is unknown, or the basis is of another number of channels.
+        ValueError: base or start is unknown, the basis is of another number of channels, or
+            start is `linear` and the basis can make no line.
     """
 
     #: Part of the starting variance that the basis carries beside a base.
     BASIS_SHARE = 0.1
+    #: Part of a line's variance that a basis must reach for the `linear` start.
+    LEAST_LIKENESS = 0.1
 
     base_weight: nn.Parameter | None
     bias: nn.Parameter | None
@@ -114,6 +117,11 @@ class KANLinear(nn.Module):
             square = unit_normal_mean(
                 lambda z: (self.basis.starting_values(z) @ z.new_tensor(line)).square()
             )
+            if square < self.LEAST_LIKENESS:
+                raise ValueError(
+                    f"start = 'linear': no combination of the functions of {self.basis.label} "
+                    "is like a line; expected random or zero"
+                )
             uniform_(slopes, variance / square)
             assign_(self.coefficients, slopes * slopes.new_tensor(line).unsqueeze(-1))
         else:

@@ -39,6 +39,19 @@ def unit_normal_projection(
     return solution.solution.squeeze(-1).tolist()
 
 
+def unit_normal_products(
+    functions: Callable[[torch.Tensor], torch.Tensor],
+) -> list[list[float]]:
+    """E[φ_a(z) φ_b(z)] for z ~ N(0, 1), the matrix (B, B) of functions' inner products.
+
+    Arguments:
+        functions: maps z of shape (n,) to (n, B).
+    """
+    z, weights = _quadrature()
+    values = functions(z)
+    return (values.T @ (values * weights.unsqueeze(-1))).tolist()
+
+
 def _quadrature() -> tuple[torch.Tensor, torch.Tensor]:
     """Points and weights whose sums are expectations over a unit normal."""
     z = torch.linspace(-8.0, 8.0, 4001, dtype=torch.float64, device="cpu")

@@ -54,6 +54,22 @@ def test_keeps_the_variance_of_normal_inputs(width: int, base, degree: int) -> N
     assert torch.stack(squares).mean().item() == pytest.approx(gain**2, rel=0.1)
 
 
+@pytest.mark.parametrize("start", ["random", "linear", "zero"])
+@pytest.mark.parametrize("base", ["silu", "identity"])
+def test_every_start_keeps_the_variance(start, base) -> None:
+    torch.manual_seed(0)
+    squares = []
+    layer = KANLinear(64, 64, base=base, gain=0.5, start=start)
+    for _ in range(32):
+        layer.reset_parameters()
+        with torch.no_grad():
+            squares.append(layer(torch.randn(128, 64)).square().mean())
+    assert torch.stack(squares).mean().item() == pytest.approx(0.25, rel=0.1)
+    assert layer.base_weight is not None
+    assert (layer.coefficients == 0).all() == (start == "zero")
+    assert (layer.base_weight == 0).all() == (start == "linear")
+
+
 def test_parameters_have_the_saved_names_and_shapes() -> None:
     layer = KANLinear(5, 4, basis=BSpline(grid_size=3, degree=2), bias=True)
     shapes = {name: tuple(p.shape) for name, p in layer.named_parameters()}

@@ -52,9 +52,16 @@ class Basis(nn.Module, ABC):
     def label(self) -> str:
         """Name of kind and size in reports, such as `bspline1-g6`."""
 
+    @property
+    def ends(self) -> Tensor:
+        """Lower and upper end of the range, (channels or 1, 2); the whole line by default."""
+        return torch.tensor([[-math.inf, math.inf]])
+
     @abstractmethod
     def values(self, x: Tensor) -> Tensor:
         """Evaluate all functions: (…, in) → (…, in, B), in the dtype of x.
+
+        Our bases compute in float32 where x has less, and round once, at the end.
 
         The result is best laid out with `in` innermost, as a transposed view of
         (…, B, in), because `contract` then needs no copy.
@@ -201,10 +208,16 @@ class Smooth(Differentiable):
     def slopes(self, x: Tensor, parameters: Mapping[str, Tensor]) -> list[Tensor]:
         """Derivatives of the B functions, as `functions`."""
 
+    @property
+    def ends(self) -> Tensor:
+        return torch.tensor([[-self.half_width, self.half_width]], dtype=torch.float64)
+
     def values(self, x: Tensor) -> Tensor:
-        return self._values(x, self._own_parameters(x.dtype))
+        work = x.to(working_dtype(x.dtype))
+        return functions_last(self._columns(work, self._own_parameters(work.dtype)), x)
 
     def derivatives(self, x: Tensor) -> Tensor:
+        given, x = x, x.to(working_dtype(x.dtype))
         parameters = self._own_parameters(x.dtype)
         if self.outside == "periodic":
             columns = self.slopes(x, parameters)
@@ -214,10 +227,11 @@ class Smooth(Differentiable):
             columns = [bend * s for s in self.slopes(self.half_width * bent, parameters)]
         else:
             columns = self.slopes(x.clamp(-self.half_width, self.half_width), parameters)
-        return _functions_last(columns, x)
+        return functions_last(columns, given)
 
     def starting_values(self, x: Tensor) -> Tensor:
-        return self._values(x.unsqueeze(-1), self.starting_parameters()).squeeze(-2)
+        columns = self._columns(x.unsqueeze(-1), self.starting_parameters())
+        return functions_last(columns, x.unsqueeze(-1)).squeeze(-2)
 
     def reset_parameters(self) -> None:
         for name, start in self.starting_parameters().items():
@@ -229,25 +243,33 @@ class Smooth(Differentiable):
     def _own_parameters(self, dtype: torch.dtype) -> dict[str, Tensor]:
         return {name: p.to(dtype) for name, p in self.named_parameters(recurse=False)}
 
-    def _values(self, x: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+    def _columns(self, x: Tensor, parameters: Mapping[str, Tensor]) -> list[Tensor]:
+        """The B functions at x (…, in), also beyond the range."""
         limit = self.half_width
         if self.outside == "periodic":
-            columns = self.functions(x, parameters)
-        elif self.outside == "squash":
-            columns = self.functions(limit * torch.tanh(x / limit), parameters)
-        else:
-            inside = x.clamp(-limit, limit)
-            tail, right = x - inside, x > 0
-            low, high = (self.slopes(x.new_full((1,), end), parameters) for end in (-limit, limit))
-            columns = [
-                value + torch.where(right, b, a) * tail
-                for value, a, b in zip(self.functions(inside, parameters), low, high, strict=True)
-            ]
-        return _functions_last(columns, x)
+            return self.functions(x, parameters)
+        if self.outside == "squash":
+            return self.functions(limit * torch.tanh(x / limit), parameters)
+        inside = x.clamp(-limit, limit)
+        tail, right = x - inside, x > 0
+        low, high = (self.slopes(x.new_full((1,), end), parameters) for end in (-limit, limit))
+        return [
+            value + torch.where(right, b, a) * tail
+            for value, a, b in zip(self.functions(inside, parameters), low, high, strict=True)
+        ]
 
 
-def _functions_last(columns: list[Tensor], x: Tensor) -> Tensor:
-    return torch.stack([c.expand_as(x) for c in columns], dim=-2).transpose(-1, -2)
+def working_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which functions of x are computed: float32 for anything less.
+
+    Cells, recurrences and angles lose their meaning in eight bits long before values do.
+    """
+    return torch.promote_types(dtype, torch.float32)
+
+
+def functions_last(columns: list[Tensor], x: Tensor) -> Tensor:
+    """Functions, each (…, in) or broadcasting to it, as (…, in, B) in the dtype of x."""
+    return torch.stack([c.to(x.dtype).expand_as(x) for c in columns], dim=-2).transpose(-1, -2)
 
 
 def scatter_active(first: Tensor, local: Tensor, num_functions: int) -> Tensor:

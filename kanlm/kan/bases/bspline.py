@@ -1,13 +1,15 @@
 """B-splines of any low degree, on equal cells or on free knots, in closed form."""
 
-from typing import Self
+from collections.abc import Callable
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from ..initialization import assign_
+from ..knots import equally_spaced, extended, insertion_matrix, split
 from ..piecewise_linear import contract_piecewise_linear
-from .base import Differentiable, Refinable, scatter_active
+from .base import Differentiable, Refinable, functions_last, scatter_active, working_dtype
 
 
 class BSpline(Refinable, Differentiable):
@@ -22,7 +24,9 @@ class BSpline(Refinable, Differentiable):
     grid's end: a raw B-spline would be 0 there, with no gradient to come back by. Degree 0
     is piecewise constant, and has no slope anywhere.
 
-    In bfloat16 a value is within 0.02 of the exact one at the same input inside the range.
+    In bfloat16 a value inside the range is the exact one rounded, within 2⁻⁸ |value| + 10⁻⁵.
+    The knots keep float32's precision when the module is cast to less, for bfloat16 would
+    move them by up to a hundredth of the range.
 
     Arguments:
         channels: number of inputs, where each is to have a grid of its own.
@@ -69,7 +73,9 @@ class BSpline(Refinable, Differentiable):
         # Finding the cell, the position in it, its clamp and the tail; the triangle.
         self.flops_per_input = grid_size + 6 + 5 * degree * (degree + 1) // 2 + 3 * degree + 1
         #: (channels or 1, G + 2 degree + 1), increasing; `degree` knots lie beyond each end.
-        self.register_buffer("knots", torch.empty(self.channels or 1, grid_size + 2 * degree + 1))
+        shape = (self.channels or 1, grid_size + 2 * degree + 1)
+        dtype = working_dtype(torch.get_default_dtype())
+        self.register_buffer("knots", torch.empty(shape, dtype=dtype))
         self.reset_parameters()
 
     @property
@@ -85,7 +91,11 @@ class BSpline(Refinable, Differentiable):
     @property
     def grid(self) -> Tensor:
         """The knots from one end of the grid to the other, (channels or 1, G + 1)."""
-        return self.knots[:, self.degree : self.degree + self.grid_size + 1]
+        return self._grid(self.knots)
+
+    @property
+    def ends(self) -> Tensor:
+        return self._inner(self.knots)[:, :: self.grid_size]
 
     def reset_parameters(self) -> None:
         assign_(self.knots, self._starting_knots())
@@ -112,24 +122,95 @@ class BSpline(Refinable, Differentiable):
             and not torch.is_autocast_enabled("cpu")
             and not torch.compiler.is_compiling()
         ):
-            return contract_piecewise_linear(x, self.grid[0], coefficients)
+            return contract_piecewise_linear(x, self._grid(self.knots.to(x.dtype))[0], coefficients)
         return super().contract(x, coefficients)
 
+    def with_grid(self, grid: Tensor) -> Self:
+        """B-splines of this degree on another grid, of this one's dtype and device.
+
+        Arguments:
+            grid: (channels or 1, cells + 1), increasing. More than one row gives every
+                channel its own.
+
+        Raises:
+            ValueError: a row does not increase, or the cells have to be equal and are not.
+        """
+        grid = grid.double()
+        if not (grid.to(self.knots).diff() > 0).all():
+            raise ValueError("grid: expected knots that increase in the basis' precision")
+        if not self.equal_cells:
+            return self._with_knots(extended(grid, self.degree).to(self.knots))
+        equal = equally_spaced(grid[:, [0, -1]], grid.shape[1] - 1, self.degree)
+        inner = equal[:, self.degree : equal.shape[1] - self.degree]
+        if not torch.allclose(inner, grid, rtol=0, atol=1e-5 * inner.diff().min().item()):
+            raise ValueError(
+                "grid: expected equally wide cells, because equal_cells is set; "
+                "equal_cells=False lets each knot move"
+            )
+        return self._with_knots(equal.to(self.knots))
+
     def refined(self, grid_size: int) -> tuple[Self, Tensor]:
-        raise NotImplementedError
+        """See `Refinable.refined`; the matrix is in float64, has no negative entry, and its
+        rows sum to one (`kanlm.kan.knots.insertion_matrix`).
+        """
+        parts, rest = divmod(grid_size, self.grid_size)
+        if rest or parts < 1:
+            raise ValueError(
+                f"grid_size = {grid_size}: expected a multiple of {self.grid_size}, so that "
+                "every cell is split alike"
+            )
+        coarse = self.knots.double()
+        if self.equal_cells:
+            coarse = equally_spaced(self.ends.double(), self.grid_size, self.degree)
+        # Of the knots in the outer cells, the `degree` nearest to the grid.
+        start = self.degree * parts - self.degree
+        fine = split(coarse, parts)[:, start : start + grid_size + 2 * self.degree + 1]
+        matrix = insertion_matrix(coarse, fine, self.degree)
+        return self._with_knots(fine.to(self.knots)), matrix
+
+    def _with_knots(self, knots: Tensor) -> Self:
+        """A basis with these knots and this one's options."""
+        many = len(knots) > 1
+        basis = type(self)(
+            len(knots) if many else None,
+            grid_size=knots.shape[1] - 2 * self.degree - 1,
+            degree=self.degree,
+            grid_range=self.grid_range,
+            equal_cells=self.equal_cells,
+            per_channel=many,
+        )
+        basis.knots = knots.contiguous()
+        return basis
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        # What `to`, `half`, `cuda` and the like call.
+        exact = self.knots
+        super()._apply(fn, recurse)
+        dtype = working_dtype(self.knots.dtype)
+        if self.knots.dtype != dtype:
+            self.knots = exact.to(self.knots.device, dtype)
+        return self
 
     def _starting_knots(self) -> Tensor:
         """Equal cells, (1, G + 2 degree + 1), in float64 on the CPU."""
-        low, high = self.grid_range
-        steps = torch.arange(
-            -self.degree, self.grid_size + self.degree + 1, dtype=torch.float64, device="cpu"
-        )
-        return (low + (high - low) / self.grid_size * steps).unsqueeze(0)
+        ends = torch.tensor([self.grid_range], dtype=torch.float64, device="cpu")
+        return equally_spaced(ends, self.grid_size, self.degree)
+
+    def _inner(self, knots: Tensor) -> Tensor:
+        return knots[:, self.degree : self.degree + self.grid_size + 1]
+
+    def _grid(self, knots: Tensor) -> Tensor:
+        """The inner knots. Equal cells are made of their ends: as precisely as its dtype can."""
+        inner = self._inner(knots)
+        if not self.equal_cells:
+            return inner
+        return equally_spaced(inner[:, :: self.grid_size], self.grid_size, 0)
 
     def _local(self, x: Tensor, knots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """First active function (…, in), values and slopes of the active, (…, in, support)."""
+        given, x = x, x.to(working_dtype(x.dtype))
         degree, knots = self.degree, knots.to(x.dtype)
-        grid = knots[:, degree : degree + self.grid_size + 1]
+        grid = self._grid(knots)
         cell = self._cell(x.detach(), grid)
         inside = torch.clamp(x, grid[:, 0], grid[:, -1])
         if self.equal_cells:
@@ -149,7 +230,7 @@ class BSpline(Refinable, Differentiable):
             )
         tail = x - inside
         local = [value + slope * tail for value, slope in zip(values, slopes, strict=True)]
-        return cell, _last(local), _last(slopes)
+        return cell, functions_last(local, given), functions_last(slopes, given)
 
     def _cell(self, x: Tensor, grid: Tensor) -> Tensor:
         """Index of x's cell: the one right of a knot owns it, and the outer ones the tails."""
@@ -192,7 +273,3 @@ def _at(rows: Tensor, index: Tensor) -> Tensor:
         return rows[0][index]
     channel = torch.arange(len(rows), device=rows.device)
     return rows[channel, index]
-
-
-def _last(columns: list[Tensor]) -> Tensor:
-    return torch.stack(columns, dim=-2).transpose(-1, -2)

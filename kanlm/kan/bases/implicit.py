@@ -18,6 +18,9 @@ class Implicit(Smooth):
     whole layer. At the start the units stand equally spaced over the range and the rows of
     a are the discrete cosine transform's, so that no two functions are alike.
 
+    In bfloat16 a value inside the range is the exact one rounded, within 2⁻⁸ |value| + 10⁻⁵ for
+    the parameters as they are (bfloat16 rounds those, too).
+
     Arguments:
         outputs: B.
         hidden: units.

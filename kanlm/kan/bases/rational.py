@@ -19,6 +19,9 @@ class Rational(Smooth):
 
     The denominators start at d = (0, 1, 0, …), 1 / (1 + u²), a smooth bump.
 
+    In bfloat16 a value inside the range is the exact one rounded, within 2⁻⁸ |value| + 10⁻⁵ for
+    the parameters as they are (bfloat16 rounds those, too).
+
     Arguments:
         numerator: degree p.
         denominator: degree q.
@@ -72,8 +75,10 @@ class Rational(Smooth):
         derivative = torch.zeros_like(u)
         for power in range(self.denominator, 0, -1):
             derivative = derivative * u + power * rows[power - 1]
-        # d/du u^b / Q = (b u^(b−1) − u^b Q′ / Q) / Q
-        fall = inside.sign() * derivative * inverse
+        # d/du u^b / Q = (b u^(b−1) − u^b Q′ / Q) / Q. Where the polynomial is 0, its sign is
+        # that on the right.
+        sign = torch.where(inside == 0, derivative.sign(), inside.sign())
+        fall = sign * derivative * inverse
         powers = _times_powers(inverse, u, self.num_functions)
         rise = [torch.zeros_like(u), *(b * power for b, power in enumerate(powers[:-1], start=1))]
         columns = [a - fall * power for a, power in zip(rise, powers, strict=True)]

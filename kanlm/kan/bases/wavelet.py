@@ -28,6 +28,9 @@ class Wavelet(Smooth):
     by its logarithm. At the start the wavelets stand equally spaced over the range, as wide
     as their distance (Morlet: three times that, so that several of its waves are seen).
 
+    In bfloat16 a value inside the range is the exact one rounded, within 2⁻⁸ |value| + 10⁻⁵ for
+    the parameters as they are (bfloat16 rounds those, too).
+
     Arguments:
         wavelets: number of functions.
         mother: ψ.
