@@ -4,7 +4,8 @@ Counts are read off the modules, built on the meta device without memory, so tha
 is stated twice.
 """
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,17 +23,21 @@ from .settings import ModelSettings
 class Accounting:
     """Counts of one model, each by part with their `total` last."""
 
-    #: Label of the feed-forward kind; several are joined by ` + `.
+    #: Label of the feed-forward kind; where layers differ, how many neighbours have which,
+    #: such as `8×swiglu + 4×kan/bspline1-g6-silu`.
     feed_forward: str
     #: Parameters of `embedding`, `attention`, `feed_forward`, `norms` and `head`, which
     #: has none of its own when tied. A norm inside a block counts to the block.
     parameters: dict[str, int]
     #: Forward FLOPs a token of `attention`, `attention_scores`, `feed_forward`, `norms`
     #: and `head`, a multiply-add counting two, and in norms and feed-forward blocks an
-    #: elementwise operation one. Scores are those of a token that attends to a whole
-    #: context; under causal attention the average token needs half of them.
+    #: elementwise operation one. Of experts, those count that a token is sent to. Scores
+    #: are those of a token that attends to a whole context; under causal attention the
+    #: average token needs half of them.
     flops_per_token: dict[str, int]
-    #: Parameters that decoding one token reads: all but the embedding's other rows.
+    #: Parameters that one token makes use of: all but the experts it is not sent to.
+    active_parameters: int
+    #: Those that decoding one token reads: of the embedding, one row.
     decoded_parameters: int
 
     def bytes_per_decoded_token(self, dtype: torch.dtype = torch.float32) -> int:
@@ -58,7 +63,7 @@ def account(model: ModelSettings | KanLMConfig, vocab_size: int | None = None) -
     with torch.device("meta"):
         decoder = KanLMForCausalLM(config)
     embedding = decoder.model.embed_tokens
-    blocks = [m for m in decoder.modules() if isinstance(m, FeedForward)]
+    blocks = decoder.model.feed_forwards
     attentions = [m for m in decoder.modules() if isinstance(m, Attention)]
     norms = _residual_norms(decoder)
 
@@ -76,13 +81,23 @@ def account(model: ModelSettings | KanLMConfig, vocab_size: int | None = None) -
         "norms": sum(norm.flops_per_token for norm in norms),
         "head": decoder.lm_head.flops_per_token,
     }
-    read = {**parameters, "embedding": config.d_model, "head": _count([decoder.lm_head])}
+    active = {**parameters, "feed_forward": sum(block.active_parameters for block in blocks)}
+    read = {**active, "embedding": config.d_model, "head": _count([decoder.lm_head])}
     return Accounting(
-        feed_forward=" + ".join(dict.fromkeys(block.label for block in blocks)),
+        feed_forward=_joined([block.label for block in blocks]),
         parameters={**parameters, "total": sum(parameters.values())},
         flops_per_token={**flops, "total": sum(flops.values())},
+        active_parameters=sum(active.values()),
         decoded_parameters=sum(read.values()),
     )
+
+
+def _joined(labels: Sequence[str]) -> str:
+    """One label for all layers."""
+    runs = [(label, len(list(equal))) for label, equal in itertools.groupby(labels)]
+    if len(runs) == 1:
+        return labels[0]
+    return " + ".join(f"{length}×{label}" for label, length in runs)
 
 
 def _residual_norms(decoder: KanLMForCausalLM) -> list[RMSNorm]:

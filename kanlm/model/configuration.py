@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
+from .feed_forward import FEED_FORWARDS
 from .matching import resolve_feed_forward
 from .settings import ModelSettings
 
@@ -87,3 +88,12 @@ class KanLMConfig(PreTrainedConfig):
     def num_key_value_heads(self) -> int:
         """Key and value heads, by the name transformers' caches ask for."""
         return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
+
+    @property
+    def layer_types(self) -> list[str]:
+        """What each layer keeps in a cache, by transformers' names: a `hybrid` one has the
+        inputs of a convolution beside keys and values."""
+        return [
+            "hybrid" if FEED_FORWARDS[spec["kind"]].caches_inputs else "full_attention"
+            for spec in self.settings.feed_forward_by_layer
+        ]

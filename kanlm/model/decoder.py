@@ -5,6 +5,7 @@ outputs of variance 1 / (2 n_layers), so that all of them together add 1.
 """
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,8 +28,33 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .attention import Attention, rotary_angles
 from .configuration import KanLMConfig
-from .feed_forward import make_feed_forward
+from .feed_forward import Context, FeedForward, make_feed_forward
 from .layers import Linear, RMSNorm
+
+#: The label of a token that is not scored.
+IGNORED = -100
+
+
+@dataclass
+class KanLMModelOutput(BaseModelOutputWithPast):
+    """Hidden states, and in training what the feed-forward blocks want minimised.
+
+    `auxiliary_loss` is the sum over layers of weighted means over tokens, such as a
+    router's for uneven loads; None in evaluation and where no block has one.
+    """
+
+    auxiliary_loss: Tensor | None = None
+
+
+@dataclass
+class KanLMCausalLMOutput(CausalLMOutputWithPast):
+    """Logits, and with labels the loss.
+
+    In training `loss` includes `auxiliary_loss`, so that any trainer minimises both; their
+    difference is the language model's own loss. In evaluation there is no auxiliary loss.
+    """
+
+    auxiliary_loss: Tensor | None = None
 
 
 class KanLMDecoderLayer(GradientCheckpointingLayer):
@@ -36,6 +62,7 @@ class KanLMDecoderLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: KanLMConfig, layer: int) -> None:
         super().__init__()
+        self.layer = layer
         output_scale = 1 / math.sqrt(2 * config.n_layers)
         spec = config.settings.feed_forward_by_layer[layer]
         self.attention_norm = RMSNorm(config.d_model, config.norm_epsilon)
@@ -50,13 +77,31 @@ class KanLMDecoderLayer(GradientCheckpointingLayer):
         rotation: tuple[Tensor, Tensor],
         attention_mask: Tensor | None = None,
         past_key_values: Cache | None = None,
+        present: Tensor | None = None,
+        documents: Tensor | None = None,
         **kwargs: Any,
-    ) -> Tensor:
+    ) -> tuple[Tensor, ...]:
+        """Run the block. Returns its output and its auxiliary losses, in training.
+
+        They are returned, and not left behind in the module, because a checkpointed layer
+        has gradients for its outputs alone.
+        """
         attended, _ = self.attention(
             self.attention_norm(x), rotation, attention_mask, past_key_values, **kwargs
         )
         x = x + self.dropout(attended)
-        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        normed = self.feed_forward_norm(x)
+        context = Context(
+            layer=self.layer,
+            present=present,
+            documents=documents,
+            past_key_values=past_key_values,
+        )
+        if self.feed_forward.takes_context:
+            fed = self.feed_forward(normed, context)
+        else:
+            fed = self.feed_forward(normed)
+        return x + self.dropout(fed), *context.auxiliary_losses
 
 
 class KanLMPreTrainedModel(PreTrainedModel):
@@ -116,35 +161,38 @@ class KanLMModel(KanLMPreTrainedModel):
     def forward(
         self,
         input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
+        attention_mask: Tensor | dict[str, Tensor | None] | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
-    ) -> BaseModelOutputWithPast:
+    ) -> KanLMModelOutput:
         """Run the blocks.
 
         Arguments:
             input_ids: (batch, length), or `inputs_embeds` (batch, length, d_model).
-            attention_mask: (batch, length seen), 0 at padding.
+            attention_mask: (batch, length seen), 0 at padding; or what transformers'
+                `create_masks_for_generate` makes of that for static caches.
             position_ids: (batch, length). Where they restart, a new document starts, and
-                attention stays within documents; this holds without `attention_mask` and
-                without earlier tokens in the cache.
+                attention and convolutions stay within documents; this holds without
+                `attention_mask` and without earlier tokens in the cache.
             past_key_values: cache of earlier tokens.
             use_cache: return a cache.
+
+        Raises:
+            ValueError: both or none of the inputs are given, or the mask does not say which
+                tokens are padding and a block needs to know.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        # Packed documents are seen only without a cache: so the mask comes before it.
-        mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=x,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
-        )
+        present = self._present(attention_mask, x.shape[1])
+        # Packed documents are seen only without a cache: so this comes before it.
+        mask = self._causal_mask(x, attention_mask, past_key_values, position_ids)
+        documents = None
+        if position_ids is not None and attention_mask is None and past_key_values is None:
+            documents = _document_numbers(position_ids.expand(x.shape[:2]))
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
@@ -152,18 +200,63 @@ class KanLMModel(KanLMPreTrainedModel):
             position_ids = (torch.arange(x.shape[1], device=x.device) + seen).unsqueeze(0)
         head_dim = self.config.d_model // self.config.n_heads
         rotation = rotary_angles(position_ids, head_dim, self.config.rope_theta, x.dtype)
+        auxiliary_losses: list[Tensor] = []
         for layer in self.layers:
-            x = layer(
+            x, *losses = layer(
                 x,
                 rotation,
                 attention_mask=mask,
                 past_key_values=past_key_values,
                 position_ids=position_ids,
+                present=present,
+                documents=documents,
                 **kwargs,
             )
-        return BaseModelOutputWithPast(
-            last_hidden_state=self.norm(x), past_key_values=past_key_values
+            auxiliary_losses += losses
+        return KanLMModelOutput(
+            last_hidden_state=self.norm(x),
+            past_key_values=past_key_values,
+            auxiliary_loss=torch.stack(auxiliary_losses).sum() if auxiliary_losses else None,
         )
+
+    @property
+    def feed_forwards(self) -> list[FeedForward]:
+        """The block of every layer, without the blocks that are within them."""
+        layers = [layer for layer in self.layers if isinstance(layer, KanLMDecoderLayer)]
+        return [layer.feed_forward for layer in layers]
+
+    def _causal_mask(
+        self,
+        x: Tensor,
+        attention_mask: Tensor | dict[str, Tensor | None] | None,
+        past_key_values: Cache | None,
+        position_ids: Tensor | None,
+    ) -> Any:
+        """What the attention kernel takes, unless it has been made already."""
+        if isinstance(attention_mask, dict):
+            return attention_mask["full_attention"]
+        return create_causal_mask(
+            config=self.config,
+            inputs_embeds=x,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+
+    def _present(self, attention_mask: Any, length: int) -> Tensor | None:
+        """Where the last `length` tokens are no padding, for blocks that look at several."""
+        if not any(block.takes_context for block in self.feed_forwards):
+            return None
+        if isinstance(attention_mask, dict):
+            attention_mask = attention_mask.get("linear_attention")
+        if attention_mask is None:
+            return None
+        if attention_mask.ndim != 2:
+            raise ValueError(
+                f"attention_mask has {attention_mask.ndim} dimensions: feed-forward blocks that "
+                "look at several tokens need it as (batch, length), 0 at padding"
+            )
+        return attention_mask[:, -length:].bool()
 
 
 class KanLMForCausalLM(KanLMPreTrainedModel, GenerationMixin):
@@ -182,7 +275,7 @@ class KanLMForCausalLM(KanLMPreTrainedModel, GenerationMixin):
     def forward(
         self,
         input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
+        attention_mask: Tensor | dict[str, Tensor | None] | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
@@ -192,8 +285,11 @@ class KanLMForCausalLM(KanLMPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> KanLMCausalLMOutput:
         """Score, and with labels return the loss in nats a token.
+
+        In training the loss includes the blocks' auxiliary losses. They are means over the
+        tokens here, so with `num_items_in_batch` they weigh as much as these are of them.
 
         Arguments:
             labels: (batch, length), the input ids or -100 to leave out; shifted here, as
@@ -217,7 +313,7 @@ class KanLMForCausalLM(KanLMPreTrainedModel, GenerationMixin):
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
-        loss = None
+        loss, auxiliary_loss = None, None
         if scored:
             loss = self.loss_function(
                 logits,
@@ -226,13 +322,37 @@ class KanLMForCausalLM(KanLMPreTrainedModel, GenerationMixin):
                 num_items_in_batch=num_items_in_batch,
                 shift_labels=shift_labels,
             )
-        return CausalLMOutputWithPast(
+            auxiliary_loss = outputs.auxiliary_loss
+        if auxiliary_loss is not None:
+            if num_items_in_batch is not None:
+                share = _scored_tokens(labels, shift_labels) / num_items_in_batch
+                auxiliary_loss = auxiliary_loss * share
+            loss = loss + auxiliary_loss
+        return KanLMCausalLMOutput(
             loss=loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            auxiliary_loss=auxiliary_loss,
         )
+
+
+def _scored_tokens(labels: Tensor | None, shift_labels: Tensor | None) -> Tensor:
+    """How many tokens have a label to be predicted."""
+    if shift_labels is None:
+        assert labels is not None
+        shift_labels = labels[..., 1:]
+    return (shift_labels != IGNORED).sum()
+
+
+def _document_numbers(position_ids: Tensor) -> Tensor:
+    """Number the documents of each row from 0: one starts where positions do not go on.
+
+    Shapes: (batch, length) → (batch, length). As transformers' mask functions find them.
+    """
+    starts = position_ids.diff(dim=-1) != 1
+    return nn.functional.pad(starts.cumsum(dim=-1), (1, 0))
 
 
 def next_token_loss(
@@ -240,7 +360,7 @@ def next_token_loss(
     labels: Tensor | None,
     vocab_size: int,
     num_items_in_batch: Tensor | int | None = None,
-    ignore_index: int = -100,
+    ignore_index: int = IGNORED,
     shift_labels: Tensor | None = None,
     **kwargs: Any,
 ) -> Tensor:

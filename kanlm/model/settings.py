@@ -2,10 +2,11 @@
 
 `kanlm.config` nests them under `model:`, and `KanLMConfig` carries the same fields
 into transformers' `config.json`. The options of a feed-forward kind are not here:
-they are the keyword arguments of its class in `feed_forward.py`.
+they are the keyword arguments of its class in `feed_forward/`.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -26,7 +27,8 @@ class ModelSettings:
     n_kv_heads: int | None = None
     #: Longest sequence, in tokens, that the model is trained on.
     context_length: int = 256
-    #: One kind with its options for every layer, or a list with one entry a layer.
+    #: One kind with its options for every layer, or a list with one entry a layer, where
+    #: `repeat: n` in an entry stands for n equal ones.
     #: `hidden: null` is solved so that the block holds 8 d_model² parameters.
     feed_forward: dict[str, Any] | list[dict[str, Any]] = field(
         default_factory=lambda: {"kind": "kan"}
@@ -62,11 +64,15 @@ class ModelSettings:
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout = {self.dropout}: expected 0 ≤ dropout < 1")
-        if isinstance(self.feed_forward, list) and len(self.feed_forward) != self.n_layers:
-            raise ValueError(
-                f"feed_forward lists {len(self.feed_forward)} kinds for "
-                f"n_layers = {self.n_layers}: give one kind, or one a layer"
-            )
+        if isinstance(self.feed_forward, list):
+            # Here alone, so that nothing else need know the short form.
+            layers = _repeated(self.feed_forward)
+            if len(layers) != self.n_layers:
+                raise ValueError(
+                    f"feed_forward lists {len(layers)} layers, and n_layers = {self.n_layers}: "
+                    "give one kind, or a list that adds up"
+                )
+            object.__setattr__(self, "feed_forward", layers)
 
     @property
     def feed_forward_by_layer(self) -> list[dict[str, Any]]:
@@ -74,3 +80,17 @@ class ModelSettings:
         if isinstance(self.feed_forward, list):
             return self.feed_forward
         return [self.feed_forward] * self.n_layers
+
+
+def _repeated(specs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Write every entry with `repeat: n` n times."""
+    layers = []
+    for i, entry in enumerate(specs):
+        spec = dict(entry)
+        repeat = spec.pop("repeat", 1)
+        if isinstance(repeat, bool) or not isinstance(repeat, int) or repeat < 1:
+            raise ValueError(
+                f"feed_forward.{i}.repeat = {repeat!r}: expected a whole number of layers"
+            )
+        layers.extend(dict(spec) for _ in range(repeat))
+    return layers

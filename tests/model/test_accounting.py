@@ -33,6 +33,20 @@ SETTINGS = {
             {"kind": "relu2"},
         ],
     ),
+    "experts and convolutions": ModelSettings(
+        d_model=32,
+        n_layers=3,
+        context_length=LENGTH,
+        feed_forward=[
+            {"kind": "moe", "num_experts": 4, "top_k": 2, "hidden": 7},
+            {"kind": "conv-kan"},
+            {
+                "kind": "conv-kan",
+                "kernel_size": 2,
+                "block": {"kind": "moe", "experts": [{"kind": "swiglu"}], "top_k": 1},
+            },
+        ],
+    ),
 }
 
 
@@ -69,7 +83,7 @@ def products(settings: ModelSettings, length: int) -> dict[str, float]:
     # Only plain operations are seen whole: eager attention, and the dense product over a
     # basis, which bfloat16 takes.
     config._attn_implementation = "eager"
-    model = KanLMForCausalLM(config).bfloat16()
+    model = KanLMForCausalLM(config).bfloat16().eval()
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         model(torch.zeros(1, length, dtype=torch.long), use_cache=False)
@@ -103,11 +117,13 @@ def test_matrix_flops_are_those_torch_counts(settings: ModelSettings) -> None:
 
 
 def test_elementwise_flops_are_a_small_part_at_real_widths() -> None:
-    for kind in ("gelu", "relu2", "swiglu", "kan"):
+    for kind in ("gelu", "relu2", "swiglu", "kan", "moe", "conv-kan"):
         settings = ModelSettings(d_model=256, feed_forward={"kind": kind})
         flops = account(settings, VOCAB).flops_per_token["feed_forward"]
-        products = 4 * 2 * 8 * 256**2
-        assert products * 0.99 < flops < products * 1.05
+        # Of 8 experts, a token is sent to 2, which are narrow.
+        active, part = (1 / 4, 0.1) if kind == "moe" else (1, 0.05)
+        products = active * 4 * 2 * 8 * 256**2
+        assert products * 0.99 < flops < products * (1 + part)
 
 
 def test_decoding_reads_all_weights_but_the_other_embeddings() -> None:
@@ -120,14 +136,44 @@ def test_decoding_reads_all_weights_but_the_other_embeddings() -> None:
     assert untied.decoded_parameters == untied.parameters["total"] - VOCAB * 32 + 32
 
 
+def test_experts_that_a_token_is_not_sent_to_are_not_active() -> None:
+    swiglu = {"kind": "swiglu"}
+    spec = {"kind": "moe", "experts": [swiglu], "num_experts": 8, "top_k": 2, "hidden": 10}
+    settings = ModelSettings(d_model=32, n_layers=3, feed_forward=spec)
+    dense = ModelSettings(d_model=32, n_layers=3, feed_forward={**swiglu, "hidden": 10})
+    experts, one = account(settings, VOCAB), account(dense, VOCAB)
+    assert one.active_parameters == one.parameters["total"]
+    router, expert = 8 * 32, 3 * 32 * 10
+    assert experts.parameters["feed_forward"] == 3 * (8 * expert + router)
+    assert experts.parameters["total"] - experts.active_parameters == 3 * 6 * expert
+    assert experts.active_parameters - one.active_parameters == 3 * (router + expert)
+    # The embedding is read again as the head.
+    assert experts.decoded_parameters == experts.active_parameters + 32
+    within = {"kind": "conv-kan", "hidden": 10, "block": {**spec}}
+    del within["block"]["hidden"]
+    convolved = account(dataclasses.replace(settings, feed_forward=within), VOCAB)
+    assert convolved.active_parameters - experts.active_parameters == 3 * 32 * (4 + 1)
+
+
 def test_a_config_and_its_settings_count_the_same(settings: ModelSettings) -> None:
     assert account(KanLMConfig.from_settings(settings, VOCAB)) == account(settings, VOCAB)
 
 
-def test_the_label_names_every_kind_once() -> None:
+def test_the_label_names_the_kind_of_every_layer() -> None:
     assert account(SETTINGS["kan"], VOCAB).feed_forward == "kan/bspline1-g6-silu"
     mixed = account(SETTINGS["a kind a layer"], VOCAB).feed_forward
-    assert mixed == "gelu + kan/bspline3-g6 + swiglu + relu2"
+    assert mixed == "1×gelu + 1×kan/bspline3-g6 + 1×swiglu + 1×relu2"
+
+
+def test_the_label_of_a_hybrid_says_how_many_layers_follow_each_other() -> None:
+    gelu, swiglu = {"kind": "gelu"}, {"kind": "swiglu"}
+    for layers, label in (
+        ([{**swiglu, "repeat": 3}, {**gelu, "repeat": 2}], "3×swiglu + 2×gelu"),
+        ([gelu, swiglu, gelu, gelu, gelu], "1×gelu + 1×swiglu + 3×gelu"),
+        ([{**gelu, "repeat": 5}], "gelu"),
+    ):
+        hybrid = ModelSettings(d_model=32, n_layers=5, feed_forward=layers)
+        assert account(hybrid, VOCAB).feed_forward == label
 
 
 def test_a_vocabulary_is_needed() -> None:

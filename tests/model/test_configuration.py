@@ -26,6 +26,7 @@ SETTINGS = ModelSettings(
             "kind": "kan",
             "hidden": 4,
             "base": None,
+            "start": "random",
             "basis": {
                 "kind": "hermite",
                 "degree": 3,
@@ -79,8 +80,9 @@ def test_every_option_is_written_down(kind: str, tmp_path: Path) -> None:
     written = json.loads((tmp_path / "config.json").read_text())
     assert written["model_type"] == "kanlm"
     options = written["feed_forward"]
-    assert options["hidden"] > 1
-    assert set(options) == {"kind", "hidden", *keyword_only(FEED_FORWARDS[kind])}
+    width = {"hidden"} if FEED_FORWARDS[kind].has_width else set()
+    assert set(options) == {"kind", *width, *keyword_only(FEED_FORWARDS[kind])}
+    assert not width or options["hidden"] > 1
     if "basis" in options:
         assert set(options["basis"]) == {"kind", *keyword_only(BASES[options["basis"]["kind"]])}
 
@@ -94,8 +96,8 @@ def keyword_only(factory: type) -> list[str]:
     ("fields", "message"),
     [
         ({"n_heads": 3}, "n_heads = 3 does not divide d_model = 128"),
-        ({"feed_forward": {"kind": "kna"}}, "did you mean 'kan'"),
-        ({"feed_forward": [{"kind": "kan"}]}, "feed_forward lists 1 kinds"),
+        ({"feed_forward": {"kind": "kann"}}, "did you mean 'kan'"),
+        ({"feed_forward": [{"kind": "kan"}]}, "feed_forward lists 1 layers, and n_layers = 4"),
     ],
 )
 def test_impossible_settings_are_refused(fields: dict, message: str) -> None:

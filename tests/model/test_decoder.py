@@ -14,11 +14,15 @@ from transformers import (
 )
 
 from kanlm.model import KanLMConfig, KanLMForCausalLM, KanLMModel
+from kanlm.model.feed_forward import MoE
+from kanlm.model.feed_forward.convolution import CausalConvolution
 from kanlm.model.layers import RMSNorm
 
 VOCAB = 53
 KAN = {"kind": "kan", "basis": {"kind": "bspline", "grid_size": 4}}
 MIXED = [KAN, {"kind": "swiglu"}]
+MOE = {"kind": "moe", "experts": [KAN, {"kind": "swiglu"}], "num_experts": 4}
+CONVOLVED = {"kind": "conv-kan", "block": KAN}
 
 
 def make(**fields: Any) -> KanLMForCausalLM:
@@ -31,6 +35,8 @@ def make(**fields: Any) -> KanLMForCausalLM:
         for module in model.modules():
             if isinstance(module, RMSNorm):
                 module.weight.uniform_(0.5, 1.5)
+            elif isinstance(module, CausalConvolution):
+                module.weight.uniform_(-1, 1)
     return model
 
 
@@ -57,6 +63,10 @@ MODELS = {
     },
     "gelu": {"feed_forward": {"kind": "gelu", "hidden": 40}},
     "relu2, untied": {"feed_forward": {"kind": "relu2"}, "tie_embeddings": False},
+    "experts": {"feed_forward": MOE},
+    "convolutions, of experts too": {
+        "feed_forward": [CONVOLVED, {"kind": "conv-kan", "kernel_size": 2, "block": MOE}]
+    },
 }
 
 
@@ -195,8 +205,10 @@ def test_left_padded_batches_generate_what_single_prompts_do(model: KanLMForCaus
         assert torch.equal(together[row, width : width + len(alone)], alone)
 
 
-def test_no_token_sees_a_later_one(model: KanLMForCausalLM) -> None:
+@pytest.mark.parametrize("training", [False, True])
+def test_no_token_sees_a_later_one(model: KanLMForCausalLM, training: bool) -> None:
     """The gradient of the logits at place t reaches exactly the embeddings up to t."""
+    model.train(training)
     embedded = model.model.embed_tokens(tokens(1, 12)).detach().requires_grad_()
     logits = model(inputs_embeds=embedded).logits
     for t in range(12):
@@ -207,8 +219,11 @@ def test_no_token_sees_a_later_one(model: KanLMForCausalLM) -> None:
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("use_cache", [False, True, None])
-def test_documents_are_apart_where_positions_restart(implementation: str, use_cache) -> None:
-    model = make(feed_forward=MIXED, attn_implementation=implementation)
+@pytest.mark.parametrize("feed_forward", [MIXED, [MOE, CONVOLVED]], ids=["tokens", "context"])
+def test_documents_are_apart_where_positions_restart(
+    implementation: str, use_cache, feed_forward: list
+) -> None:
+    model = make(feed_forward=feed_forward, attn_implementation=implementation)
     documents = [tokens(1, length, seed) for length, seed in ((5, 1), (1, 2), (11, 3))]
     packed = torch.cat(documents, dim=1)
     positions = torch.cat([torch.arange(d.shape[1]) for d in documents]).unsqueeze(0)
@@ -247,6 +262,42 @@ def test_items_in_the_batch_divide_the_summed_loss() -> None:
     torch.testing.assert_close(torch.stack(parts).sum(), whole)
 
 
+def test_auxiliary_losses_are_in_the_loss_of_training_only() -> None:
+    model, ids = make(feed_forward=MOE), tokens()
+    evaluated = model(ids, labels=ids)
+    assert evaluated.auxiliary_loss is None
+    model.train()
+    # With room for all tokens, nothing else differs.
+    for module in model.modules():
+        if isinstance(module, MoE):
+            module.capacity_factor = None
+    trained = model(ids, labels=ids)
+    # Two layers, each about 0.01 · 1 and 0.001 · (ln 4)².
+    assert 0.02 < trained.auxiliary_loss < 0.04
+    torch.testing.assert_close(trained.loss - trained.auxiliary_loss, evaluated.loss)
+    assert model(ids).auxiliary_loss is None
+    assert make()(ids, labels=ids).auxiliary_loss is None
+
+
+def test_auxiliary_losses_weigh_as_much_as_their_tokens() -> None:
+    """A z-loss is a mean over tokens, so that its parts make up the whole."""
+    model = make(feed_forward={**MOE, "balance_loss": 0.0, "router_z_loss": 1.0}).train()
+    ids = tokens(4)
+    labels = torch.roll(ids, -1, dims=1)
+    whole = model(ids, shift_labels=labels, num_items_in_batch=labels.numel())
+    torch.testing.assert_close(whole.auxiliary_loss, model(ids, shift_labels=labels).auxiliary_loss)
+    parts = [
+        model(ids[rows], shift_labels=labels[rows], num_items_in_batch=labels.numel())
+        for rows in (slice(0, 1), slice(1, 4))
+    ]
+    for name in ("loss", "auxiliary_loss"):
+        torch.testing.assert_close(sum(part[name] for part in parts), whole[name])
+    short = labels.clone()
+    short[:, 12:] = -100
+    halved = model(ids, shift_labels=short, num_items_in_batch=labels.numel()).auxiliary_loss
+    torch.testing.assert_close(halved, whole.auxiliary_loss / 2)
+
+
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_float64_is_never_narrowed(model: KanLMForCausalLM, implementation: str) -> None:
     """Every tensor a module returns is float64, and what they compute shows it."""
@@ -275,17 +326,19 @@ def test_float64_is_never_narrowed(model: KanLMForCausalLM, implementation: str)
 
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")
-def test_checkpointed_gradients_are_the_same(model: KanLMForCausalLM) -> None:
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpointed_gradients_are_the_same(model: KanLMForCausalLM, use_reentrant: bool) -> None:
     ids = tokens()
 
     def gradients() -> list[torch.Tensor]:
-        loss = model(ids, labels=ids).loss
-        return list(torch.autograd.grad(loss, list(model.parameters())))
+        model.zero_grad()
+        model(ids, labels=ids).loss.backward()
+        return [p.grad for p in model.parameters() if p.grad is not None]
 
     model.train()
     plain = gradients()
     calls = []
-    model.gradient_checkpointing_enable()
+    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
     model.get_submodule("model.layers.0.feed_forward").register_forward_pre_hook(
         lambda *_: calls.append(1)
     )
@@ -309,7 +362,7 @@ def test_hidden_states_and_attentions_are_recorded() -> None:
     torch.testing.assert_close(outputs.attentions[0].sum(-1), torch.ones(2, 4, 24))
 
 
-@pytest.mark.parametrize("kind", ["gelu", "relu2", "swiglu", "kan"])
+@pytest.mark.parametrize("kind", ["gelu", "relu2", "swiglu", "kan", "moe", "conv-kan"])
 def test_the_stream_starts_with_even_steps(kind: str) -> None:
     """All blocks together add a variance of about 1 at the start, and logits are small."""
     torch.manual_seed(0)
@@ -334,7 +387,9 @@ def test_one_step_learns_and_tied_weights_stay_tied() -> None:
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
-def test_no_graph_breaks() -> None:
-    model = make(feed_forward=MIXED)
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("feed_forward", [MIXED, [MOE, CONVOLVED]], ids=["tokens", "context"])
+def test_no_graph_breaks(feed_forward: list, training: bool) -> None:
+    model = make(feed_forward=feed_forward).train(training)
     explanation = torch._dynamo.explain(model.forward)(tokens(), shift_labels=tokens())
     assert explanation.graph_break_count == 0, explanation.break_reasons

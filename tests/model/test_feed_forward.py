@@ -2,13 +2,30 @@
 
 import math
 import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from scipy.interpolate import BSpline
+from scipy.special import erf
+from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM
 
-from kanlm.model.feed_forward import FEED_FORWARDS, KAN, SwiGLU, make_feed_forward
-from kanlm.model.matching import solve_hidden
+from kanlm.kan import BASES, KANLinear, SharedFunctionLinear
+from kanlm.model import KanLMConfig, KanLMForCausalLM
+from kanlm.model.feed_forward import (
+    FEED_FORWARDS,
+    KAN,
+    FeedForward,
+    SwiGLU,
+    complete_feed_forward,
+    make_feed_forward,
+    width_multiple,
+)
+from kanlm.model.matching import has_width, solve_hidden
 
 KINDS = [
     {"kind": "gelu"},
@@ -17,15 +34,59 @@ KINDS = [
     {"kind": "kan"},
     {"kind": "kan", "base": None},
     {"kind": "kan", "base": "identity", "basis": {"kind": "bspline", "degree": 3, "grid_size": 4}},
+    {"kind": "kan", "basis": {"kind": "chebyshev"}, "base": None, "start": "linear"},
+    {"kind": "kan-glu"},
+    {"kind": "kan-glu", "learned": "value", "basis": {"kind": "bspline"}, "base": "silu"},
+    {"kind": "kan-single"},
+    {"kind": "spline-mlp"},
+    {"kind": "spline-mlp", "gate": True},
+    {"kind": "kat"},
+    {"kind": "lowrank-kan"},
+    {"kind": "lowrank-kan", "basis": {"kind": "hermite"}, "rank": 1, "groups": 4, "start": "silu"},
+]
+LABELS = [
+    "gelu",
+    "relu2",
+    "swiglu",
+    "kan/bspline1-g6-silu",
+    "kan/bspline1-g6",
+    "kan/bspline3-g4-identity",
+    "kan/chebyshev4",
+    "kan-glu-gate/hermite2",
+    "kan-glu-value/bspline1-g6-silu",
+    "kan-single/bspline1-g6-silu",
+    "spline-mlp/bspline3-g8",
+    "spline-mlp-gate/bspline3-g8",
+    "kat/rational5-4-groups8",
+    "lowrank-kan/bspline1-g6-rank2",
+    "lowrank-kan/hermite2-rank1-groups4",
 ]
 
 
-def ident(spec: dict) -> str:
-    return make_feed_forward({**spec, "hidden": 2}, 4, 1.0).label + f"-{spec.get('base', '')}"
+def make(spec: dict, d_model: int = 8, hidden: int = 8, output_scale: float = 1.0) -> FeedForward:
+    """The block, with a width where it has one."""
+    width = {"hidden": hidden} if has_width(spec) else {}
+    return make_feed_forward({**spec, **width}, d_model, output_scale)
+
+
+def affine(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.einsum("...i,oi->...o", x, weight)
+
+
+def silu(x: Tensor) -> Tensor:
+    return x / (1 + torch.exp(-x))
+
+
+def drawn(block: FeedForward) -> FeedForward:
+    """The block in float64 with every parameter moved from its start."""
+    with torch.no_grad():
+        for parameter in block.double().parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return block
 
 
 @pytest.mark.parametrize("width", [16, 64, 256, 1024])
-@pytest.mark.parametrize("spec", KINDS, ids=ident)
+@pytest.mark.parametrize("spec", KINDS, ids=LABELS)
 def test_starts_with_the_output_variance_asked_for(spec: dict, width: int) -> None:
     """For unit-normal inputs under the norm that every block has before it.
 
@@ -33,8 +94,8 @@ def test_starts_with_the_output_variance_asked_for(spec: dict, width: int) -> No
     gated and squared activations; the norm takes that out, here as in the model.
     """
     torch.manual_seed(0)
-    hidden = solve_hidden(spec, width, parameters=8 * width**2)
-    block = make_feed_forward({**spec, "hidden": hidden}, width, output_scale=0.5)
+    hidden = solve_hidden(spec, width, parameters=8 * width**2) if has_width(spec) else 0
+    block = make(spec, width, hidden, output_scale=0.5)
     squares = []
     for _ in range(max(3, 2048 // width)):
         block.reset_parameters()
@@ -45,15 +106,9 @@ def test_starts_with_the_output_variance_asked_for(spec: dict, width: int) -> No
 
 
 def test_labels_state_structure_and_basis() -> None:
-    labels = [ident(spec).rsplit("-", 1)[0] for spec in KINDS]
-    assert labels == [
-        "gelu",
-        "relu2",
-        "swiglu",
-        "kan/bspline1-g6-silu",
-        "kan/bspline1-g6",
-        "kan/bspline3-g4-identity",
-    ]
+    assert [make(spec).label for spec in KINDS] == LABELS
+    # Those that look at other tokens, or choose among them, have tests of their own.
+    assert {spec["kind"] for spec in KINDS} == set(FEED_FORWARDS) - {"moe", "conv-kan"}
 
 
 def test_formulas() -> None:
@@ -87,10 +142,134 @@ def test_kan_is_layer_norm_layer() -> None:
     assert not any(name.endswith("bias") for name, _ in block.named_parameters())
 
 
+def test_kan_glu_multiplies_a_kan_by_a_linear_map() -> None:
+    """Hermite functions x and (x² − 1) / √2 within ±4, where they are not yet extended."""
+    torch.manual_seed(0)
+    x = torch.rand(5, 8, dtype=torch.float64) * 6 - 3
+    functions = torch.stack([x, (x**2 - 1) / math.sqrt(2)], dim=-1)
+    for learned, activation in (("gate", lambda z: z), ("value", silu)):
+        block = drawn(make({"kind": "kan-glu", "learned": learned}))
+        weights = dict(block.named_parameters())
+        kan = torch.einsum("nib,ibo->no", functions, weights["kan.coefficients"])
+        other = activation(affine(x, weights["linear.weight"]))
+        product = (kan + weights["kan.bias"]) * other
+        torch.testing.assert_close(block(x), affine(product, weights["down.weight"]))
+
+
+def test_kan_single_is_one_layer() -> None:
+    torch.manual_seed(0)
+    block = drawn(make({"kind": "kan-single", "base": None, "start": "linear"}))
+    layer = KANLinear(8, 8, base=None).double()
+    layer.load_state_dict({n.removeprefix("layer."): t for n, t in block.state_dict().items()})
+    x = torch.randn(5, 8, dtype=torch.float64)
+    torch.testing.assert_close(block(x), layer(x))
+
+
+@pytest.mark.parametrize("gate", [False, True])
+def test_spline_mlp_is_an_mlp_with_a_spline_a_channel(gate: bool) -> None:
+    torch.manual_seed(0)
+    block = drawn(make({"kind": "spline-mlp", "gate": gate}, hidden=6))
+    weights = {name: p.detach() for name, p in block.named_parameters()}
+    x = 0.5 * torch.randn(5, 8, dtype=torch.float64)
+    inner = affine(x, weights["gate.weight" if gate else "up.weight"])
+    assert inner.abs().max() < 3
+    knots = -3 + 0.75 * np.arange(-3, 12)
+    splines = [BSpline(knots, c.numpy(), 3) for c in weights["activation.coefficients"][..., 0]]
+    columns = [torch.from_numpy(f(inner[:, i].numpy())) for i, f in enumerate(splines)]
+    activated = torch.stack(columns, dim=-1)
+    if gate:
+        activated = activated * affine(x, weights["up.weight"])
+    torch.testing.assert_close(block(x), affine(activated, weights["down.weight"]))
+
+
+def test_kat_is_two_rational_layers() -> None:
+    """Each P(x) / (1 + |Q(x)|) by Horner's scheme of numpy, in units of the half-width."""
+    torch.manual_seed(0)
+    block = drawn(make({"kind": "kat", "groups": 2}, hidden=6))
+    weights = {name: p.detach().numpy() for name, p in block.named_parameters()}
+    x = np.clip(np.random.default_rng(0).normal(size=(5, 8)), -2.4, 2.4)
+    y = x
+    for layer in ("up", "down"):
+        numerators = weights[f"{layer}.functions.coefficients"][..., 0]
+        denominators = weights[f"{layer}.functions.basis.denominators"].T
+        size = y.shape[1] // 2
+        activated = np.empty_like(y)
+        assert np.abs(y).max() < 2.5
+        for g in range(2):
+            u = y[:, g * size : (g + 1) * size] / 2.5
+            below = 1 + np.abs(np.polyval([*denominators[g][::-1], 0], u))
+            activated[:, g * size : (g + 1) * size] = np.polyval(numerators[g][::-1], u) / below
+        y = activated @ weights[f"{layer}.weight"].T + weights[f"{layer}.bias"]
+    np.testing.assert_allclose(block(torch.from_numpy(x)).detach().numpy(), y, rtol=1e-9)
+
+
+def test_kat_starts_as_identity_and_gelu() -> None:
+    block = make({"kind": "kat"}).double()
+    block.reset_parameters()
+    x = torch.linspace(-10, 10, 2001, dtype=torch.float64)
+    for layer, target, error in (
+        (block.up, x.numpy(), 1e-5),
+        (block.down, x.numpy() * (1 + erf(x.numpy() / math.sqrt(2))) / 2, 0.015),
+    ):
+        assert isinstance(layer, SharedFunctionLinear)
+        y = layer.functions(x.unsqueeze(-1).expand(-1, 8)).detach().numpy()
+        assert np.abs(y - target[:, None]).max() < error
+
+
+def test_lowrank_kan_of_full_rank_is_a_kan() -> None:
+    torch.manual_seed(0)
+    spec = {"basis": {"kind": "chebyshev"}}
+    kan = drawn(make({"kind": "kan", "base": None, **spec}, hidden=6))
+    shared = make({"kind": "lowrank-kan", "rank": 4, **spec}, hidden=6).double()
+    state = {}
+    for name, tensor in kan.state_dict().items():
+        if name.endswith("coefficients"):
+            layer = name.split(".")[0]
+            state[f"{layer}.functions.coefficients"] = torch.eye(4).expand(len(tensor), -1, -1)
+            state[f"{layer}.weight"] = tensor.permute(2, 1, 0).flatten(1)
+        else:
+            state[name] = tensor
+    shared.load_state_dict(state)
+    x = torch.randn(5, 8, dtype=torch.float64)
+    torch.testing.assert_close(shared(x), kan(x))
+
+
+@pytest.mark.parametrize("spec", KINDS, ids=LABELS)
+def test_flops_are_those_of_the_products_and_little_more(spec: dict) -> None:
+    """Of the products that torch sees, a functions' few operations a channel apart."""
+    block = make(spec, d_model=64, hidden=64).bfloat16()
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        block(torch.zeros(1, 64, dtype=torch.bfloat16))
+    assert counter.get_total_flops() < block.flops_per_token
+    assert block.flops_per_token < counter.get_total_flops() + 200 * 3 * 64
+
+
+@pytest.mark.parametrize("kind", FEED_FORWARDS)
+def test_no_graph_breaks(kind: str) -> None:
+    explanation = torch._dynamo.explain(make({"kind": kind}))(torch.randn(2, 8))
+    assert explanation.graph_break_count == 0
+
+
+@pytest.mark.parametrize("spec", KINDS, ids=LABELS)
+def test_a_saved_model_is_loaded_bit_by_bit(spec: dict, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = KanLMConfig(
+        vocab_size=11, d_model=16, n_layers=2, n_heads=2, context_length=8, feed_forward=spec
+    )
+    model = KanLMForCausalLM(config)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert loaded.config.feed_forward == config.feed_forward
+    state = loaded.state_dict()
+    assert list(state) == list(model.state_dict())
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
 @pytest.mark.parametrize("kind", FEED_FORWARDS)
 def test_every_kind_trains_every_parameter(kind: str) -> None:
     torch.manual_seed(0)
-    block = make_feed_forward({"kind": kind, "hidden": 6}, 8, 1.0)
+    block = make({"kind": kind})
     block(torch.randn(2, 50, 8)).square().sum().backward()
     for name, parameter in block.named_parameters():
         assert parameter.grad is not None, name
@@ -99,14 +278,48 @@ def test_every_kind_trains_every_parameter(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", FEED_FORWARDS)
 def test_resetting_draws_everything_anew(kind: str) -> None:
-    block = make_feed_forward({"kind": kind, "hidden": 6}, 8, 1.0)
+    block = make({"kind": kind})
     before = {name: p.detach().clone() for name, p in block.named_parameters()}
     for parameter in block.parameters():
         torch.nn.init.constant_(parameter, math.nan)
     block.reset_parameters()
+    # What starts as something rather than at random.
+    stated = ("bias", "denominators")
+    if kind in ("spline-mlp", "kat"):
+        stated += ("coefficients",)
     for name, parameter in block.named_parameters():
         assert parameter.isfinite().all(), name
-        assert "norm" in name or not torch.equal(parameter, before[name]), name
+        assert torch.equal(parameter, before[name]) == name.endswith(stated) or "norm" in name, name
+
+
+def test_a_partial_basis_is_laid_over_the_kinds_own() -> None:
+    own = complete_feed_forward({"kind": "spline-mlp"})["basis"]
+    assert (own["kind"], own["degree"], own["grid_size"]) == ("bspline", 3, 8)
+    for basis, degree in (
+        ({"grid_size": 5}, 3),
+        ({"kind": "bspline", "grid_size": 5}, 3),
+        ({"degree": 1}, 1),
+    ):
+        completed = complete_feed_forward({"kind": "spline-mlp", "basis": basis})["basis"]
+        assert completed == {**own, **basis}
+        assert completed["degree"] == degree
+    other = complete_feed_forward({"kind": "spline-mlp", "basis": {"kind": "hermite"}})["basis"]
+    assert other == complete_feed_forward({"kind": "kan-glu"})["basis"]
+    for kind in FEED_FORWARDS:
+        completed = complete_feed_forward({"kind": kind})
+        assert complete_feed_forward(completed) == completed
+        assert completed.get("basis", {"kind": "bspline"})["kind"] in BASES
+
+
+def test_widths_of_grouped_kinds_are_multiples() -> None:
+    for spec, multiple in (
+        ({"kind": "gelu"}, 1),
+        ({"kind": "kat"}, 8),
+        ({"kind": "kat", "groups": 6}, 6),
+        ({"kind": "lowrank-kan"}, 1),
+        ({"kind": "lowrank-kan", "groups": 4}, 4),
+    ):
+        assert width_multiple(spec) == multiple
 
 
 @pytest.mark.parametrize(
@@ -120,6 +333,15 @@ def test_resetting_draws_everything_anew(kind: str) -> None:
         ({"kind": "kan", "hidden": 4, "basis": {"kind": "bspline", "degree": 7}}, "degree = 7"),
         ({"kind": "kan", "hidden": 4, "base": "relu"}, "base = 'relu'"),
         ({"kind": "gelu", "hidden": 0}, "hidden = 0"),
+        ({"kind": "kan", "hidden": 4, "basis": 3}, "feed_forward.basis.kind = 3 is unknown"),
+        ({"kind": "kan", "hidden": 4, "basis": {"hidden": 3}}, "basis.hidden is no option of"),
+        ({"kind": "kan", "hidden": 4, "start": "zero", "base": None}, "start = 'zero' needs a"),
+        ({"kind": "kan", "hidden": 4, "start": "flat"}, "start = 'flat'"),
+        ({"kind": "kan-glu", "hidden": 4, "learned": "up"}, "learned = 'up'"),
+        ({"kind": "kan-single", "hidden": 4}, "kind 'kan-single' has no width to set"),
+        ({"kind": "kat", "hidden": 12}, "groups = 8 does not divide the 12 channels"),
+        ({"kind": "lowrank-kan", "hidden": 4, "rank": 9}, "rank = 9: expected 1 to 7"),
+        ({"kind": "kan", "hidden": 4, "repeat": 2}, "feed_forward.repeat is no option of"),
         ({"kind": "gelu"}, "states no hidden width"),
     ],
 )

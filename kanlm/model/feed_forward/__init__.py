@@ -5,17 +5,23 @@ block provides, give outputs of variance output_scale². A comparison of kinds i
 little when one of them starts badly.
 
 Adding a kind is one subclass of `FeedForward` and one line in `FEED_FORWARDS`; its options
-are the keyword-only arguments of its `__init__`, annotated and with defaults.
+are the keyword-only arguments of its `__init__`, annotated and with defaults. An option
+named `basis` holds a basis's options, and `experts` and `block` hold those of blocks within
+the block: these are completed and checked too.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from ...kan import BASES
-from .base import FeedForward
-from .kan import KAN
+from .base import Context, FeedForward
+from .convolution import ConvKAN
+from .kan import KAN, KANGLU, KANSingle
 from .mlp import GELU, ReLU2, SwiGLU
-from .options import complete
+from .moe import MoE
+from .options import NESTED, complete, map_nested, over_default_basis
+from .shared import KAT, LowRankKAN, SplineMLP
 
 #: Feed-forward kinds by the `kind` of their settings.
 FEED_FORWARDS: dict[str, type[FeedForward]] = {
@@ -23,21 +29,66 @@ FEED_FORWARDS: dict[str, type[FeedForward]] = {
     "relu2": ReLU2,
     "swiglu": SwiGLU,
     "kan": KAN,
+    "kan-glu": KANGLU,
+    "kan-single": KANSingle,
+    "spline-mlp": SplineMLP,
+    "kat": KAT,
+    "lowrank-kan": LowRankKAN,
+    "moe": MoE,
+    "conv-kan": ConvKAN,
 }
 
 
-def complete_feed_forward(spec: Mapping[str, Any]) -> dict[str, Any]:
+def complete_feed_forward(spec: Mapping[str, Any], setting: str = "feed_forward") -> dict[str, Any]:
     """State every option of `{"kind": …, "hidden": …, **options}`, defaults included.
 
-    A saved model then means the same when a default has changed.
+    A saved model then means the same when a default has changed. A kind without a width is
+    left without `hidden`.
+
+    Arguments:
+        setting: where the spec stands, for errors.
 
     Raises:
-        ValueError: the kind, an option, or the basis is unknown.
+        ValueError: the kind, an option, or the basis is unknown, or a width is stated
+            where there is none to state.
     """
-    completed = complete("feed_forward", FEED_FORWARDS, spec)
+    completed = complete(setting, FEED_FORWARDS, spec, beside=("hidden",))
+    factory = FEED_FORWARDS[completed["kind"]]
+    if not factory.has_width and completed.pop("hidden", None) is not None:
+        raise ValueError(f"{setting}.hidden: kind {completed['kind']!r} has no width to set")
     if "basis" in completed:
-        completed["basis"] = complete("feed_forward.basis", BASES, completed["basis"])
+        basis = over_default_basis(factory, completed["basis"])
+        completed["basis"] = complete(f"{setting}.basis", BASES, basis)
+    return map_nested(completed, setting, _complete_nested)
+
+
+def _complete_nested(spec: Any, setting: str) -> dict[str, Any]:
+    completed = complete_feed_forward(spec, setting)
+    if (problem := nested_problem(completed)) is not None:
+        raise ValueError(f"{setting}{problem}")
     return completed
+
+
+def nested_problem(spec: Mapping[str, Any]) -> str | None:
+    """Why a block cannot stand within a block, to be put after its setting; None if it can."""
+    if not FEED_FORWARDS[spec["kind"]].has_width:
+        return f".kind = {spec['kind']!r} has no width, and the block around it sets one"
+    if "hidden" in spec:
+        return f".hidden = {spec['hidden']}: the width is that of the block around it"
+    return None
+
+
+def width_multiple(spec: Mapping[str, Any]) -> int:
+    """The number that `hidden` must be a multiple of in the block that `spec` describes.
+
+    Raises:
+        ValueError: the kind or an option is unknown.
+    """
+    completed = complete_feed_forward(spec)
+    inner = [completed[name] for name in NESTED if name in completed]
+    blocks = [block for part in inner for block in (part if isinstance(part, list) else [part])]
+    own = FEED_FORWARDS[completed["kind"]].width_multiple(completed)
+    return math.lcm(own, *(width_multiple(block) for block in blocks))
 
 
 def make_feed_forward(spec: Mapping[str, Any], d_model: int, output_scale: float) -> FeedForward:
@@ -47,19 +98,33 @@ def make_feed_forward(spec: Mapping[str, Any], d_model: int, output_scale: float
         ValueError: the kind or an option is unknown, or `hidden` is missing.
     """
     options = complete_feed_forward(spec)
-    kind, hidden = options.pop("kind"), options.pop("hidden", None)
+    factory = FEED_FORWARDS[kind := options.pop("kind")]
+    hidden = options.pop("hidden", None) if factory.has_width else d_model
     if hidden is None:
         raise ValueError(f"feed_forward of kind {kind!r} states no hidden width")
-    return FEED_FORWARDS[kind](d_model, hidden, output_scale, **options)
+    return factory(d_model, hidden, output_scale, **options)
 
 
 __all__ = [
     "FEED_FORWARDS",
     "GELU",
     "KAN",
+    "KANGLU",
+    "KAT",
+    "NESTED",
+    "Context",
+    "ConvKAN",
     "FeedForward",
+    "KANSingle",
+    "LowRankKAN",
+    "MoE",
     "ReLU2",
+    "SplineMLP",
     "SwiGLU",
     "complete_feed_forward",
     "make_feed_forward",
+    "map_nested",
+    "nested_problem",
+    "over_default_basis",
+    "width_multiple",
 ]
