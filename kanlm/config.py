@@ -8,6 +8,7 @@
 OmegaConf reads and merges, pydantic checks types. Wherever a section has a `kind`
 (tokenizer, schedule, feed-forward block, basis, source) a bare word stands for
 `{kind: word}`, and naming another kind replaces the section instead of merging into it.
+The optimizer's kinds share their settings, and so are merged.
 
 Torch is not imported here; the options of feed-forward kinds and sources, which are
 the keyword arguments of their classes, are checked by `check_options`.
@@ -26,7 +27,20 @@ from kanlm.errors import UserError, nearest
 from kanlm.model.settings import ModelSettings
 
 #: Sections for which a bare word stands for `{kind: word}`.
-KIND_SECTIONS = ("tokenizer", "schedule", "feed_forward", "basis", "sources")
+KIND_SECTIONS = (
+    "tokenizer",
+    "schedule",
+    "feed_forward",
+    "experts",
+    "block",
+    "basis",
+    "sources",
+    "optimizer",
+)
+#: Those among them that are lists.
+KIND_LISTS = ("experts", "sources")
+#: Those whose settings hold for every kind, and outlive a change of it.
+MERGED_SECTIONS = ("optimizer",)
 #: Seeds there are: numpy's generators take no more than 32 bits.
 SEEDS = 2**32
 
@@ -134,36 +148,142 @@ class TrainingSettings:
     keep_checkpoints: int = 2
     #: Stop after this many validations without a new best, and keep the best model.
     early_stopping_patience: int | None = None
+    #: Iterations of L-BFGS over the basis coefficients alone, on one fixed batch after the
+    #: last step; 0 leaves them as training did. Validation is logged before and after.
+    polish_steps: int = 0
+    #: Sequences in that batch, the next after those trained on; null is batch_size.
+    polish_batch_size: int | None = None
+    #: Cells of the splines' grids, by the update before which they are refined to so many:
+    #: `{0: 4, 1000: 8}`. It overrides `grid_size`; twins are matched at the last.
+    grid_schedule: dict[int, int] | None = None
+    #: Updates before which every grid moves to where its layer's inputs are.
+    grid_adaptation_steps: list[int] = field(default_factory=list)
+    #: Of a grid that has moved: 1 for equal cells, 0 for cells that hold equally many inputs.
+    #: Less than 1 needs a basis with `equal_cells: false`.
+    grid_uniform_share: float = 1.0
 
     def __post_init__(self) -> None:
         _positive(self, "steps", "batch_size", "micro_batch_size", "gradient_clip", "log_every")
         _positive(self, "evaluate_every", "sample_every", "checkpoint_every", "keep_checkpoints")
-        _positive(self, "early_stopping_patience")
+        _positive(self, "early_stopping_patience", "polish_batch_size")
         if self.early_stopping_patience is not None and self.evaluate_every is None:
             raise ValueError("early_stopping_patience needs evaluate_every")
+        self._check_polish()
+        self._check_grids()
+
+    def _check_grids(self) -> None:
+        if not 0 <= self.grid_uniform_share <= 1:
+            raise ValueError(
+                f"grid_uniform_share = {self.grid_uniform_share}: expected between 0 and 1"
+            )
+        for step in [*(self.grid_schedule or ()), *self.grid_adaptation_steps]:
+            if not 0 <= step < self.steps:
+                raise ValueError(
+                    f"grids change before update {step}, and there are updates 0 to "
+                    f"{self.steps - 1}"
+                )
+        if self.grid_schedule is None:
+            return
+        if 0 not in self.grid_schedule:
+            raise ValueError(
+                f"grid_schedule = {self.grid_schedule}: expected an entry for step 0, the start"
+            )
+        sizes = [self.grid_schedule[step] for step in sorted(self.grid_schedule)]
+        for coarse, fine in zip([1, *sizes], sizes, strict=False):
+            if fine < 1 or fine % coarse:
+                raise ValueError(
+                    f"grid_schedule = {self.grid_schedule}: expected each size to be a multiple "
+                    "of the one before, so that no function changes"
+                )
+
+    def _check_polish(self) -> None:
+        if self.polish_steps < 0:
+            raise ValueError(f"polish_steps = {self.polish_steps}: expected 0 or more")
+        if self.polish_steps == 0 and self.polish_batch_size is not None:
+            raise ValueError(
+                f"polish_batch_size = {self.polish_batch_size} needs polish_steps above 0"
+            )
+        if self.polish_steps and self.early_stopping_patience is not None:
+            raise ValueError(
+                f"polish_steps = {self.polish_steps}: early stopping keeps the best model, not "
+                "the last, which is what is polished; set early_stopping_patience to null"
+            )
+        if self.polish_batch_size is not None and self.polish_batch_size % self.batch_size:
+            raise ValueError(
+                f"polish_batch_size = {self.polish_batch_size}: expected a multiple of "
+                f"batch_size = {self.batch_size}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSettings:
-    """AdamW with three groups: matrices, coefficients of bases, everything undecayed."""
+    """AdamW for all, or Muon for hidden matrices and AdamW for the rest."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
+    kind: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 6e-3
     weight_decay: float = 0.1
-    #: Rate of basis coefficients over `learning_rate`.
+    #: Rate of basis coefficients over that of other weights.
     coefficients_learning_rate_ratio: float = 1.0
     coefficients_weight_decay: float = 0.1
+    #: Rate over `learning_rate` of parameters inside bases, which are never decayed: scales
+    #: of wavelets, denominators of rationals, weights of implicit functions.
+    basis_learning_rate_ratio: float = 1.0
     betas: tuple[float, float] = (0.9, 0.95)
     epsilon: float = 1e-8
+    #: Peak rate of what Muon updates, by steps as large as AdamW's; null is learning_rate.
+    muon_learning_rate: float | None = None
+    #: Give Muon the coefficients of layers whose edges own their functions, too, as the
+    #: (in · B, out) matrix that they are.
+    muon_coefficients: bool = False
 
     def __post_init__(self) -> None:
         _positive(self, "learning_rate", "coefficients_learning_rate_ratio", "epsilon")
+        _positive(self, "basis_learning_rate_ratio", "muon_learning_rate")
         for name in ("weight_decay", "coefficients_weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} = {getattr(self, name)}: expected 0 or more")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas = {list(self.betas)}: expected each 0 ≤ beta < 1")
+        if self.kind != "muon":
+            for name, unset in (("muon_learning_rate", None), ("muon_coefficients", False)):
+                if getattr(self, name) != unset:
+                    raise ValueError(
+                        f"{name} = {getattr(self, name)} belongs to kind muon: kind = {self.kind}"
+                    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PenaltySettings:
+    """Weights of what is added to the loss for the coefficients of KAN layers; 0 is nothing.
+
+    Sums over all edges, so that what suits one width is too much for a wider model. The
+    logged `loss` stays the language model's, and `penalty` stands beside it.
+    """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    #: Mean |c| of an edge (KAN paper, eq. 2.18).
+    l1: float = 0.0
+    #: Entropy of the edges' shares in it (eq. 2.19): few edges rather than many.
+    entropy: float = 0.0
+    #: Squared second differences of the coefficients of splines and RBFs.
+    smoothness: float = 0.0
+    #: Exact ∫ f″² of splines of degree 2 or more.
+    curvature: float = 0.0
+    #: Squared coefficients.
+    l2: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, weight in vars(self).items():
+            if not 0 <= weight < math.inf:
+                raise ValueError(f"{name} = {weight}: expected 0 or more")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Those that are not 0, by name."""
+        return {name: weight for name, weight in vars(self).items() if weight}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,8 +363,9 @@ class StudySettings:
     #: Name → partial configuration laid over this one. The first arm is the reference.
     arms: dict[str, dict[str, Any]] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0])
-    #: What the twins share with the first arm: the feed-forward blocks' parameters or
-    #: FLOPs. Arms that state `hidden` themselves are left alone.
+    #: What the twins share with the first arm, or with an arm that has no width to solve:
+    #: the feed-forward blocks' parameters or FLOPs. Arms that state `hidden` themselves are
+    #: left alone.
     match: Literal["parameters", "flops"] = "parameters"
     #: Dotted setting → values tried by every arm with the first seed; the best
     #: validation loss is kept for the other seeds.
@@ -297,6 +418,7 @@ class Config:
     model: ModelSettings = field(default_factory=ModelSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    penalties: PenaltySettings = field(default_factory=PenaltySettings)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     generation: GenerationSettings = field(default_factory=GenerationSettings)
@@ -317,6 +439,17 @@ class Config:
                 f"schedule.warmup_steps = {self.schedule.warmup_steps} is more than "
                 f"training.steps = {self.training.steps}"
             )
+        if self.training.grid_schedule is not None:
+            if self.initialize_from is not None:
+                raise ValueError(
+                    "training.grid_schedule belongs to pretraining: fine-tuning keeps the grids "
+                    "of its base run"
+                )
+            if self.optimizer.muon_coefficients:
+                raise ValueError(
+                    "training.grid_schedule maps AdamW's moments to the finer grid: set "
+                    "optimizer.muon_coefficients to false"
+                )
         micro, batch = self.training.micro_batch_size, self.training.batch_size
         if micro is not None and batch % micro:
             raise ValueError(
@@ -445,7 +578,7 @@ def _expand_kinds(tree: Any) -> Any:
     expanded = {}
     for key, value in tree.items():
         if key in KIND_SECTIONS and isinstance(value, str):
-            value = {"kind": value} if key != "sources" else [{"kind": value}]
+            value = [{"kind": value}] if key in KIND_LISTS else {"kind": value}
         elif key in KIND_SECTIONS and isinstance(value, list):
             value = [{"kind": item} if isinstance(item, str) else item for item in value]
         elif key == "compile" and isinstance(value, bool):
@@ -461,10 +594,10 @@ def _forget_other_kinds(lower: dict[str, Any], upper: Mapping[str, Any]) -> None
         below = lower.get(key)
         if not isinstance(value, dict) or not isinstance(below, dict):
             lower.pop(key, None)
-        elif value.get("kind", below.get("kind")) != below.get("kind"):
-            lower.pop(key)
-        else:
+        elif key in MERGED_SECTIONS or value.get("kind", below.get("kind")) == below.get("kind"):
             _forget_other_kinds(below, value)
+        else:
+            lower.pop(key)
 
 
 # Checking

@@ -14,9 +14,20 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kanlm.config import Config, check_options, from_tree, load, merge, read_tree, to_tree, to_yaml
+from kanlm.config import (
+    Config,
+    PenaltySettings,
+    check_options,
+    from_tree,
+    load,
+    merge,
+    read_tree,
+    to_tree,
+    to_yaml,
+)
 from kanlm.data.sources import check_source
 from kanlm.errors import UserError
+from kanlm.kan.penalties import PENALTIES
 from kanlm.training.resolve import resolve
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -290,7 +301,7 @@ def test_a_wrong_type_is_refused_with_setting_and_value(tree, beginning):
         ({"model": {"d_model": 30, "n_heads": 4}}, "model: n_heads = 4 does not divide d_model = 30"),
         ({"model": {"d_model": 12, "n_heads": 4}}, "model: d_model / n_heads = 3 is odd"),
         ({"model": {"n_kv_heads": 3}}, "model: n_kv_heads = 3 does not divide n_heads = 4"),
-        ({"model": {"feed_forward": ["kan"]}}, "model: feed_forward lists 1 kinds for n_layers = 4"),
+        ({"model": {"feed_forward": ["kan"]}}, "model: feed_forward lists 1 layers, and n_layers = 4"),
         ({"model": {"rope_theta": -1.0}}, "model: rope_theta = -1.0: expected a positive number"),
         ({"model": {"norm_epsilon": 0.0}}, "model: norm_epsilon = 0.0: expected a positive number"),
         ({"evaluation": {"stride": 257}}, "evaluation.stride = 257 is longer than model.context_length = 256"),
@@ -312,6 +323,19 @@ def test_a_wrong_type_is_refused_with_setting_and_value(tree, beginning):
         ({"optimizer": {"learning_rate": float("nan")}}, "optimizer: learning_rate = nan: expected a positive number"),
         ({"optimizer": {"learning_rate": float("inf")}}, "optimizer: learning_rate = inf: expected a positive number"),
         ({"optimizer": {"weight_decay": float("nan")}}, "optimizer: weight_decay = nan: expected 0 or more"),
+        ({"optimizer": {"basis_learning_rate_ratio": 0.0}}, "optimizer: basis_learning_rate_ratio = 0.0: expected a positive number"),
+        ({"optimizer": {"muon_learning_rate": 0.01}}, "optimizer: muon_learning_rate = 0.01 belongs to kind muon: kind = adamw"),
+        ({"optimizer": {"muon_coefficients": True}}, "optimizer: muon_coefficients = True belongs to kind muon"),
+        ({"penalties": {"l1": -1.0}}, "penalties: l1 = -1.0: expected 0 or more"),
+        ({"penalties": {"l2": float("inf")}}, "penalties: l2 = inf: expected 0 or more"),
+        ({"penalties": {"curvature": 0.1}}, "penalties: curvature of bspline1-g6: degree = 1 has no second derivative"),
+        ({"penalties": {"smoothness": 0.1}, "model": {"feed_forward": {"kind": "kan", "basis": "chebyshev"}}}, "penalties: smoothness of chebyshev4: expected a basis whose functions stand in a row"),
+        ({"penalties": {"l1": 0.1}, "model": {"feed_forward": "gelu"}}, "penalties: the model has no KAN layer"),
+        ({"training": {"polish_steps": -1}}, "training: polish_steps = -1: expected 0 or more"),
+        ({"training": {"polish_batch_size": 16}}, "training: polish_batch_size = 16 needs polish_steps above 0"),
+        ({"training": {"polish_steps": 5, "polish_batch_size": 24}}, "training: polish_batch_size = 24: expected a multiple of batch_size = 16"),
+        ({"training": {"polish_steps": 5, "early_stopping_patience": 2}}, "training: polish_steps = 5: early stopping keeps the best model"),
+        ({"training": {"polish_steps": 5}, "model": {"feed_forward": "gelu"}}, "training.polish_steps = 5: the model has no KAN layer"),
         ({"seed": -1}, "seed = -1: expected"),
         ({"seed": 2**32}, "seed = 4294967296: expected"),
         ({"study": {"arms": {"a": {}}, "seeds": [0, -1]}}, "study: seeds = [0, -1]: expected"),
@@ -319,6 +343,33 @@ def test_a_wrong_type_is_refused_with_setting_and_value(tree, beginning):
 )  # fmt: skip
 def test_an_impossible_combination_is_refused(tree, beginning):
     assert refusal(tree).startswith(beginning)
+
+
+def test_every_penalty_has_a_weight_and_none_is_taken_by_default():
+    assert list(asdict(PenaltySettings())) == list(PENALTIES)
+    assert PenaltySettings().weights == {}
+    assert PenaltySettings(l1=0.5, curvature=2.0).weights == {"l1": 0.5, "curvature": 2.0}
+
+
+def test_penalties_and_polish_are_kept_where_they_can_act():
+    basis = {"kind": "bspline", "degree": 3}
+    tree = {
+        "model": {"feed_forward": {"kind": "kan", "basis": basis}},
+        "penalties": {"curvature": 0.1, "smoothness": 0.1},
+        "training": {"polish_steps": 5, "polish_batch_size": 32},
+    }
+    config = resolve(from_tree(tree))
+    assert config.penalties.curvature == 0.1
+    assert (config.training.polish_steps, config.training.polish_batch_size) == (5, 32)
+    shrunk = resolve(from_tree({**tree, "shrink": True}))
+    assert (shrunk.training.polish_steps, shrunk.training.polish_batch_size) == (2, None)
+
+
+def test_another_optimizer_keeps_the_settings_that_both_have(write):
+    path = write("x.yaml", "optimizer: {learning_rate: 3e-3, weight_decay: 0.0}\n")
+    for override in ("optimizer.kind=muon", "optimizer=muon"):
+        settings = load(path, [override]).optimizer
+        assert (settings.kind, settings.learning_rate, settings.weight_decay) == ("muon", 3e-3, 0.0)
 
 
 def test_a_registry_class_brings_its_own_options():

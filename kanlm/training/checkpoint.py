@@ -5,7 +5,7 @@ another name, flushed to disk and renamed, and only then does the file `latest` 
 Nothing in it can run code when it is read.
 
     model.safetensors      weights and persistent buffers
-    optimizer.safetensors  AdamW's moments, by parameter name
+    optimizer.safetensors  the optimizer's moments, by parameter name
     random-R.safetensors   random-number states of rank R
     state.json             step, counters, and what the loop must remember
 """
@@ -62,6 +62,11 @@ def latest_checkpoint(folder: Path) -> Path | None:
     if found.parent != folder or not (found / "state.json").exists():
         raise UserError(f"{pointer} names '{found.name}', which is no checkpoint in {folder}")
     return found
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """Updates done when the checkpoint was written."""
+    return json.loads((checkpoint / "state.json").read_text())["step"]
 
 
 def load_checkpoint(

@@ -6,6 +6,7 @@ width of the feed-forward blocks is solved, so that a run's config.yaml still me
 same when a default has changed.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -16,10 +17,18 @@ from kanlm.config import Config, DataSettings, check_options
 from kanlm.data.sources import check_source
 from kanlm.errors import UserError, nearest
 from kanlm.kan import BASES
+from kanlm.kan.penalties import penalty
 from kanlm.model import KanLMConfig, KanLMForCausalLM
-from kanlm.model.feed_forward import FEED_FORWARDS
+from kanlm.model.feed_forward import (
+    FEED_FORWARDS,
+    map_nested,
+    nested_problem,
+    over_default_basis,
+)
+from kanlm.model.grids import grid_sizes, with_grid_size
 from kanlm.model.matching import resolve_feed_forward
 from kanlm.model.settings import ModelSettings
+from kanlm.training.polish import coefficients
 
 
 def resolve(config: Config) -> Config:
@@ -30,9 +39,11 @@ def resolve(config: Config) -> Config:
     """
     if config.shrink:
         config = _shrunk(config)
+    model = resolve_model(at_last_grid(config))
+    _check_coefficients(config, model)
     return replace(
         config,
-        model=resolve_model(config.model),
+        model=model,
         data=_resolve_data(config.data, "data"),
         evaluation=replace(
             config.evaluation,
@@ -63,7 +74,15 @@ def _shrunk(config: Config) -> Config:
             feed_forward=kinds,
         ),
         training=replace(
-            config.training, steps=2, batch_size=2, micro_batch_size=None, evaluate_every=2
+            config.training,
+            steps=2,
+            batch_size=2,
+            micro_batch_size=None,
+            evaluate_every=2,
+            polish_steps=min(config.training.polish_steps, 2),
+            polish_batch_size=None,
+            grid_schedule=_shrunk_schedule(config.training.grid_schedule),
+            grid_adaptation_steps=[1] if config.training.grid_adaptation_steps else [],
         ),
         schedule=replace(config.schedule, warmup_steps=min(config.schedule.warmup_steps, 1)),
         evaluation=replace(config.evaluation, stride=None, batch_size=256),
@@ -71,12 +90,75 @@ def _shrunk(config: Config) -> Config:
     )
 
 
+def _shrunk_schedule(schedule: Mapping[int, int] | None) -> dict[int, int] | None:
+    if schedule is None:
+        return None
+    return {0: schedule[min(schedule)], 1: schedule[max(schedule)]}
+
+
+def shrunk_part(part: Mapping[str, Any]) -> dict[str, Any]:
+    """A part to be laid over a shrunk configuration: a list of layers in it is cut as well."""
+    model = part.get("model")
+    layers = model.get("feed_forward") if isinstance(model, Mapping) else None
+    if not isinstance(model, Mapping) or not isinstance(layers, list) or not layers:
+        return dict(part)
+    ends = [
+        {name: value for name, value in spec.items() if name != "repeat"}
+        if isinstance(spec, Mapping)
+        else spec
+        for spec in (layers[0], layers[-1])
+    ]
+    return {**part, "model": {**model, "n_layers": 2, "feed_forward": ends}}
+
+
 def _width_open(spec: Mapping[str, Any]) -> dict[str, Any]:
-    return {**spec, "hidden": None}
+    """Leave the width to be solved, and of many experts keep so few that this is possible."""
+    spec = {**spec, "hidden": None}
+    if spec.get("kind") == "moe":
+        listed = len(spec.get("experts") or [None])
+        spec["top_k"] = min(spec.get("top_k", 2), 2)
+        spec["num_experts"] = listed * math.ceil(2 / listed)
+    return spec
+
+
+def at_last_grid(config: Config) -> ModelSettings:
+    """The model with completed options and, where there is a grid schedule, its last grid.
+
+    Raises:
+        UserError: as of `complete_model`, or grids are to change and there are none.
+    """
+    model, training = complete_model(config.model), config.training
+    for name in ("grid_schedule", "grid_adaptation_steps"):
+        if getattr(training, name) and not grid_sizes(model):
+            raise UserError(
+                f"training.{name} = {getattr(training, name)}: no feed-forward block's basis "
+                "has a grid"
+            )
+    schedule = training.grid_schedule
+    return model if schedule is None else with_grid_size(model, schedule[max(schedule)])
 
 
 def resolve_model(settings: ModelSettings) -> ModelSettings:
-    """Complete the feed-forward options, solve widths, and build the model without memory."""
+    """Complete the feed-forward options, solve widths, and build the model without memory.
+
+    Raises:
+        UserError: as of `complete_model`, or the model cannot be built.
+    """
+    settings = complete_model(settings)
+    try:
+        settings = resolve_feed_forward(settings)
+        _without_memory(settings)
+    except ValueError as error:
+        raise UserError(f"model: {error}") from None
+    return settings
+
+
+def complete_model(settings: ModelSettings) -> ModelSettings:
+    """Check and complete the feed-forward options, and leave open widths open.
+
+    Raises:
+        UserError: an unknown kind or option, or one of a wrong type.
+    """
     if isinstance(settings.feed_forward, list):
         completed: Any = [
             _resolve_feed_forward(spec, f"model.feed_forward.{i}")
@@ -84,30 +166,61 @@ def resolve_model(settings: ModelSettings) -> ModelSettings:
         ]
     else:
         completed = _resolve_feed_forward(settings.feed_forward, "model.feed_forward")
-    try:
-        settings = resolve_feed_forward(replace(settings, feed_forward=completed))
-        with torch.device("meta"):
-            KanLMForCausalLM(KanLMConfig.from_settings(settings, settings.vocab_size or 257))
-    except ValueError as error:
-        raise UserError(f"model: {error}") from None
-    return settings
+    return replace(settings, feed_forward=completed)
 
 
-def _resolve_feed_forward(spec: Mapping[str, Any], setting: str) -> dict[str, Any]:
+def _without_memory(settings: ModelSettings) -> KanLMForCausalLM:
+    with torch.device("meta"):
+        return KanLMForCausalLM(KanLMConfig.from_settings(settings, settings.vocab_size or 257))
+
+
+def _check_coefficients(config: Config, settings: ModelSettings) -> None:
+    """Check that what acts on coefficients finds some, of a kind that it can act on."""
+    if config.penalties.weights:
+        try:
+            penalty(_without_memory(settings), config.penalties.weights)
+        except ValueError as error:
+            raise UserError(f"penalties: {error}") from None
+    if config.training.polish_steps and not coefficients(_without_memory(settings)):
+        raise UserError(
+            f"training.polish_steps = {config.training.polish_steps}: the model has no KAN "
+            "layer whose coefficients could be polished"
+        )
+
+
+def _resolve_feed_forward(spec: Any, setting: str) -> dict[str, Any]:
+    if not isinstance(spec, Mapping):
+        raise UserError(f"{setting} = {spec!r}: expected a kind with its options")
     spec = dict(spec)
     kind = _registered(FEED_FORWARDS, spec.pop("kind", None), f"{setting}.kind")
     hidden = spec.pop("hidden", None)
     if hidden is not None and (isinstance(hidden, bool) or not isinstance(hidden, int)):
         raise UserError(f"{setting}.hidden = {hidden!r}: expected a whole number or null")
-    options = check_options(FEED_FORWARDS[kind], spec, setting, beside=("kind", "hidden"))
+    factory = FEED_FORWARDS[kind]
+    if hidden is not None and not factory.has_width:
+        raise UserError(f"{setting}.hidden = {hidden}: kind '{kind}' has no width to set")
+    options = check_options(factory, spec, setting, beside=("kind", "hidden"))
     if "basis" in options:
-        options["basis"] = _resolve_basis(options["basis"], f"{setting}.basis")
-    return {"kind": kind, "hidden": hidden, **options}
+        basis = over_default_basis(factory, options["basis"])
+        options["basis"] = _resolve_basis(basis, f"{setting}.basis")
+    options = map_nested(options, setting, _resolve_nested)
+    width = {"hidden": hidden} if factory.has_width else {}
+    return {"kind": kind, **width, **options}
+
+
+def _resolve_nested(spec: Any, setting: str) -> dict[str, Any]:
+    """A block within a block, whose width is the outer one's."""
+    resolved = _resolve_feed_forward(spec, setting)
+    if "hidden" not in spec:
+        resolved.pop("hidden", None)
+    if (problem := nested_problem(resolved)) is not None:
+        raise UserError(f"{setting}{problem}")
+    return resolved
 
 
 def _resolve_basis(spec: Mapping[str, Any], setting: str) -> dict[str, Any]:
-    spec = {"kind": "bspline", **spec}
-    kind = _registered(BASES, spec.pop("kind"), f"{setting}.kind")
+    spec = dict(spec)
+    kind = _registered(BASES, spec.pop("kind", None), f"{setting}.kind")
     return {"kind": kind, **check_options(BASES[kind], spec, setting, beside=("kind",))}
 
 

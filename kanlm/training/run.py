@@ -31,6 +31,7 @@ from kanlm.evaluation.perplexity import Evaluation, evaluate
 from kanlm.files import replacing
 from kanlm.model import KanLMConfig, KanLMForCausalLM
 from kanlm.model.accounting import Accounting, account
+from kanlm.model.grids import with_grid_size
 from kanlm.training.checkpoint import load_trained, model_folder
 from kanlm.training.compilation import compile_model
 from kanlm.training.folder import claim, read_config_tree, write_config
@@ -85,6 +86,9 @@ def run(config: Config) -> Outcome | None:
         )
         for corpus, data in zip(corpora, _domains(config), strict=True)
     }
+    # Left to the exit of the process, gloo's threads now and then abort it.
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
     if not accelerator.is_main_process:
         return None
     with replacing(folder / "model") as draft:
@@ -182,9 +186,11 @@ def _model(config: Config, tokenizer: PreTrainedTokenizerFast) -> KanLMForCausal
             raise UserError(
                 f"model.vocab_size = {size} is less than the tokenizer's {len(tokenizer)}"
             )
+        schedule = config.training.grid_schedule
+        settings = config.model if schedule is None else with_grid_size(config.model, schedule[0])
         set_seed(config.seed)
         model = KanLMForCausalLM(
-            KanLMConfig.from_settings(config.model, size, eos_token_id=end_of_document(tokenizer))
+            KanLMConfig.from_settings(settings, size, eos_token_id=end_of_document(tokenizer))
         )
     return model.double() if config.training.precision == "fp64" else model
 
@@ -197,7 +203,6 @@ def _trainer(
     corpora: list[Corpus],
     folder: Path,
 ) -> Trainer:
-    optimizer = build_optimizer(model, config.optimizer)
     compiled = compile_model(model, config.training.compile, accelerator)
     if accelerator.is_main_process:
         say(_introduction(config, model, corpora[0], compiled))
@@ -208,8 +213,9 @@ def _trainer(
         config,
         accelerator,
         model,
-        optimizer,
         _batches(corpora[0], config),
+        build_optimizer=lambda model: build_optimizer(model, config.optimizer),
+        compile_model=lambda model: compile_model(model, config.training.compile, accelerator),
         validate=lambda model: [
             figures(_evaluate(model, corpus, "validation", config, accelerator), data)
             for corpus, data in zip(corpora, _domains(config), strict=True)
@@ -275,8 +281,12 @@ def peak_memory_bytes() -> int:
 def _introduction(config: Config, model: KanLMForCausalLM, corpus: Corpus, compiled: str) -> str:
     """What is about to be trained on what, in a line."""
     cost = account(model.config)
+    total, active = cost.parameters["total"], cost.active_parameters
+    parameters = f"{total:,} parameters" + (
+        f", {active:,} of them active" if active < total else ""
+    )
     return (
-        f"{config.output_dir}: {cost.feed_forward}, {cost.parameters['total']:,} parameters "
+        f"{config.output_dir}: {cost.feed_forward}, {parameters} "
         f"({cost.parameters['feed_forward']:,} in feed-forward blocks); {config.data.domain}: "
         f"{corpus.split('train').n_tokens:,} training tokens; {compiled}"
     )

@@ -105,7 +105,7 @@ class Tracker:
         """Write one line of metrics and send its numbers to wandb.
 
         Arguments:
-            kind: `train`, `validation` or `sample`.
+            kind: `train`, `validation`, `grid`, `polish` or `sample`.
             step: updates done.
             values: numbers and strings; a `domain` becomes part of the wandb names.
 

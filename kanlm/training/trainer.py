@@ -9,9 +9,10 @@ random states.
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,8 +25,15 @@ from torch import nn
 from kanlm.config import Config
 from kanlm.data.loader import Batches
 from kanlm.errors import Interrupted, UserError
+from kanlm.kan.grid import Refit
+from kanlm.kan.penalties import penalty
+from kanlm.model import KanLMForCausalLM
+from kanlm.model.grids import adapt_model, first_sequences, occupancies, refine_model
 from kanlm.training import checkpoint as checkpoints
-from kanlm.training.optimizer import set_learning_rate
+from kanlm.training.grids import carry_optimizer, changes_at, grid_size_at
+from kanlm.training.monitor import Monitor, Sums
+from kanlm.training.optimizer import learning_rates, set_learning_rate
+from kanlm.training.polish import coefficients, polish
 from kanlm.training.schedule import learning_rate_ratio
 from kanlm.training.tracking import Tracker, training_status
 
@@ -36,7 +44,7 @@ class Progress:
 
     step: int = 0
     tokens: int = 0
-    #: Seconds in training steps: no evaluation, sampling, checkpoints or start.
+    #: Seconds in training steps and the polish: no evaluation, sampling, checkpoints or start.
     seconds: float = 0.0
     best_loss: float | None = None
     best_step: int = 0
@@ -50,11 +58,16 @@ class Progress:
 class Window:
     """Sums over the steps since the last log line."""
 
+    #: Nats a token, without what the blocks want minimised beside them.
     loss: float = 0.0
+    auxiliary_loss: float = 0.0
     gradient_norm: float = 0.0
+    penalty: float = 0.0
     tokens: int = 0
     steps: int = 0
     seconds: float = 0.0
+    #: Of the model's monitored modules.
+    statistics: Sums = field(default_factory=dict)
 
 
 class Trainer:
@@ -64,9 +77,12 @@ class Trainer:
         config: the resolved configuration.
         accelerator: places the model and talks to other processes.
         model: a causal language model whose forward takes `shift_labels` and
-            `num_items_in_batch` and returns a loss.
-        optimizer: over the model's parameters.
+            `num_items_in_batch` and returns a `loss`, of which `auxiliary_loss`, if not
+            None, is the part that is not the language model's.
         batches: `batch(step, rank, world_size)`.
+        build_optimizer: makes the optimizer over a model's parameters.
+        compile_model: compiles a model in place, or leaves it, as the settings say; called
+            when shapes have changed.
         validate: evaluates the unwrapped model, returning one dictionary of figures a
             domain; the first is the domain trained on.
         sample: continues the prompt with the unwrapped model.
@@ -78,10 +94,11 @@ class Trainer:
         self,
         config: Config,
         accelerator: Accelerator,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        model: KanLMForCausalLM,
         batches: Batches,
         *,
+        build_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+        compile_model: Callable[[nn.Module], object],
         validate: Callable[[nn.Module], list[dict[str, Any]]],
         sample: Callable[[nn.Module], str],
         tokens_per_byte: float,
@@ -100,9 +117,11 @@ class Trainer:
                 f"training.batch_size = {config.training.batch_size} does not divide among "
                 f"{accelerator.num_processes} processes"
             )
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        self.bare_model = accelerator.unwrap_model(self.model)
+        self.build_optimizer = build_optimizer
+        self.compile_model = compile_model
+        self.penalty_weights = config.penalties.weights
         self.stop_signal: int | None = None
+        self._place(model, build_optimizer(model))
         self._start_window(Window())
         self._resume()
 
@@ -110,10 +129,19 @@ class Trainer:
         """Run the remaining steps. Raises Interrupted after saving, on SIGINT or SIGTERM."""
         with self._tracker() as self.tracker, self._signals_noted():
             while not self._finished():
+                self._change_grids()
                 self.train_step()
                 self._after_step()
         if self.config.training.early_stopping_patience is not None:
             checkpoints.load_weights(self.bare_model, self._best_path)
+
+    def _place(self, model: KanLMForCausalLM, optimizer: torch.optim.Optimizer) -> None:
+        """Bring model and optimizer to the device, and wrap them for several processes."""
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.bare_model = model
+        self.monitor = Monitor(
+            model, self.accelerator.device, partial(sum_over_processes, self.accelerator)
+        )
 
     def train_step(self) -> None:
         """One update on the global batch of this step.
@@ -128,6 +156,7 @@ class Trainer:
             self.state.step, accelerator.process_index, accelerator.num_processes
         )
         batch = {key: value.to(accelerator.device) for key, value in batch.items()}
+        self.latest_batch = batch
         tokens = sum_over_processes(accelerator, (batch["shift_labels"] != -100).sum())
 
         rows = batch["input_ids"].shape[0]
@@ -136,24 +165,106 @@ class Trainer:
             micro = {key: value[start : start + size] for key, value in batch.items()}
             last = start + size >= rows
             with nullcontext() if last else accelerator.no_sync(self.model):
-                loss = self.model(**micro, num_items_in_batch=tokens).loss
+                output = self.model(**micro, num_items_in_batch=tokens)
                 # Gradients are averaged over processes; the loss is already a share of a sum.
-                accelerator.backward(loss * accelerator.num_processes)
-            self._sums[0] += loss.detach()
+                accelerator.backward(output.loss * accelerator.num_processes)
+            self._sums["loss"] += output.loss.detach()
+            if output.auxiliary_loss is not None:
+                self._sums["loss"] -= output.auxiliary_loss.detach()
+                self._sums["auxiliary_loss"] += output.auxiliary_loss.detach()
+        if self.penalty_weights:
+            self._sums["penalty"] += self._add_penalty()
 
         clip = training.gradient_clip if training.gradient_clip is not None else math.inf
         norm = accelerator.clip_grad_norm_(self.model.parameters(), clip)
         assert norm is not None
-        self._sums[1] += norm
+        self._sums["gradient_norm"] += norm
         set_learning_rate(self.optimizer, self.learning_rate)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self._sums[2] += tokens
+        self._sums["tokens"] += tokens
         self.state.window.steps += 1
         self.state.step += 1
         seconds = time.perf_counter() - started
         self.state.window.seconds += seconds
         self.state.seconds += seconds
+
+    def _change_grids(self) -> None:
+        """Refine or move the splines' grids where that is due before the next update.
+
+        The one place where shapes change. Coefficients are new parameters afterwards, so the
+        optimizer is made anew around its old state, and the model wrapped and compiled anew.
+        """
+        training = self.config.training
+        size, adapts = changes_at(training, self.state.step)
+        if size is None and not adapts:
+            return
+        if size is not None:
+            self._replace_parameters(lambda: refine_model(self.bare_model, size))
+            if training.early_stopping_patience is not None:
+                # The best model so far has another shape, and cannot be gone back to.
+                self.state.best_loss, self.state.stale_validations = None, 0
+            self.tracker.note(f"step {self.state.step}: grids refined to {size} cells")
+        if adapts:
+            self._adapt_grids()
+
+    def _adapt_grids(self) -> None:
+        """Move the grids to the inputs of the next batch, the same sequences in every process."""
+        batch = first_sequences(self.batches.batch(self.state.step, 0, 1), self.accelerator.device)
+        share = self.config.training.grid_uniform_share
+        refits: dict[str, Refit] = {}
+
+        def adapt() -> dict[str, torch.Tensor]:
+            refits.update(adapt_model(self.bare_model, batch, uniform_share=share))
+            return {name: refit.matrix for name, refit in refits.items()}
+
+        self._replace_parameters(adapt)
+        errors = {name: refit.error for name, refit in refits.items()}
+        values = {f"{name}/refit_error": error for name, error in errors.items()}
+        # Of the next step, because a checkpoint of this one was written before.
+        self.tracker.log("grid", self.state.step + 1, values)
+        worst = max(errors.values())
+        self.tracker.note(
+            f"step {self.state.step}: grids moved, relative error at most {worst:.1e}"
+        )
+
+    def _replace_parameters(self, change: Callable[[], Mapping[str, torch.Tensor]]) -> None:
+        """Let `change` give the model new parameters, and carry the optimizer's state over.
+
+        Arguments:
+            change: returns name of each new parameter → the matrix that made it of the old.
+        """
+        model, optimizer, window = self.bare_model, self._bare_optimizer, self._read_window()
+        before = dict(model.named_parameters())
+        matrices = change()
+        carried = carry_optimizer(
+            optimizer,
+            before,
+            model,
+            self.build_optimizer,
+            matrices,
+            self.config.optimizer.epsilon,
+        )
+        # The old wrapper has hooks on the parameters, which go with it.
+        del self.model, self.optimizer
+        self.accelerator.free_memory()
+        self.compile_model(model)
+        self._place(model, carried)
+        self._start_window(window)
+
+    def _add_penalty(self) -> torch.Tensor:
+        """Add the penalty's gradient to the loss's, and return the penalty.
+
+        It depends on the weights alone, which are the same in all processes and
+        micro-batches: so it comes once, after gradients have been averaged.
+        """
+        parameters = coefficients(self.bare_model)
+        total = penalty(self.bare_model, self.penalty_weights)
+        gradients = torch.autograd.grad(total, parameters)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            before = parameter.grad
+            parameter.grad = gradient if before is None else before.add_(gradient)
+        return total.detach()
 
     @property
     def learning_rate(self) -> float:
@@ -183,11 +294,21 @@ class Trainer:
         found = checkpoints.latest_checkpoint(self.folder / "checkpoints")
         if found is None:
             return
+        self._take_grids_of(checkpoints.checkpoint_step(found))
         state = checkpoints.load_checkpoint(found, self.bare_model, self._bare_optimizer)
         window = Window(**state.pop("window"))
         self.state = Progress(**state)
         self._start_window(window)
         _set_random_state(checkpoints.load_random_state(found, self.accelerator.process_index))
+
+    def _take_grids_of(self, step: int) -> None:
+        """Give the model the shapes that it had after so many updates, for a checkpoint to fill."""
+        schedule = self.config.training.grid_schedule
+        if schedule is None:
+            return
+        size = grid_size_at(schedule, max(step - 1, 0))
+        if size != schedule[0]:
+            self._replace_parameters(lambda: refine_model(self.bare_model, size))
 
     @property
     def _bare_optimizer(self) -> torch.optim.Optimizer:
@@ -219,7 +340,9 @@ class Trainer:
         if last or self._due(training.log_every):
             self._log()
         if last or self._due(training.evaluate_every):
-            self._validate()
+            loss = self._validate()
+            if last and training.polish_steps:
+                self._polish(loss)
         if self._finished() or self._due(training.sample_every):
             self._sample()
         if self._finished() or self._due(training.checkpoint_every):
@@ -231,20 +354,59 @@ class Trainer:
     def _due(self, every: int | None) -> bool:
         return every is not None and self.state.step % every == 0
 
+    def _polish(self, validated: float) -> None:
+        """Polish the coefficients on the batches after the last, and say what came of it.
+
+        Arguments:
+            validated: nats per token before.
+        """
+        training, accelerator = self.config.training, self.accelerator
+        count = (training.polish_batch_size or training.batch_size) // training.batch_size
+        rank, ranks = accelerator.process_index, accelerator.num_processes
+        outcome = polish(
+            accelerator,
+            self.bare_model,
+            [self.batches.batch(training.steps + i, rank, ranks) for i in range(count)],
+            micro_batch_size=training.micro_batch_size,
+            steps=training.polish_steps,
+            penalty_weights=self.penalty_weights,
+        )
+        self.state.seconds += outcome.seconds
+        self.state.tokens += outcome.tokens
+        self.tracker.log("polish", self.state.step, asdict(outcome))
+        after = self._validate()
+        worse = "; validation got worse: leave out training.polish_steps, or raise "
+        self.tracker.note(
+            f"polished in {outcome.iterations} iterations: {outcome.loss_before:.4f} to "
+            f"{outcome.loss_after:.4f} on its batch, {validated:.4f} to {after:.4f} nats per "
+            f"token in validation{worse + 'polish_batch_size' if after > validated else ''}"
+        )
+
     # Logging
 
     def _start_window(self, window: Window) -> None:
-        """Go on from `window`, whose loss is a sum over processes and so goes to one."""
+        """Go on from `window`; what in it is a sum over processes goes to one."""
         self.state.window = window
         main = self.accelerator.is_main_process
-        values = [window.loss if main else 0.0, window.gradient_norm, window.tokens]
-        self._sums = torch.tensor(values, dtype=torch.float64, device=self.accelerator.device)
+        shared = ("loss", "auxiliary_loss")
+        self._sums = {
+            name: torch.tensor(
+                0.0 if name in shared and not main else getattr(window, name),
+                dtype=torch.float64,
+                device=self.accelerator.device,
+            )
+            for name in (*shared, "gradient_norm", "tokens", "penalty")
+        }
+        self.monitor.start(window.statistics if main else {})
 
     def _read_window(self) -> Window:
         """Bring the sums kept on the device into `state.window`: the only wait for it."""
-        window = self.state.window
-        window.loss = sum_over_processes(self.accelerator, self._sums[0]).item()
-        window.gradient_norm, window.tokens = self._sums[1].item(), int(self._sums[2].item())
+        window, sums = self.state.window, self._sums
+        losses = torch.stack([sums["loss"], sums["auxiliary_loss"]])
+        window.loss, window.auxiliary_loss = sum_over_processes(self.accelerator, losses).tolist()
+        window.gradient_norm, window.penalty = sums["gradient_norm"].item(), sums["penalty"].item()
+        window.tokens = int(sums["tokens"].item())
+        window.statistics = self.monitor.read()
         return window
 
     def _log(self) -> None:
@@ -257,16 +419,22 @@ class Trainer:
         values = {
             "loss": loss,
             "bits_per_byte": bits,
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            **learning_rates(self.optimizer),
             "gradient_norm": window.gradient_norm / window.steps,
             "tokens": self.state.tokens,
             "seconds": self.state.seconds,
             "tokens_per_second": speed,
+            **self.monitor.figures(window.statistics),
         }
+        if self.penalty_weights:
+            values["penalty"] = window.penalty / window.steps
+        if window.auxiliary_loss:
+            values["auxiliary_loss"] = window.auxiliary_loss / window.steps
         self.tracker.log("train", self.state.step, values)
         self.tracker.show(self.state.step, training_status(values))
 
-    def _validate(self) -> None:
+    def _validate(self) -> float:
+        """Evaluate, log, and return the nats per token of the domain trained on."""
         figures = self.validate(self.bare_model)
         for values in figures:
             self.tracker.log("validation", self.state.step, values)
@@ -275,6 +443,7 @@ class Trainer:
                 f"{values['bits_per_byte']:.4f} bits per byte, "
                 f"{values['nats_per_token']:.4f} nats per token"
             )
+        self._log_occupancy()
         loss = figures[0]["nats_per_token"]
         if self.state.best_loss is None or loss < self.state.best_loss:
             self.state.best_loss, self.state.best_step = loss, self.state.step
@@ -283,6 +452,19 @@ class Trainer:
                 self._save_best()
         else:
             self.state.stale_validations += 1
+        return loss
+
+    def _log_occupancy(self) -> None:
+        """Log where the inputs of KAN layers fall, on some of each process's latest batch."""
+        batch = first_sequences(self.latest_batch, self.accelerator.device)
+        found = occupancies(self.bare_model, batch)
+        values: dict[str, Any] = {}
+        for name, occupancy in found.items():
+            occupancy.sums = sum_over_processes(self.accelerator, occupancy.sums)
+            values[f"{name}/in_range"] = occupancy.in_range.mean().item()
+            values[f"{name}/use"] = occupancy.use.mean(dim=0).tolist()
+        if values:
+            self.tracker.log("grid", self.state.step, values)
 
     def _save_best(self) -> None:
         if self.accelerator.is_main_process:

@@ -38,18 +38,61 @@ def test_two_processes_with_half_the_batch_each_give_the_losses_of_one(
 ):
     part = {
         "model": {"dropout": 0.0},
-        "training": {"precision": precision, "steps": 20, "log_every": 1, "evaluate_every": 10},
+        "training": {
+            "precision": precision,
+            "steps": 20,
+            "log_every": 1,
+            "evaluate_every": 10,
+            "polish_steps": 3,
+            "polish_batch_size": 8,
+        },
+        "penalties": {"l1": 1e-3, "entropy": 1e-3},
     }
     one = resolve(from_tree(merge(to_tree(config), part)))
     two = replace(one, output_dir=str(tmp_path / "two"))
     runs.run(one)
     launch(two, "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-    for kind, name in (("train", "loss"), ("validation", "nats_per_token")):
+    figures = [
+        ("train", "loss", 20),
+        ("train", "penalty", 20),
+        ("train", "gradient_norm", 20),
+        ("validation", "nats_per_token", 3),
+        ("polish", "loss_before", 1),
+        ("polish", "loss_after", 1),
+        ("polish", "tokens", 1),
+    ]
+    for kind, name, count in figures:
         ours = [line[name] for line in lines(one, kind)]
         theirs = [line[name] for line in lines(two, kind)]
-        assert len(ours) == (20 if kind == "train" else 2)
+        assert len(ours) == count
         assert theirs == pytest.approx(ours, abs=tolerance)
     assert [x["tokens"] for x in lines(one, "train")] == [x["tokens"] for x in lines(two, "train")]
+
+
+def test_neither_micro_batches_nor_processes_change_how_tokens_are_routed(
+    routed: Config, tmp_path: Path
+):
+    """Drops are decided by sequence, and a z-loss is a mean over tokens."""
+    layers = routed.model.feed_forward_by_layer
+    layers = [layers[0], {**layers[1], "balance_loss": 0.0}]
+    part = {
+        "model": {"dropout": 0.0, "feed_forward": layers},
+        "training": {"precision": "fp64", "steps": 6, "log_every": 1},
+    }
+    one = resolve(from_tree(merge(to_tree(routed), part)))
+    micro = replace(one.training, micro_batch_size=1)
+    split = replace(one, output_dir=str(tmp_path / "micro"), training=micro)
+    two = replace(one, output_dir=str(tmp_path / "two"))
+    runs.run(one)
+    runs.run(split)
+    launch(two, "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    expected = lines(one, "train")
+    names = ["loss", "auxiliary_loss", *(key for key in expected[0] if "/" in key)]
+    assert len(names) == 2 + 4 + 3
+    for other in (split, two):
+        for ours, theirs in zip(lines(other, "train"), expected, strict=True):
+            found = {name: ours[name] for name in names}
+            assert found == pytest.approx({name: theirs[name] for name in names}, abs=1e-9)
 
 
 def test_accelerate_launch_runs_a_config(config: Config):

@@ -61,10 +61,32 @@ def test_metrics_hold_every_line_that_was_asked_for(config: Config):
     assert tokens == [3 * 4 * 16 * k for k in (1, 2, 3, 4)]
 
 
-@pytest.mark.parametrize("stop", [1, 4, 7, 11])
+MUON = {"optimizer": {"kind": "muon", "muon_coefficients": True}}
+POLISH = {"training": {"polish_steps": 3}, "penalties": {"l1": 1e-3}}
+
+
+@pytest.mark.parametrize(
+    ("settings", "stop", "part"),
+    [
+        ("config", 1, {}),
+        ("config", 4, {}),
+        ("config", 7, {}),
+        ("config", 11, {}),
+        ("config", 7, MUON),
+        ("config", 11, POLISH),
+        ("routed", 7, {}),
+    ],
+    ids=str,
+)
 def test_a_signal_saves_and_the_same_command_goes_on_bit_for_bit(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: str,
+    stop: int,
+    part: dict,
 ):
+    config: Config = changed(request.getfixturevalue(settings), **part)
     runs.run(config)
     other = replace(config, output_dir=str(tmp_path / "other"))
     step = Trainer.train_step
@@ -112,6 +134,54 @@ def test_micro_batches_change_nothing_but_rounding(config: Config, tmp_path: Pat
     for ours, theirs in zip(metrics(exact.output_dir), metrics(split.output_dir), strict=True):
         if ours["kind"] == "train":
             assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-10)
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 1])
+def test_a_penalty_adds_its_gradient_once_a_step(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, micro_batch_size: int | None
+):
+    """2 λ c for squared coefficients, whatever the micro-batches; the loss stays what it was."""
+    exact = changed(
+        config,
+        model={"dropout": 0.0},
+        training={
+            "precision": "fp64",
+            "steps": 2,
+            "log_every": 1,
+            "gradient_clip": None,
+            "micro_batch_size": micro_batch_size,
+        },
+    )
+    seen: list[dict[str, tuple[torch.Tensor, torch.Tensor]]] = []
+    step = Trainer.train_step
+
+    def watched(self: Trainer) -> None:
+        def note(optimizer, args, kwargs) -> None:
+            seen.append(
+                {
+                    name: (p.detach().clone(), p.grad.clone())
+                    for name, p in self.bare_model.named_parameters()
+                    if p.grad is not None
+                }
+            )
+
+        if self.state.step == 0:
+            self._bare_optimizer.register_step_pre_hook(note)
+        step(self)
+
+    monkeypatch.setattr(Trainer, "train_step", watched)
+    runs.run(exact)
+    penalised = changed(exact, output_dir=str(tmp_path / "l2"), penalties={"l2": 0.3})
+    runs.run(penalised)
+    before, _, after, _ = seen
+    for name, (weight, gradient) in after.items():
+        added = 0.6 * weight if name.endswith("coefficients") else torch.zeros_like(weight)
+        torch.testing.assert_close(gradient - before[name][1], added, rtol=0, atol=1e-10)
+    [plain, *_], [line, *_] = metrics(exact.output_dir), metrics(penalised.output_dir)
+    assert line["loss"] == pytest.approx(plain["loss"], abs=1e-10)
+    squares = sum(w.square().sum() for n, (w, _) in after.items() if n.endswith("coefficients"))
+    assert line["penalty"] == pytest.approx(0.3 * float(squares), rel=1e-9)
+    assert "penalty" not in plain
 
 
 def test_early_stopping_ends_and_keeps_the_best_model(config: Config):

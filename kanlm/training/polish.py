@@ -1,0 +1,151 @@
+"""A last fit of the coefficients alone, by a method that needs a fixed objective.
+
+Over its coefficients a KAN layer is linear, and small KANs are fitted with L-BFGS. A
+language model is trained on a new batch every step, which L-BFGS cannot be; but once
+training is over, the coefficients can be brought to the minimum of one large batch. They
+can also be brought to fit that batch and nothing else: so validation is logged before and
+after, and this is off unless asked for.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from kanlm.kan.penalties import edge_layers, penalty
+
+#: Pairs of steps that L-BFGS remembers, each as large as all coefficients twice over.
+HISTORY = 10
+#: Evaluations that one line search may take.
+LINE_SEARCH = 25
+
+
+@dataclass(frozen=True)
+class Polish:
+    """What a polish did. Losses are the objective on its batch, in nats a token."""
+
+    loss_before: float
+    #: Equal to that before where no better coefficients were found and the old ones stay.
+    loss_after: float
+    iterations: int
+    #: Passes over the batch, forward and backward.
+    evaluations: int
+    #: In the batch, over all processes.
+    tokens: int
+    seconds: float
+
+
+def coefficients(model: nn.Module) -> list[nn.Parameter]:
+    """The trainable coefficients of a model's edge functions."""
+    owned = [layer.coefficients for layer in edge_layers(model)]
+    return [parameter for parameter in owned if parameter.requires_grad]
+
+
+def polish(
+    accelerator: Accelerator,
+    model: nn.Module,
+    batches: Sequence[Mapping[str, Tensor]],
+    *,
+    micro_batch_size: int | None,
+    steps: int,
+    penalty_weights: Mapping[str, float],
+) -> Polish:
+    """Move the coefficients by L-BFGS with strong Wolfe line searches (Liu & Nocedal 1989).
+
+    The objective is training's, without dropout: the mean loss of all tokens and the
+    penalty. Losses and gradients are summed over processes, so that all of them take the
+    same steps.
+
+    Arguments:
+        model: unwrapped; its forward takes `shift_labels` and `num_items_in_batch`.
+        batches: this process's share of what is together one batch.
+        micro_batch_size: sequences in one forward pass; None takes those of a batch.
+        steps: iterations at most.
+        penalty_weights: as of `kanlm.kan.penalties.penalty`.
+    """
+    started = time.perf_counter()
+    parameters = coefficients(model)
+    before = [parameter.detach().clone() for parameter in parameters]
+    pieces = [
+        {key: value.to(accelerator.device) for key, value in piece.items()}
+        for batch in batches
+        for piece in _split(batch, micro_batch_size)
+    ]
+    counts = torch.stack([(piece["shift_labels"] != -100).sum() for piece in pieces])
+    tokens = accelerator.reduce(counts.sum(), "sum")
+    assert isinstance(tokens, Tensor)
+    evaluations = 0
+
+    def objective() -> Tensor:
+        nonlocal evaluations
+        evaluations += 1
+        # The loss, and after it the gradient of each parameter.
+        loss = torch.zeros((), dtype=torch.float64, device=accelerator.device)
+        sums: list[Any] = [loss, *map(torch.zeros_like, parameters)]
+        for piece in pieces:
+            _add(sums, model(**piece, num_items_in_batch=tokens).loss, parameters)
+        sums = list(accelerator.reduce(sums, "sum"))
+        if penalty_weights:
+            _add(sums, penalty(model, penalty_weights), parameters)
+        for parameter, gradient in zip(parameters, sums[1:], strict=True):
+            parameter.grad = gradient
+        return sums[0]
+
+    was_training = model.training
+    model.eval()
+    try:
+        first, last, iterations = _minimise(objective, parameters, steps)
+    finally:
+        model.train(was_training)
+    if not last < first:
+        # Worse or not a number: rounding has misled the line search.
+        last = first
+        with torch.no_grad():
+            for parameter, old in zip(parameters, before, strict=True):
+                parameter.copy_(old)
+    return Polish(
+        loss_before=first,
+        loss_after=last,
+        iterations=iterations,
+        evaluations=evaluations,
+        tokens=int(tokens),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _minimise(
+    objective: Callable[[], Tensor], parameters: Sequence[nn.Parameter], steps: int
+) -> tuple[float, float, int]:
+    """The objective before and after L-BFGS, and the iterations it took.
+
+    Arguments:
+        objective: sets the parameters' gradients and returns the loss.
+    """
+    optimizer = torch.optim.LBFGS(
+        parameters,
+        max_iter=steps,
+        max_eval=LINE_SEARCH * steps,
+        history_size=HISTORY,
+        line_search_fn="strong_wolfe",
+    )
+    first = float(optimizer.step(objective))
+    last = float(objective())
+    optimizer.zero_grad()
+    return first, last, optimizer.state[parameters[0]]["n_iter"]
+
+
+def _split(batch: Mapping[str, Tensor], size: int | None) -> Iterator[dict[str, Tensor]]:
+    rows = len(batch["input_ids"])
+    for start in range(0, rows, size or rows):
+        yield {key: value[start : start + (size or rows)] for key, value in batch.items()}
+
+
+def _add(sums: Sequence[Tensor], loss: Tensor, parameters: Sequence[nn.Parameter]) -> None:
+    """Add a loss and its gradients to `sums`. An expert that no token chose has none."""
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+    for total, value in zip(sums, [loss.detach(), *gradients], strict=True):
+        total.add_(value)
