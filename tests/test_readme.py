@@ -17,6 +17,10 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from kanlm.cli import main
+from kanlm.config import load
+from kanlm.kan import BASES
+from kanlm.model.feed_forward import FEED_FORWARDS
+from kanlm.training.resolve import resolve
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -26,6 +30,7 @@ COMMANDS = [
     for line in block.splitlines()
     if "kanlm " in line
 ]
+(YAML,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
 (PYTHON,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 #: What a command must have written, by how it begins: run or study folder.
@@ -106,6 +111,18 @@ def test_commands_that_run_in_this_process(here: Path, capsys: pytest.CaptureFix
             assert "stdlib-prose" in printed
         else:
             assert {"kan", "swiglu", "gelu"} <= set(printed.split())
+
+
+def test_the_settings_resolve(tmp_path: Path):
+    (tmp_path / "shown.yaml").write_text(YAML)
+    config = resolve(load(tmp_path / "shown.yaml", ["training.steps=2000"]))
+    layers = config.model.feed_forward_by_layer
+    assert [layer["kind"] for layer in layers] == ["swiglu"] * 8 + ["kan"] * 4
+    assert layers[-1]["basis"]["grid_size"] == 8
+
+
+def test_the_table_names_every_kind_and_basis():
+    assert not [kind for kind in (*FEED_FORWARDS, *BASES) if f"`{kind}`" not in README]
 
 
 def test_the_python_lines(here: Path):

@@ -1,6 +1,6 @@
 """A study: arms × seeds × stages, each run an ordinary run in a process of its own.
 
-1. `plan` derives every arm's configuration, the twins' widths solved against the first.
+1. `plan` derives every arm's configuration, the twins' widths solved against the reference.
 2. With a grid, every arm first tries it with the first seed and keeps the trial of best
    validation loss.
 3. For each arm and seed, `kanlm pretrain` and then `kanlm finetune` for every later stage,
@@ -10,10 +10,12 @@
 import itertools
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from kanlm.config import (
     Config,
@@ -29,9 +31,10 @@ from kanlm.errors import UserError
 from kanlm.evaluation.references import cached_references
 from kanlm.experiments.launch import run_chains
 from kanlm.files import replacing, write_text
-from kanlm.model.matching import twin
+from kanlm.model.matching import Cost, has_width, solve_widths, total_cost
+from kanlm.model.settings import ModelSettings
 from kanlm.training.folder import claim, write_config
-from kanlm.training.resolve import resolve
+from kanlm.training.resolve import at_last_grid, resolve, shrunk_part
 from kanlm.training.run import check_corpus, check_inherited
 
 
@@ -60,26 +63,33 @@ def plan(config: Config) -> list[Arm]:
     """Derive the arms.
 
     An arm is the configuration with the arm's part laid over it. The first is the
-    reference; the others' feed-forward width is solved so that their blocks hold the
-    reference's parameters (or FLOPs), unless the arm states `hidden`.
+    reference, or, where an arm has no width to solve, that arm is. The others' feed-forward
+    width is solved so that their blocks hold the reference's parameters (or FLOPs), unless
+    the arm states `hidden`. Shrunk arms all take the default width.
 
     Raises:
-        UserError: no `study`, an impossible arm, or arms with unequally many trials.
+        UserError: no `study`, an impossible arm, several arms without a width that differ
+            in cost, or arms with unequally many trials.
     """
     study = config.study
     if study is None:
         raise UserError("the config has no `study:` section: name the arms under study.arms")
     tree = to_tree(replace(config, study=None))
-    arms: list[Arm] = []
+    configs: dict[str, Config] = {}
     for name, part in study.arms.items():
-        try:
-            arm = from_tree(merge(tree, part))
-            if arms and not _states_hidden(part):
-                arm = replace(arm, model=_matched(arm, arms[0].config, study.match))
-            arm = resolve(arm)
-        except UserError as error:
-            raise UserError(f"study.arms.{name}: {error}") from None
-        arms.append(Arm(name, arm, _trials(study.arm_grids.get(name, study.grid))))
+        with _naming(name):
+            arm = from_tree(merge(tree, shrunk_part(part) if config.shrink else part))
+            configs[name] = replace(arm, model=at_last_grid(arm))
+    models = {name: arm.model for name, arm in configs.items()}
+    reference = _reference(models, study.match)
+    arms: list[Arm] = []
+    for name, arm in configs.items():
+        with _naming(name):
+            free = _has_width(arm.model) and not _states_hidden(study.arms[name])
+            if free and name != reference and not config.shrink:
+                arm = replace(arm, model=_matched(arm.model, models[reference], study.match))
+            trials = _trials(study.arm_grids.get(name, study.grid))
+            arms.append(Arm(name, resolve(arm), trials))
     if len({len(arm.trials) for arm in arms}) > 1:
         counts = ", ".join(f"{arm.name} {len(arm.trials)}" for arm in arms)
         raise UserError(f"study.arm_grids: arms must have equally many trials, not {counts}")
@@ -216,7 +226,9 @@ def _stage_config(
     for name, value in trial.items():
         tree = merge(tree, nested(name, value))
     if stage:
-        tree = merge(tree, stages[stage - 1])
+        # Grids change in pretraining; a stage that is to move them says so itself.
+        still = {"grid_schedule": None, "grid_adaptation_steps": []}
+        tree = merge(merge(tree, {"training": still}), stages[stage - 1])
     settings = from_tree(tree)
     others = [d for d in domains_of(arm.config, stages) if d.domain != settings.data.domain]
     return resolve(
@@ -232,12 +244,52 @@ def _stage_config(
     )
 
 
-def _matched(arm: Config, reference: Config, match: Literal["parameters", "flops"]) -> Any:
+@contextmanager
+def _naming(arm: str) -> Iterator[None]:
+    """Say of a mistake in which arm it is."""
     try:
-        twin_settings = twin(reference.model, arm.model.feed_forward, match)
+        yield
+    except UserError as error:
+        raise UserError(f"study.arms.{arm}: {error}") from None
+
+
+def _reference(models: dict[str, ModelSettings], match: Cost) -> str:
+    """The arm whose cost the others get: the first, unless one has no width to solve.
+
+    Raises:
+        UserError: several have none and differ in cost, or one cannot be built.
+    """
+    fixed: dict[str, int] = {}
+    for name, model in models.items():
+        if not _has_width(model):
+            with _naming(name):
+                fixed[name] = _cost(model, match)
+    if len(set(fixed.values())) > 1:
+        costs = ", ".join(f"{name} {cost:,}" for name, cost in fixed.items())
+        raise UserError(
+            f"study.arms: several arms have no width to solve, and differ in {match} of their "
+            f"feed-forward blocks ({costs}): keep one of them"
+        )
+    return next(iter(fixed or models))
+
+
+def _has_width(model: ModelSettings) -> bool:
+    return any(has_width(spec) for spec in model.feed_forward_by_layer)
+
+
+def _matched(arm: ModelSettings, reference: ModelSettings, match: Cost) -> ModelSettings:
+    total = _cost(reference, match)
+    try:
+        return solve_widths(arm, total, match)
     except ValueError as error:
         raise UserError(str(error)) from None
-    return replace(arm.model, feed_forward=twin_settings.feed_forward)
+
+
+def _cost(model: ModelSettings, match: Cost) -> int:
+    try:
+        return total_cost(model, match)
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def _states_hidden(part: dict[str, Any]) -> bool:

@@ -257,7 +257,8 @@ def accounting_table(accounts: Mapping[str, Mapping[str, Any]]) -> Table:
     """Parameters and forward FLOPs by part, one column an arm.
 
     Arguments:
-        accounts: arm → `parameters` and `flops_per_token` by part, and `decoded_parameters`.
+        accounts: arm → `parameters` and `flops_per_token` by part, `active_parameters` and
+            `decoded_parameters`.
     """
     rows: list[list[str]] = []
     rules = []
@@ -266,6 +267,9 @@ def accounting_table(accounts: Mapping[str, Mapping[str, Any]]) -> Table:
         for part in parts:
             values = [account[key].get(part, 0) for account in accounts.values()]
             rows.append([f"{title}: {part.replace('_', ' ')}", *(f"{v:,}" for v in values)])
+        if key == "parameters":
+            active = [account["active_parameters"] for account in accounts.values()]
+            rows.append(["parameters: used by a token", *(f"{value:,}" for value in active)])
         rules.append(len(rows))
     read = [4 * account["decoded_parameters"] for account in accounts.values()]
     rows.append(["weights read a decoded token, fp32", *(count(value, "B") for value in read)])
@@ -273,7 +277,8 @@ def accounting_table(accounts: Mapping[str, Mapping[str, Any]]) -> Table:
         title="What a model holds and a token costs, by part",
         columns=["", *accounts],
         rows=rows,
-        note="A multiply-add is two FLOPs. Attention scores are those of a full context.",
+        note="A multiply-add is two FLOPs. Attention scores are those of a full context. "
+        "A token uses all parameters but those of experts it is not sent to.",
         rules=rules,
     )
 

@@ -411,6 +411,23 @@ def test_a_stage_is_refused_before_the_first_is_trained(refuse, stages, tmp_path
     assert "short" in refuse("continual", study={"arms": ARMS, "stages": [short]})
 
 
+def test_a_hybrid_that_does_not_add_up_is_refused(refuse):
+    layers = [{"kind": "gelu", "repeat": 4}, {"kind": "kan", "repeat": 2}]
+    line = refuse(study={"arms": {**ARMS, "hybrid": {"model": {"feed_forward": layers}}}})
+    assert "study.arms.hybrid: model: feed_forward lists 6 layers, and n_layers = 2" in line
+
+
+def test_an_impossible_arm_is_named(refuse):
+    bad = {"kind": "kan-single", "basis": {"degree": 7}}
+    line = refuse(study={"arms": {**ARMS, "bad": {"model": {"feed_forward": bad}}}})
+    assert "study.arms.bad: degree = 7: expected 0 to 5" in line
+    bad = {"kind": "kat", "groups": 3}
+    line = refuse(study={"arms": {**ARMS, "bad": {"model": {"feed_forward": bad}}}})
+    assert "study.arms.bad: groups = 3 does not divide the 16 channels" in line
+    line = refuse(study={"arms": {**ARMS, "bad": {"model": {"feed_forward": "katt"}}}})
+    assert "study.arms.bad: model.feed_forward.kind = 'katt' is unknown; did you mean 'kat'" in line
+
+
 def test_stages_belong_to_continual_and_a_study_to_both(refuse, stages):
     assert "study.stages belongs to" in refuse(study={"arms": ARMS, "stages": stages})
     assert "study.stages is empty" in refuse("continual", study={"arms": ARMS})

@@ -111,6 +111,7 @@ def arm_facts(arm: str) -> dict[str, Any]:
         "accounting": {
             "parameters": {**parts, "head": 0, "total": sum(parts.values())},
             "flops_per_token": {**flops, "head": 524_288, "total": 2_460_720},
+            "active_parameters": sum(parts.values()),
             "decoded_parameters": 1_049_000,
         },
     }

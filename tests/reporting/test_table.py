@@ -136,24 +136,28 @@ def test_accounting_by_part(capsys: pytest.CaptureFixture[str]) -> None:
     class Accounting:
         parameters: dict[str, int]
         flops_per_token: dict[str, int]
+        active_parameters: int
         decoded_parameters: int
 
     account = Accounting(
         parameters={"embedding": 1000, "feed_forward": 2345, "total": 3345},
         flops_per_token={"feed_forward": 4690, "total": 4690},
+        active_parameters=3000,
         decoded_parameters=2500,
     )
     print_accounting({"kan": account, "swiglu": account})
     lines = capsys.readouterr().out.splitlines()
     assert any(line.split()[-3:] == ["total", "3,345", "3,345"] for line in lines)
+    assert any(line.split()[-3:] == ["token", "3,000", "3,000"] for line in lines)
     assert any("FLOPs a token: feed forward" in line and "4,690" in line for line in lines)
     assert any("weights read" in line and "10.0 kB" in line for line in lines)
 
 
 def test_parts_that_an_arm_lacks_count_nothing() -> None:
+    rest = {"flops_per_token": {}, "active_parameters": 5, "decoded_parameters": 5}
     accounts = {
-        "a": {"parameters": {"head": 5}, "flops_per_token": {}, "decoded_parameters": 5},
-        "b": {"parameters": {"gate": 7}, "flops_per_token": {}, "decoded_parameters": 7},
+        "a": {"parameters": {"head": 5}, **rest},
+        "b": {"parameters": {"gate": 7}, **rest},
     }
     table = accounting_table(accounts)
     assert table.rows[:2] == [["parameters: head", "5", "0"], ["parameters: gate", "0", "7"]]
