@@ -115,9 +115,11 @@ def _width_open(spec: Mapping[str, Any]) -> dict[str, Any]:
     """Leave the width to be solved, and of many experts keep so few that this is possible."""
     spec = {**spec, "hidden": None}
     if spec.get("kind") == "moe":
-        listed = len(spec.get("experts") or [None])
-        spec["top_k"] = min(spec.get("top_k", 2), 2)
+        experts = spec.get("experts")
+        listed = len(experts) if isinstance(experts, list) and experts else 1
         spec["num_experts"] = listed * math.ceil(2 / listed)
+        if isinstance(spec.get("top_k"), int):
+            spec["top_k"] = min(spec["top_k"], 2)
     return spec
 
 

@@ -196,3 +196,10 @@ def test_every_kind_trains_when_shrunk(
     lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     assert max(line["step"] for line in lines if line["kind"] == "train") == 2
     assert outcome.accounting.parameters["feed_forward"] > 0
+
+
+@pytest.mark.parametrize("option", [{"top_k": "x"}, {"experts": 3}])
+def test_experts_of_a_wrong_type_are_refused_when_shrunk_too(option: dict) -> None:
+    tree = {"shrink": True, "model": {"feed_forward": {"kind": "moe", **option}}}
+    with pytest.raises(UserError, match="input should be a valid"):
+        resolve(from_tree(tree))
