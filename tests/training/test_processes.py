@@ -95,6 +95,35 @@ def test_neither_micro_batches_nor_processes_change_how_tokens_are_routed(
             assert found == pytest.approx({name: theirs[name] for name in names}, abs=1e-9)
 
 
+def test_grids_change_alike_in_two_processes(config: Config, tmp_path: Path):
+    """Refined and moved, with the model wrapped anew each time."""
+    splines = {"kind": "kan", "base": "silu", "basis": {"kind": "bspline", "degree": 2}}
+    part = {
+        "model": {"dropout": 0.0, "feed_forward": splines},
+        "training": {
+            "precision": "fp64",
+            "steps": 10,
+            "log_every": 1,
+            "evaluate_every": 5,
+            "grid_schedule": {0: 3, 4: 6},
+            "grid_adaptation_steps": [3, 6],
+        },
+    }
+    one = resolve(from_tree(merge(to_tree(config), part)))
+    two = replace(one, output_dir=str(tmp_path / "two"))
+    runs.run(one)
+    launch(two, "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    ours, theirs = ([line["loss"] for line in lines(c, "train")] for c in (one, two))
+    assert len(ours) == 10
+    assert theirs == pytest.approx(ours, abs=1e-9)
+    grids = [lines(c, "grid") for c in (one, two)]
+    assert len(grids[0]) == 4
+    for mine, other in zip(*grids, strict=True):
+        assert mine.keys() == other.keys()
+        for name, value in mine.items():
+            assert other[name] == (pytest.approx(value, abs=1e-9) if "/" in name else value)
+
+
 def test_accelerate_launch_runs_a_config(config: Config):
     launch(config, "accelerate.commands.launch", "--cpu", "--num_processes=1")
     assert (Path(config.output_dir) / "results.json").exists()
