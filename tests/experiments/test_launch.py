@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -40,16 +41,26 @@ def test_runs_side_by_side_overlap_and_share_the_threads(
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    folders = [Path(config.output_dir) for config in configs]
+    side_by_side = threading.Event()
+
+    def watch() -> None:
+        """A run's log begins with its process, its results end it."""
+        while not all((folder / "results.json").exists() for folder in folders):
+            running = [(folder / "log.txt").exists() for folder in folders]
+            if all(running) and not any((folder / "results.json").exists() for folder in folders):
+                side_by_side.set()
+            time.sleep(0.02)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
     start([[config] for config in configs], tmp_path)
-    begun, ended = [], []
-    for config in configs:
-        folder = Path(config.output_dir)
-        begun.append((folder / "config.yaml").stat().st_mtime)
-        ended.append((folder / "results.json").stat().st_mtime)
+    watcher.join(timeout=10)
+    assert side_by_side.is_set()
+    for folder in folders:
         hardware = json.loads((folder / "results.json").read_text())["provenance"]["hardware"]
         assert hardware["threads"] == max(1, (cores or 1) // 2)
         assert "parameters" in (folder / "log.txt").read_text()
-    assert max(begun) < min(ended)
 
 
 def test_a_chain_waits_for_its_earlier_runs(configs: list[Config], tmp_path: Path) -> None:
