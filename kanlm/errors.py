@@ -31,3 +31,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if close:
         return f"; did you mean '{close[0]}'?"
     return f"; expected one of: {', '.join(known)}" if known else ""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what a library says went wrong; of YAML, the problem and its line."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is not None:
+        return f"{getattr(error, 'problem', None)} in line {mark.line + 1}"
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

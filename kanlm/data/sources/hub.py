@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kanlm.data.sources.base import Cursor, Source, hash_json
-from kanlm.errors import UserError, nearest
+from kanlm.errors import UserError, first_line, nearest
 
 
 class Hub(Source):
@@ -116,14 +116,14 @@ class Hub(Source):
         try:
             yield
         except (DatasetNotFoundError, HfHubHTTPError) as error:
-            raise UserError(f"{self._where()}: {_first_line(error)}") from None
+            raise UserError(f"{self._where()}: {first_line(error)}") from None
         except (ConnectionError, http_error, LocalEntryNotFoundError) as error:
             raise UserError(
-                f"{self._where()}: no network ({_first_line(error)}); offline, use stdlib-prose, "
+                f"{self._where()}: no network ({first_line(error)}); offline, use stdlib-prose, "
                 "stdlib-code, or {kind: files, path: …}"
             ) from None
         except (DatasetsError, ValueError, OSError) as error:
-            raise UserError(f"{self._where()}: {_first_line(error)}") from None
+            raise UserError(f"{self._where()}: {first_line(error)}") from None
 
 
 def _reach_hub() -> None:
@@ -133,8 +133,4 @@ def _reach_hub() -> None:
     try:
         get_session().head(constants.ENDPOINT, timeout=10)
     except Exception as error:  # Of whichever HTTP client.
-        raise ConnectionError(_first_line(error)) from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConnectionError(first_line(error)) from None

@@ -1,0 +1,44 @@
+"""The configuration: its schema, and how it is read, merged, checked and written.
+
+Torch is not imported here, so that `--help` and `--print-config` answer at once.
+"""
+
+from kanlm.config.checking import check_options
+from kanlm.config.merging import merge, nested
+from kanlm.config.reading import from_tree, load, parse_override, read_tree, to_tree, to_yaml
+from kanlm.config.schema import (
+    Config,
+    DataSettings,
+    EvaluationSettings,
+    GenerationSettings,
+    OptimizerSettings,
+    PenaltySettings,
+    ScheduleSettings,
+    StudySettings,
+    TokenizerSettings,
+    TrackingSettings,
+    TrainingSettings,
+)
+
+__all__ = [
+    "Config",
+    "DataSettings",
+    "EvaluationSettings",
+    "GenerationSettings",
+    "OptimizerSettings",
+    "PenaltySettings",
+    "ScheduleSettings",
+    "StudySettings",
+    "TokenizerSettings",
+    "TrackingSettings",
+    "TrainingSettings",
+    "check_options",
+    "from_tree",
+    "load",
+    "merge",
+    "nested",
+    "parse_override",
+    "read_tree",
+    "to_tree",
+    "to_yaml",
+]

@@ -1,0 +1,108 @@
+"""Checking settings against a schema, and saying what is wrong in one line."""
+
+import dataclasses
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import field
+from typing import Any
+
+from kanlm.errors import UserError, nearest
+
+
+def check_options(
+    factory: Any, options: Mapping[str, Any], setting: str, beside: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Check options against the keyword-only arguments of a class, filling in defaults.
+
+    This is how a feed-forward kind, a basis or a source brings its own typed options:
+    they are whatever its constructor takes after `*`. Names in `beside` may stand in the
+    same section, but are not the class's own: they are only suggested.
+
+    Raises:
+        UserError: an option is unknown, missing or of a wrong type; `setting` names where.
+    """
+    parameters = [
+        parameter
+        for parameter in inspect.signature(factory, eval_str=True).parameters.values()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    ]
+    fields = []
+    for parameter in parameters:
+        kind = Any if parameter.annotation is inspect.Parameter.empty else parameter.annotation
+        if parameter.default is inspect.Parameter.empty:
+            fields.append((parameter.name, kind))
+        else:
+            default = parameter.default
+            fields.append((parameter.name, kind, field(default_factory=lambda d=default: d)))
+    schema = dataclasses.make_dataclass("Options", fields, kw_only=True)
+    schema.__pydantic_config__ = {"extra": "forbid", "arbitrary_types_allowed": True}
+    checked = check(schema, options, setting, beside)
+    return json.loads(json.dumps(dataclasses.asdict(checked)))
+
+
+def check(schema: Any, tree: Mapping[str, Any], setting: str, beside: Sequence[str] = ()) -> Any:
+    """Check a nested dictionary against a dataclass, and make one of it.
+
+    Arguments:
+        setting: where the tree stands, for errors.
+        beside: names to suggest that are not the dataclass's own.
+
+    Raises:
+        UserError: naming the first setting that is unknown, mistyped or impossible.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        # JSON mode is strict about types and still reads a list as a tuple.
+        return TypeAdapter(schema).validate_json(json.dumps(tree), strict=True)
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+        # A misspelt name is often the cause of a missing one.
+        unknown = (p for p in problems if p["type"] == "unexpected_keyword_argument")
+        problem = next(unknown, problems[0])
+        raise UserError(_explain(problem, tree, schema, setting, beside)) from None
+    except TypeError as error:
+        raise UserError(f"{setting or 'config'}: {error}") from None
+
+
+def _explain(problem: Any, tree: Any, schema: Any, setting: str, beside: Sequence[str]) -> str:
+    """Put pydantic's first problem into one line: setting, value, what was expected."""
+    missing = problem["type"].startswith("missing")
+    location = _location(problem["loc"], tree, missing)
+    path = ".".join([setting, *location] if setting else location)
+    if problem["type"] == "unexpected_keyword_argument":
+        known = [*_known_keys(schema, location), *beside]
+        return f"unknown setting '{path}'{nearest(location[-1], known)}"
+    if missing:
+        return f"setting '{path}' is missing"
+    if problem["type"] == "value_error":
+        return f"{path}: {problem['ctx']['error']}" if path else str(problem["ctx"]["error"])
+    return (
+        f"{path} = {json.dumps(problem['input'])}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+    )
+
+
+def _location(parts: Sequence[str | int], tree: Any, missing: bool) -> list[str]:
+    """Those parts of pydantic's location that are in the tree; it adds the names of types."""
+    location = []
+    for part in parts:
+        try:
+            tree = tree[part]
+        except (KeyError, IndexError, TypeError):
+            if not (missing and part == parts[-1]):
+                continue
+        location.append(str(part))
+    return location
+
+
+def _known_keys(schema: Any, location: list[str]) -> list[str]:
+    """Names of the fields at the place in the schema where `location` goes wrong."""
+    for part in location[:-1]:
+        if not dataclasses.is_dataclass(schema):
+            return []
+        kinds = [f.type for f in dataclasses.fields(schema) if f.name == part]
+        for kind in kinds:
+            candidates = [kind, *getattr(kind, "__args__", ())]
+            schema = next((c for c in candidates if dataclasses.is_dataclass(c)), schema)
+    return [f.name for f in dataclasses.fields(schema)] if dataclasses.is_dataclass(schema) else []

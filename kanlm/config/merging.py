@@ -1,0 +1,75 @@
+"""Laying one nested dictionary of settings over another.
+
+Wherever a section has a `kind` (tokenizer, schedule, feed-forward block, basis, source) a
+bare word stands for `{kind: word}`, and naming another kind replaces the section instead
+of merging into it. The optimizer's kinds share their settings, and so are merged.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+#: Sections for which a bare word stands for `{kind: word}`.
+KIND_SECTIONS = (
+    "tokenizer",
+    "schedule",
+    "feed_forward",
+    "experts",
+    "block",
+    "basis",
+    "sources",
+    "optimizer",
+)
+#: Those among them that are lists.
+KIND_LISTS = ("experts", "sources")
+#: Those whose settings hold for every kind, and outlive a change of it.
+MERGED_SECTIONS = ("optimizer",)
+
+
+def nested(name: str, value: Any) -> dict[str, Any]:
+    """Turn a dotted name and its value into a nested dictionary."""
+    for part in reversed(name.split(".")):
+        value = {part: value}
+    return value
+
+
+def merge(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay `upper` over `lower`. Lists, and sections that change their kind, are replaced."""
+    from omegaconf import OmegaConf
+
+    below: dict[str, Any] = expand_kinds(dict(lower))
+    above: dict[str, Any] = expand_kinds(dict(upper))
+    _forget_other_kinds(below, above)
+    merged = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(below), above))
+    assert isinstance(merged, dict)
+    return {str(key): value for key, value in merged.items()}
+
+
+def expand_kinds(tree: Any) -> Any:
+    """Turn the bare words of KIND_SECTIONS into `{kind: word}`, and on and off back, all down."""
+    if isinstance(tree, list):
+        return [expand_kinds(item) for item in tree]
+    if not isinstance(tree, dict):
+        return tree
+    expanded = {}
+    for key, value in tree.items():
+        if key in KIND_SECTIONS and isinstance(value, str):
+            value = [{"kind": value}] if key in KIND_LISTS else {"kind": value}
+        elif key in KIND_SECTIONS and isinstance(value, list):
+            value = [{"kind": item} if isinstance(item, str) else item for item in value]
+        elif key == "compile" and isinstance(value, bool):
+            # YAML 1.1 reads the words on and off as booleans.
+            value = "on" if value else "off"
+        expanded[key] = expand_kinds(value)
+    return expanded
+
+
+def _forget_other_kinds(lower: dict[str, Any], upper: Mapping[str, Any]) -> None:
+    """Drop the sections of `lower` that `upper` gives another kind or another type."""
+    for key, value in upper.items():
+        below = lower.get(key)
+        if not isinstance(value, dict) or not isinstance(below, dict):
+            lower.pop(key, None)
+        elif key in MERGED_SECTIONS or value.get("kind", below.get("kind")) == below.get("kind"):
+            _forget_other_kinds(below, value)
+        else:
+            lower.pop(key)

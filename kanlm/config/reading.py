@@ -1,0 +1,102 @@
+"""How a configuration comes together, and how it is written.
+
+1. A YAML file may name a `base:` file; it is laid over it, and so on down.
+2. `section.key=value` overrides from the command line are laid on top.
+3. The result is checked against the dataclasses of `schema`: an unknown key, a wrong type
+   or an impossible combination is refused in one line that names the setting.
+
+OmegaConf reads and merges, pydantic checks types.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kanlm.config.checking import check
+from kanlm.config.merging import expand_kinds, merge, nested
+from kanlm.config.schema import Config
+from kanlm.errors import UserError, first_line
+
+
+def load(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read a YAML file with its bases, lay dotted overrides on top, and check it all.
+
+    Raises:
+        UserError: a file is missing or no YAML, or a setting is unknown or impossible.
+    """
+    return from_tree(read_tree(path, overrides or []))
+
+
+def read_tree(path: str | Path, overrides: list[str]) -> dict[str, Any]:
+    """Read and merge as `load` does, without checking: a nested dictionary."""
+    tree = _read_file(Path(path), seen=())
+    for override in overrides:
+        tree = merge(tree, parse_override(override))
+    return tree
+
+
+def from_tree(tree: Mapping[str, Any]) -> Config:
+    """Check a nested dictionary against the dataclasses.
+
+    Raises:
+        UserError: naming the first setting that is unknown, mistyped or impossible.
+    """
+    return check(Config, expand_kinds(dict(tree)), "")
+
+
+def to_tree(config: Any) -> dict[str, Any]:
+    """Turn settings into the nested dictionary that YAML and JSON can hold."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def to_yaml(config: Config) -> str:
+    """Write every setting, defaults included, so that the text stands for itself."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(to_tree(config)))
+
+
+def parse_override(override: str) -> dict[str, Any]:
+    """Turn `section.key=value`, the value in YAML, into a nested dictionary.
+
+    A key in brackets counts as one: `study.grid[optimizer.learning_rate]=[1e-3,3e-3]`.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    key, equals, text = override.partition("=")
+    if not equals or not key or "." in (key[0], key[-1]):
+        raise UserError(f"override '{override}': expected section.key=value")
+    try:
+        value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise UserError(f"override '{override}': {first_line(error)}") from None
+    assert isinstance(value, dict)
+    head, bracket, inner = key.partition("[")
+    tree = {inner.removesuffix("]"): value["value"]} if bracket else value["value"]
+    return nested(head, tree)
+
+
+def _read_file(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    if path.resolve() in seen:
+        raise UserError(f"{path}: `base:` leads back to the same file")
+    try:
+        tree = OmegaConf.to_container(OmegaConf.load(path))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such config file") from None
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path}: cannot be read as YAML: {first_line(error)}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: expected a mapping of settings at the top")
+    tree = {str(key): value for key, value in tree.items()}
+    base = tree.pop("base", None)
+    if base is None:
+        return expand_kinds(tree)
+    return merge(_read_file(path.parent / str(base), (*seen, path.resolve())), tree)

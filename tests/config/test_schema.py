@@ -1,0 +1,85 @@
+"""Impossible combinations are refused, and possible ones kept."""
+
+# One case a line, however long.
+# ruff: noqa: E501
+
+from dataclasses import asdict
+
+import pytest
+
+from kanlm.config import (
+    PenaltySettings,
+    from_tree,
+)
+from kanlm.kan.penalties import PENALTIES
+from kanlm.training.resolve import resolve
+
+
+@pytest.mark.parametrize(
+    ("tree", "beginning"),
+    [
+        ({"model": {"d_model": 30, "n_heads": 4}}, "model: n_heads = 4 does not divide d_model = 30"),
+        ({"model": {"d_model": 12, "n_heads": 4}}, "model: d_model / n_heads = 3 is odd"),
+        ({"model": {"n_kv_heads": 3}}, "model: n_kv_heads = 3 does not divide n_heads = 4"),
+        ({"model": {"feed_forward": ["kan"]}}, "model: feed_forward lists 1 layers, and n_layers = 4"),
+        ({"model": {"rope_theta": -1.0}}, "model: rope_theta = -1.0: expected a positive number"),
+        ({"model": {"norm_epsilon": 0.0}}, "model: norm_epsilon = 0.0: expected a positive number"),
+        ({"evaluation": {"stride": 257}}, "evaluation.stride = 257 is longer than model.context_length = 256"),
+        ({"schedule": {"warmup_steps": 1001}}, "schedule.warmup_steps = 1001 is more than training.steps = 1000"),
+        ({"training": {"batch_size": 6, "micro_batch_size": 4}}, "training.micro_batch_size = 4 does not divide training.batch_size = 6"),
+        ({"training": {"early_stopping_patience": 1, "evaluate_every": None}}, "training: early_stopping_patience needs evaluate_every"),
+        ({"tokenizer": {"kind": "bpe"}}, "tokenizer: vocab_size belongs to kind bpe, and bpe needs it"),
+        ({"tokenizer": {"kind": "bytes", "vocab_size": 300}}, "tokenizer: vocab_size belongs to kind bpe"),
+        ({"tokenizer": {"kind": "pretrained"}}, "tokenizer: name belongs to kind pretrained"),
+        ({"data": {"validation_fraction": 0.6, "test_fraction": 0.4}}, "data: test_fraction = 0.4 and validation_fraction = 0.6 leave nothing to train on"),
+        ({"data": {"sources": []}}, "data: sources is empty"),
+        ({"data": {"sources": [{"kind": "stdlib-code", "weight": 0}]}}, "data: weight = 0 of a source"),
+        ({"data": {"domain": "a/b"}}, "data: domain = 'a/b'"),
+        ({"study": {"arms": {}}}, "study: arms is empty"),
+        ({"study": {"arms": {"a": {}}, "seeds": [1, 1]}}, "study: seeds = [1, 1]"),
+        ({"study": {"arms": {"kan": {}}, "arm_grids": {"kann": {}}}}, "study: arm_grids names 'kann'; did you mean 'kan'?"),
+        ({"study": {"arms": {"../up": {}}}}, "study: arm '../up'"),
+        ({"training": {"steps": 0}}, "training: steps = 0: expected a positive number"),
+        ({"optimizer": {"learning_rate": float("nan")}}, "optimizer: learning_rate = nan: expected a positive number"),
+        ({"optimizer": {"learning_rate": float("inf")}}, "optimizer: learning_rate = inf: expected a positive number"),
+        ({"optimizer": {"weight_decay": float("nan")}}, "optimizer: weight_decay = nan: expected 0 or more"),
+        ({"optimizer": {"basis_learning_rate_ratio": 0.0}}, "optimizer: basis_learning_rate_ratio = 0.0: expected a positive number"),
+        ({"optimizer": {"muon_learning_rate": 0.01}}, "optimizer: muon_learning_rate = 0.01 belongs to kind muon: kind = adamw"),
+        ({"optimizer": {"muon_coefficients": True}}, "optimizer: muon_coefficients = True belongs to kind muon"),
+        ({"penalties": {"l1": -1.0}}, "penalties: l1 = -1.0: expected 0 or more"),
+        ({"penalties": {"l2": float("inf")}}, "penalties: l2 = inf: expected 0 or more"),
+        ({"penalties": {"curvature": 0.1}}, "penalties: curvature of bspline1-g6: degree = 1 has no second derivative"),
+        ({"penalties": {"smoothness": 0.1}, "model": {"feed_forward": {"kind": "kan", "basis": "chebyshev"}}}, "penalties: smoothness of chebyshev4: expected a basis whose functions stand in a row"),
+        ({"penalties": {"l1": 0.1}, "model": {"feed_forward": "gelu"}}, "penalties: the model has no KAN layer"),
+        ({"training": {"polish_steps": -1}}, "training: polish_steps = -1: expected 0 or more"),
+        ({"training": {"polish_batch_size": 16}}, "training: polish_batch_size = 16 needs polish_steps above 0"),
+        ({"training": {"polish_steps": 5, "polish_batch_size": 24}}, "training: polish_batch_size = 24: expected a multiple of batch_size = 16"),
+        ({"training": {"polish_steps": 5, "early_stopping_patience": 2}}, "training: polish_steps = 5: early stopping keeps the best model"),
+        ({"training": {"polish_steps": 5}, "model": {"feed_forward": "gelu"}}, "training.polish_steps = 5: the model has no KAN layer"),
+        ({"seed": -1}, "seed = -1: expected"),
+        ({"seed": 2**32}, "seed = 4294967296: expected"),
+        ({"study": {"arms": {"a": {}}, "seeds": [0, -1]}}, "study: seeds = [0, -1]: expected"),
+    ],
+)  # fmt: skip
+def test_an_impossible_combination_is_refused(refusal, tree, beginning):
+    assert refusal(tree).startswith(beginning)
+
+
+def test_every_penalty_has_a_weight_and_none_is_taken_by_default():
+    assert list(asdict(PenaltySettings())) == list(PENALTIES)
+    assert PenaltySettings().weights == {}
+    assert PenaltySettings(l1=0.5, curvature=2.0).weights == {"l1": 0.5, "curvature": 2.0}
+
+
+def test_penalties_and_polish_are_kept_where_they_can_act():
+    basis = {"kind": "bspline", "degree": 3}
+    tree = {
+        "model": {"feed_forward": {"kind": "kan", "basis": basis}},
+        "penalties": {"curvature": 0.1, "smoothness": 0.1},
+        "training": {"polish_steps": 5, "polish_batch_size": 32},
+    }
+    config = resolve(from_tree(tree))
+    assert config.penalties.curvature == 0.1
+    assert (config.training.polish_steps, config.training.polish_batch_size) == (5, 32)
+    shrunk = resolve(from_tree({**tree, "shrink": True}))
+    assert (shrunk.training.polish_steps, shrunk.training.polish_batch_size) == (2, None)
