@@ -89,8 +89,16 @@ def load_checkpoint(
     return json.loads((checkpoint / "state.json").read_text())
 
 
-def load_random_state(checkpoint: Path, rank: int) -> dict[str, torch.Tensor]:
-    """Random-number states of one rank.
+def random_state() -> dict[str, torch.Tensor]:
+    """States of this process's random-number generators."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def load_random_state(checkpoint: Path, rank: int) -> None:
+    """Put the random-number generators of a rank's process into place.
 
     Raises:
         UserError: the checkpoint was written by fewer processes.
@@ -98,7 +106,10 @@ def load_random_state(checkpoint: Path, rank: int) -> dict[str, torch.Tensor]:
     path = checkpoint / f"random-{rank}.safetensors"
     if not path.exists():
         raise UserError(f"{path} is missing: the run was started with fewer processes")
-    return _read(path)
+    state = _read(path)
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
 
 
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:

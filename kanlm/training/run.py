@@ -36,9 +36,10 @@ from kanlm.training.checkpoint import load_trained, model_folder
 from kanlm.training.compilation import compile_model
 from kanlm.training.folder import claim, read_config_tree, write_config
 from kanlm.training.optimizer import build_optimizer
+from kanlm.training.processes import sum_over_processes
 from kanlm.training.sampling import sample_text
 from kanlm.training.tracking import say
-from kanlm.training.trainer import Progress, Trainer, sum_over_processes
+from kanlm.training.trainer import Progress, Trainer
 
 
 @dataclass(frozen=True)

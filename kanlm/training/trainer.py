@@ -9,12 +9,10 @@ random states.
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -31,10 +29,12 @@ from kanlm.model import KanLMForCausalLM
 from kanlm.model.grids import adapt_model, first_sequences, occupancies, refine_model
 from kanlm.training import checkpoint as checkpoints
 from kanlm.training.grids import carry_optimizer, changes_at, grid_size_at
-from kanlm.training.monitor import Monitor, Sums
+from kanlm.training.meter import Meter, Window
 from kanlm.training.optimizer import learning_rates, set_learning_rate
 from kanlm.training.polish import coefficients, polish
+from kanlm.training.processes import sum_over_processes
 from kanlm.training.schedule import learning_rate_ratio
+from kanlm.training.signals import StopSignal
 from kanlm.training.tracking import Tracker, training_status
 
 
@@ -50,24 +50,8 @@ class Progress:
     best_step: int = 0
     stale_validations: int = 0
     wandb_id: str | None = None
-    #: Sums since the last log line, over all processes.
-    window: "Window" = field(default_factory=lambda: Window())
-
-
-@dataclass
-class Window:
-    """Sums over the steps since the last log line."""
-
-    #: Nats a token, without what the blocks want minimised beside them.
-    loss: float = 0.0
-    auxiliary_loss: float = 0.0
-    gradient_norm: float = 0.0
-    penalty: float = 0.0
-    tokens: int = 0
-    steps: int = 0
-    seconds: float = 0.0
-    #: Of the model's monitored modules.
-    statistics: Sums = field(default_factory=dict)
+    #: As of the last reading of the meter.
+    window: Window = field(default_factory=Window)
 
 
 class Trainer:
@@ -120,14 +104,13 @@ class Trainer:
         self.build_optimizer = build_optimizer
         self.compile_model = compile_model
         self.penalty_weights = config.penalties.weights
-        self.stop_signal: int | None = None
-        self._place(model, build_optimizer(model))
-        self._start_window(Window())
+        self.stop = StopSignal()
+        self._place(model, build_optimizer(model), Window())
         self._resume()
 
     def train(self) -> None:
         """Run the remaining steps. Raises Interrupted after saving, on SIGINT or SIGTERM."""
-        with self._tracker() as self.tracker, self._signals_noted():
+        with self._tracker() as self.tracker, self.stop.noted(self.tracker.note):
             while not self._finished():
                 self._change_grids()
                 self.train_step()
@@ -135,13 +118,13 @@ class Trainer:
         if self.config.training.early_stopping_patience is not None:
             checkpoints.load_weights(self.bare_model, self._best_path)
 
-    def _place(self, model: KanLMForCausalLM, optimizer: torch.optim.Optimizer) -> None:
+    def _place(
+        self, model: KanLMForCausalLM, optimizer: torch.optim.Optimizer, window: Window
+    ) -> None:
         """Bring model and optimizer to the device, and wrap them for several processes."""
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.bare_model = model
-        self.monitor = Monitor(
-            model, self.accelerator.device, partial(sum_over_processes, self.accelerator)
-        )
+        self.meter = Meter(model, self.accelerator, window)
 
     def train_step(self) -> None:
         """One update on the global batch of this step.
@@ -168,25 +151,24 @@ class Trainer:
                 output = self.model(**micro, num_items_in_batch=tokens)
                 # Gradients are averaged over processes; the loss is already a share of a sum.
                 accelerator.backward(output.loss * accelerator.num_processes)
-            self._sums["loss"] += output.loss.detach()
+            self.meter.add("loss", output.loss.detach())
             if output.auxiliary_loss is not None:
-                self._sums["loss"] -= output.auxiliary_loss.detach()
-                self._sums["auxiliary_loss"] += output.auxiliary_loss.detach()
+                self.meter.add("loss", -output.auxiliary_loss.detach())
+                self.meter.add("auxiliary_loss", output.auxiliary_loss.detach())
         if self.penalty_weights:
-            self._sums["penalty"] += self._add_penalty()
+            self.meter.add("penalty", self._add_penalty())
 
         clip = training.gradient_clip if training.gradient_clip is not None else math.inf
         norm = accelerator.clip_grad_norm_(self.model.parameters(), clip)
         assert norm is not None
-        self._sums["gradient_norm"] += norm
+        self.meter.add("gradient_norm", norm)
         set_learning_rate(self.optimizer, self.learning_rate)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self._sums["tokens"] += tokens
-        self.state.window.steps += 1
+        self.meter.add("tokens", tokens)
         self.state.step += 1
         seconds = time.perf_counter() - started
-        self.state.window.seconds += seconds
+        self.meter.count_step(seconds)
         self.state.seconds += seconds
 
     def _change_grids(self) -> None:
@@ -234,7 +216,7 @@ class Trainer:
         Arguments:
             change: returns name of each new parameter → the matrix that made it of the old.
         """
-        model, optimizer, window = self.bare_model, self._bare_optimizer, self._read_window()
+        model, optimizer, window = self.bare_model, self._bare_optimizer, self.meter.read()
         before = dict(model.named_parameters())
         matrices = change()
         carried = carry_optimizer(
@@ -249,8 +231,7 @@ class Trainer:
         del self.model, self.optimizer
         self.accelerator.free_memory()
         self.compile_model(model)
-        self._place(model, carried)
-        self._start_window(window)
+        self._place(model, carried, window)
 
     def _add_penalty(self) -> torch.Tensor:
         """Add the penalty's gradient to the loss's, and return the penalty.
@@ -276,8 +257,8 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint from which the run continues bit for bit."""
-        self._read_window()
-        random_states = gather_object([_random_state()])
+        self.state.window = self.meter.read()
+        random_states = gather_object([checkpoints.random_state()])
         if self.accelerator.is_main_process:
             checkpoints.save_checkpoint(
                 self.folder / "checkpoints",
@@ -298,8 +279,8 @@ class Trainer:
         state = checkpoints.load_checkpoint(found, self.bare_model, self._bare_optimizer)
         window = Window(**state.pop("window"))
         self.state = Progress(**state)
-        self._start_window(window)
-        _set_random_state(checkpoints.load_random_state(found, self.accelerator.process_index))
+        self.meter.start(window)
+        checkpoints.load_random_state(found, self.accelerator.process_index)
 
     def _take_grids_of(self, step: int) -> None:
         """Give the model the shapes that it had after so many updates, for a checkpoint to fill."""
@@ -349,7 +330,7 @@ class Trainer:
             self.save()
         if not self._finished() and self._stop_requested():
             self.save()
-            raise Interrupted(self.stop_signal or signal.SIGTERM)
+            raise Interrupted(self.stop.number or signal.SIGTERM)
 
     def _due(self, every: int | None) -> bool:
         return every is not None and self.state.step % every == 0
@@ -384,52 +365,26 @@ class Trainer:
 
     # Logging
 
-    def _start_window(self, window: Window) -> None:
-        """Go on from `window`; what in it is a sum over processes goes to one."""
-        self.state.window = window
-        main = self.accelerator.is_main_process
-        shared = ("loss", "auxiliary_loss")
-        self._sums = {
-            name: torch.tensor(
-                0.0 if name in shared and not main else getattr(window, name),
-                dtype=torch.float64,
-                device=self.accelerator.device,
-            )
-            for name in (*shared, "gradient_norm", "tokens", "penalty")
-        }
-        self.monitor.start(window.statistics if main else {})
-
-    def _read_window(self) -> Window:
-        """Bring the sums kept on the device into `state.window`: the only wait for it."""
-        window, sums = self.state.window, self._sums
-        losses = torch.stack([sums["loss"], sums["auxiliary_loss"]])
-        window.loss, window.auxiliary_loss = sum_over_processes(self.accelerator, losses).tolist()
-        window.gradient_norm, window.penalty = sums["gradient_norm"].item(), sums["penalty"].item()
-        window.tokens = int(sums["tokens"].item())
-        window.statistics = self.monitor.read()
-        return window
-
     def _log(self) -> None:
         """Write the means since the last log line."""
-        window = self._read_window()
+        window = self.meter.read()
+        self.meter.start(Window())
         self.state.tokens += window.tokens
-        self._start_window(Window())
-        loss, speed = window.loss / window.steps, window.tokens / window.seconds
-        bits = loss / math.log(2) * self.tokens_per_byte
+        means = window.means()
         values = {
-            "loss": loss,
-            "bits_per_byte": bits,
+            "loss": means["loss"],
+            "bits_per_byte": means["loss"] / math.log(2) * self.tokens_per_byte,
             **learning_rates(self.optimizer),
-            "gradient_norm": window.gradient_norm / window.steps,
+            "gradient_norm": means["gradient_norm"],
             "tokens": self.state.tokens,
             "seconds": self.state.seconds,
-            "tokens_per_second": speed,
-            **self.monitor.figures(window.statistics),
+            "tokens_per_second": means["tokens_per_second"],
+            **self.meter.monitor.figures(window.statistics),
         }
         if self.penalty_weights:
-            values["penalty"] = window.penalty / window.steps
-        if window.auxiliary_loss:
-            values["auxiliary_loss"] = window.auxiliary_loss / window.steps
+            values["penalty"] = means["penalty"]
+        if means["auxiliary_loss"]:
+            values["auxiliary_loss"] = means["auxiliary_loss"]
         self.tracker.log("train", self.state.step, values)
         self.tracker.show(self.state.step, training_status(values))
 
@@ -477,49 +432,11 @@ class Trainer:
             prompt = self.config.generation.prompt
             self.tracker.log("sample", self.state.step, {"prompt": prompt, "text": text})
 
-    # Signals
-
-    @contextmanager
-    def _signals_noted(self) -> Iterator[None]:
-        """Note SIGINT and SIGTERM for the end of the step; a second SIGINT stops at once."""
-
-        def note(number: int, frame: FrameType | None) -> None:
-            self.stop_signal = number
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            self.tracker.note("stopping after this step; Ctrl-C again stops without saving")
-
-        before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
     def _stop_requested(self) -> bool:
         """Whether any process was signalled; several processes agree at log lines only."""
         if self.accelerator.num_processes == 1:
-            return self.stop_signal is not None
+            return self.stop.number is not None
         if not self._due(self.config.training.log_every):
             return False
-        flag = torch.tensor(float(self.stop_signal or 0), device=self.accelerator.device)
+        flag = torch.tensor(float(self.stop.number or 0), device=self.accelerator.device)
         return sum_over_processes(self.accelerator, flag).item() > 0
-
-
-def sum_over_processes(accelerator: Accelerator, tensor: torch.Tensor) -> torch.Tensor:
-    """All-reduce; the tensor itself where there is one process."""
-    total = accelerator.reduce(tensor, "sum")
-    assert isinstance(total, torch.Tensor)
-    return total
-
-
-def _random_state() -> dict[str, torch.Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def _set_random_state(state: dict[str, torch.Tensor]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
