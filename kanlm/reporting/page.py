@@ -16,7 +16,7 @@ from kanlm.reporting.figures import Picture, arm_style
 from kanlm.reporting.finding import findings
 from kanlm.reporting.numbers import count
 from kanlm.reporting.study import Study, read_study
-from kanlm.reporting.table import Table, accounting_table, result_tables
+from kanlm.reporting.table import Table, accounting_tables, result_tables
 
 #: Words used on every page, on those of several arms or seeds, of references, of stages.
 DEFINITIONS = {
@@ -105,13 +105,13 @@ def _marked(pictures: list[Picture]) -> list[dict[str, Any]]:
     return [{"title": p.title, "arm": p.arm, "svg": Markup(p.svg)} for p in pictures]
 
 
-def _accounting(study: Study) -> Table | None:
+def _accounting(study: Study) -> list[Table]:
     accounts = {
         name: arm["accounting"]
         for name, arm in study.results["arms"].items()
         if "accounting" in arm
     }
-    return accounting_table(accounts) if accounts else None
+    return accounting_tables(accounts)
 
 
 def _samples(study: Study) -> list[dict[str, Any]]:

@@ -14,6 +14,8 @@ from kanlm.reporting.numbers import MISSING, count, duration, fixed, signed, sig
 from kanlm.reporting.study import read_results, stage_count
 
 DIFFERENCES = "Differences"
+#: Arms of which every pair is shown.
+ALL_PAIRS = 4
 
 
 @dataclass(frozen=True)
@@ -100,16 +102,24 @@ def quality_table(results: Mapping[str, Any]) -> Table:
 
 
 def difference_table(results: Mapping[str, Any]) -> Table | None:
-    """Every two arms side by side, paired by document and seed; None for a single arm.
+    """Arms side by side, paired by document and seed; None for a single arm.
 
-    After pretraining on the first domain, and at the end on all of them.
+    After pretraining on the first domain, and at the end on all of them. Every two arms, or,
+    where there are more than ALL_PAIRS, each beside the first.
     """
+    first = next(iter(results["arms"]))
+    all_pairs = len(results["arms"]) <= ALL_PAIRS
     last = stage_count(results) - 1
     rows: list[list[str]] = []
     rules: list[int] = []
     cells = [(0, results["domains"][0]), *((last, domain) for domain in results["domains"])]
     for stage, domain in dict.fromkeys(cells):
-        pairs = [c for c in results["comparisons"] if (c["stage"], c["domain"]) == (stage, domain)]
+        pairs = [
+            pair
+            for pair in results["comparisons"]
+            if (pair["stage"], pair["domain"]) == (stage, domain)
+            and (all_pairs or pair["arm"] == first)
+        ]
         when = ", after pretraining" if stage < last else ", at the end" if last else ""
         rows += [
             [
@@ -130,7 +140,8 @@ def difference_table(results: Mapping[str, Any]) -> Table | None:
             columns=["arms", "on", "bits per byte", "95% interval", "range over seeds"],
             rows=rows,
             note="Negative: the first arm is better. Paired by document, so two arms can be apart "
-            "although their own intervals overlap.",
+            "although their own intervals overlap."
+            + ("" if all_pairs else f" results.json has all pairs; here each beside {first}."),
             rules=rules[:-1],
         )
     )
@@ -253,34 +264,51 @@ def transfer_table(results: Mapping[str, Any]) -> Table:
     )
 
 
-def accounting_table(accounts: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Parameters and forward FLOPs by part, one column an arm.
+def accounting_tables(accounts: Mapping[str, Mapping[str, Any]]) -> list[Table]:
+    """Parameters, and forward FLOPs of a token, by part, one row an arm.
 
     Arguments:
         accounts: arm → `parameters` and `flops_per_token` by part, `active_parameters` and
             `decoded_parameters`.
     """
-    rows: list[list[str]] = []
-    rules = []
-    for key, title in (("parameters", "parameters"), ("flops_per_token", "FLOPs a token")):
-        parts = dict.fromkeys(part for account in accounts.values() for part in account[key])
-        for part in parts:
-            values = [account[key].get(part, 0) for account in accounts.values()]
-            rows.append([f"{title}: {part.replace('_', ' ')}", *(f"{v:,}" for v in values)])
-        if key == "parameters":
-            active = [account["active_parameters"] for account in accounts.values()]
-            rows.append(["parameters: used by a token", *(f"{value:,}" for value in active)])
-        rules.append(len(rows))
-    read = [4 * account["decoded_parameters"] for account in accounts.values()]
-    rows.append(["weights read a decoded token, fp32", *(count(value, "B") for value in read)])
-    return Table(
-        title="What a model holds and a token costs, by part",
-        columns=["", *accounts],
-        rows=rows,
-        note="A multiply-add is two FLOPs. Attention scores are those of a full context. "
-        "A token uses all parameters but those of experts it is not sent to.",
-        rules=rules,
-    )
+    parameters = _by_part(accounts, "parameters")
+    flops = _by_part(accounts, "flops_per_token")
+    return [
+        Table(
+            title="Parameters, by part",
+            columns=["arm", *parameters, "used by a token"],
+            rows=[
+                [name, *(f"{parameters[part][name]:,}" for part in parameters), f"{active:,}"]
+                for name, active in _column(accounts, "active_parameters")
+            ],
+            note="A token uses all parameters but those of experts it is not sent to.",
+        ),
+        Table(
+            title="What a token costs: FLOPs by part, and weights read to decode it in fp32",
+            columns=["arm", *flops, "weights read"],
+            rows=[
+                [name, *(f"{flops[part][name]:,}" for part in flops), count(4 * read, "B")]
+                for name, read in _column(accounts, "decoded_parameters")
+            ],
+            note="A multiply-add is two FLOPs. Attention scores are those of a full context.",
+        ),
+    ]
+
+
+def _by_part(accounts: Mapping[str, Mapping[str, Any]], key: str) -> dict[str, dict[str, int]]:
+    """Part → arm → figure, 0 where an arm has no such part; the total last."""
+    parts = dict.fromkeys(part for account in accounts.values() for part in account[key])
+    ordered = sorted(parts, key=lambda part: part == "total")
+    return {
+        part.replace("_", " "): {
+            name: account[key].get(part, 0) for name, account in accounts.items()
+        }
+        for part in ordered
+    }
+
+
+def _column(accounts: Mapping[str, Mapping[str, Any]], key: str) -> list[tuple[str, int]]:
+    return [(name, account[key]) for name, account in accounts.items()]
 
 
 # The terminal
@@ -301,7 +329,8 @@ def print_results(path: Path) -> None:
 
 def print_accounting(accounts: Mapping[str, Any]) -> None:
     """Print arm → accounting, dataclasses with the fields of `kanlm.model.accounting`."""
-    print_table(accounting_table({name: asdict(account) for name, account in accounts.items()}))
+    for table in accounting_tables({name: asdict(each) for name, each in accounts.items()}):
+        print_table(table)
 
 
 def print_table(table: Table) -> None:

@@ -71,7 +71,7 @@ def test_a_study_has_every_part(study_folder: Path) -> None:
     assert places == sorted(places)
     # Curves of training and two domains, three matrices, one scatter.
     assert page.tags.count("svg") == 7
-    assert page.tags.count("table") == 6
+    assert page.tags.count("table") == 7
     for text in ("3f8c0f7bd2c4e3b0", "AMD EPYC 7763", "torch 2.13.0", "d_model: 128", "swiglu is"):
         assert text in page.text
     # One sample an arm and stage, of the first seed.
