@@ -79,17 +79,17 @@ def run(config: Config) -> Outcome | None:
     # Nothing is wrong with the settings: the folder becomes this run's.
     if accelerator.is_main_process:
         write_config(folder, config)
-    trainer.train()
-
-    evaluations = {
-        data.domain: _evaluate(
-            trainer.bare_model, corpus, config.evaluation.split, config, accelerator
-        )
-        for corpus, data in zip(corpora, _domains(config), strict=True)
-    }
-    # Left to the exit of the process, gloo's threads now and then abort it.
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
+    try:
+        trainer.train()
+        evaluations = {
+            data.domain: _evaluate(
+                trainer.bare_model, corpus, config.evaluation.split, config, accelerator
+            )
+            for corpus, data in zip(corpora, _domains(config), strict=True)
+        }
+        accelerator.wait_for_everyone()
+    finally:
+        trainer.leave()
     if not accelerator.is_main_process:
         return None
     with replacing(folder / "model") as draft:

@@ -6,6 +6,7 @@ function of seed and step), the learning rate (a function of the step), checkpoi
 random states.
 """
 
+import gc
 import math
 import signal
 import time
@@ -117,6 +118,18 @@ class Trainer:
                 self._after_step()
         if self.config.training.early_stopping_patience is not None:
             checkpoints.load_weights(self.bare_model, self._best_path)
+
+    def leave(self) -> None:
+        """Part from the other processes; the model remains, unwrapped.
+
+        Left to the exit of the process, gloo's threads now and then abort it. The wrapper goes
+        first: were it the last to hold the process group, it would wait for those threads
+        while it keeps Python's lock from them (pytorch/pytorch#56297).
+        """
+        del self.model, self.optimizer
+        self.accelerator.free_memory()
+        gc.collect()
+        self.accelerator.end_training()
 
     def _place(
         self, model: KanLMForCausalLM, optimizer: torch.optim.Optimizer, window: Window

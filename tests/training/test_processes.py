@@ -127,3 +127,43 @@ def test_grids_change_alike_in_two_processes(config: Config, tmp_path: Path):
 def test_accelerate_launch_runs_a_config(config: Config):
     launch(config, "accelerate.commands.launch", "--cpu", "--num_processes=1")
     assert (Path(config.output_dir) / "results.json").exists()
+
+
+def test_wrappers_go_before_the_process_group(config: Config, tmp_path: Path):
+    """The last to hold it must not be a wrapper: now and then that never ended."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        """
+import gc
+import sys
+
+from accelerate import Accelerator
+from torch.nn.parallel import DistributedDataParallel
+
+from kanlm.cli import main
+
+end_training = Accelerator.end_training
+
+
+def checked(self):
+    print("wrappers left", sum(isinstance(x, DistributedDataParallel) for x in gc.get_objects()))
+    end_training(self)
+
+
+Accelerator.end_training = checked
+main(sys.argv[1:])
+"""
+    )
+    path = tmp_path / "two.yaml"
+    part = {"output_dir": str(tmp_path / "two"), "training": {"steps": 2}}
+    path.write_text(to_yaml(resolve(from_tree(merge(to_tree(config), part)))))
+    command = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", str(program)]
+    done = subprocess.run(
+        [sys.executable, "-m", *command, "pretrain", str(path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("wrappers left 0") == 2
