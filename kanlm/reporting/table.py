@@ -276,18 +276,18 @@ def accounting_tables(accounts: Mapping[str, Mapping[str, Any]]) -> list[Table]:
     return [
         Table(
             title="Parameters, by part",
-            columns=["arm", *parameters, "used by a token"],
+            columns=["arm", *parameters, "active"],
             rows=[
                 [name, *(f"{parameters[part][name]:,}" for part in parameters), f"{active:,}"]
                 for name, active in _column(accounts, "active_parameters")
             ],
-            note="A token uses all parameters but those of experts it is not sent to.",
+            note="Active are all but those of experts that a token is not sent to.",
         ),
         Table(
-            title="What a token costs: FLOPs by part, and weights read to decode it in fp32",
-            columns=["arm", *flops, "weights read"],
+            title="What a token costs: FLOPs by part, and weights read to decode it, in fp32",
+            columns=["arm", *flops, "read"],
             rows=[
-                [name, *(f"{flops[part][name]:,}" for part in flops), count(4 * read, "B")]
+                [name, *(count(flops[part][name]) for part in flops), count(4 * read, "B")]
                 for name, read in _column(accounts, "decoded_parameters")
             ],
             note="A multiply-add is two FLOPs. Attention scores are those of a full context.",
@@ -349,7 +349,12 @@ def rich_table(table: Table) -> RichTable:
         justify = "left" if table.is_text(index) else "right"
         # The first column names the rows: a broken name can be neither read nor copied.
         rich.add_column(
-            column, justify=justify, vertical="bottom", overflow="fold", no_wrap=index == 0
+            column,
+            justify=justify,
+            vertical="bottom",
+            overflow="fold",
+            no_wrap=index == 0,
+            min_width=max(map(len, column.split()), default=0),
         )
     for number, row in enumerate(table.rows, start=1):
         rich.add_row(*row, end_section=number in table.rules)

@@ -148,7 +148,7 @@ def test_accounting_by_part(capsys: pytest.CaptureFixture[str]) -> None:
     print_accounting({"kan": account, "swiglu": account})
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["kan", "1,000", "2,345", "3,345", "3,000"] in lines
-    assert ["swiglu", "4,690", "4,690", "10.0", "kB"] in lines
+    assert ["swiglu", "4.69", "k", "4.69", "k", "10.0", "kB"] in lines
 
 
 def test_parts_that_an_arm_lacks_count_nothing() -> None:
@@ -158,5 +158,5 @@ def test_parts_that_an_arm_lacks_count_nothing() -> None:
         "b": {"parameters": {"gate": 7}, **rest},
     }
     table = accounting_tables(accounts)[0]
-    assert table.columns == ["arm", "head", "gate", "used by a token"]
+    assert table.columns == ["arm", "head", "gate", "active"]
     assert table.rows == [["a", "5", "0", "5"], ["b", "0", "7", "5"]]
