@@ -6,12 +6,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .bases import Basis, BSpline
+from .bases import Basis, Hermite
 from .initialization import assign_, uniform_
 from .moments import unit_normal_mean
 
 #: How a layer's edge functions start.
 Start = Literal["random", "linear", "zero"]
+#: The function beside the basis; `auto` is the basis's `default_base`.
+Base = Literal["auto", "silu", "identity"] | None
 #: FLOPs of the base function at one input, counted as `Basis.flops_per_input`.
 _BASE_FLOPS = {"silu": 4, "identity": 0}
 
@@ -38,8 +40,9 @@ class KANLinear(nn.Module):
 
     Arguments:
         in_features, out_features: channels.
-        basis: evaluates φ; `BSpline()` when not given.
-        base: function beside the basis that keeps gradients alive everywhere, or None.
+        basis: evaluates φ; `Hermite()` when not given (configs/README.md has the comparison).
+        base: function beside the basis that keeps gradients alive everywhere, or None;
+            `auto` takes the basis's own choice.
         bias: add a learned constant; None adds one unless the basis spans constants.
         gain: starting scale of the output.
         start: as above.
@@ -65,26 +68,26 @@ class KANLinear(nn.Module):
         out_features: int,
         *,
         basis: Basis | None = None,
-        base: Literal["silu", "identity"] | None = "silu",
+        base: Base = "auto",
         bias: bool | None = None,
         gain: float = 1.0,
         start: Start = "random",
     ) -> None:
         super().__init__()
-        if base is not None and base not in _BASE_FLOPS:
-            raise ValueError(f"base = {base!r}: expected silu, identity or None")
+        if base is not None and base not in ("auto", *_BASE_FLOPS):
+            raise ValueError(f"base = {base!r}: expected auto, silu, identity or None")
         if start not in get_args(Start):
             raise ValueError(f"start = {start!r}: expected {', '.join(get_args(Start))}")
         self.in_features = in_features
         self.out_features = out_features
-        self.basis = BSpline() if basis is None else basis
-        self.base = base
+        self.basis = Hermite() if basis is None else basis
+        self.base = self.basis.default_base if base == "auto" else base
         self.gain = gain
         self.start: Start = start
         shape = (in_features, self.basis.num_functions, out_features)
         self.coefficients = nn.Parameter(torch.empty(shape))
         self.base_weight = (
-            None if base is None else nn.Parameter(torch.empty(out_features, in_features))
+            None if self.base is None else nn.Parameter(torch.empty(out_features, in_features))
         )
         if self.basis.channels not in (None, in_features):
             raise ValueError(

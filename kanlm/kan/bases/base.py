@@ -12,7 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Literal, Self, get_args
+from typing import ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,9 @@ class Basis(nn.Module, ABC):
     flops_per_input: int
     #: Whether some combination of the functions is constant, so that a layer needs no bias.
     spans_constants: bool = False
+    #: The function that a layer lays beside this basis unless it is told: polynomials do
+    #: better without one, local functions with (the tables of configs/ablation-*.yaml).
+    default_base: ClassVar[Literal["silu"] | None] = "silu"
 
     @property
     @abstractmethod

@@ -19,6 +19,7 @@ class _Polynomials(Smooth):
 
     #: Name in labels.
     name: str
+    default_base = None
 
     def __init__(self, degree: int, constant: bool, half_width: float, outside: Outside) -> None:
         if degree < 1:
@@ -169,7 +170,7 @@ class Hermite(_Polynomials):
         self,
         channels: int | None = None,
         *,
-        degree: int = 2,
+        degree: int = 3,
         constant: bool = False,
         half_width: float = 4.0,
         outside: Outside = "linear",

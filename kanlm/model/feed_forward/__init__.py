@@ -17,7 +17,7 @@ from typing import Any
 from ...kan import BASES
 from .base import Context, FeedForward
 from .convolution import ConvKAN
-from .kan import KAN, KANGLU, KANSingle
+from .kan import KAN, KANGLU, KANLocal, KANSingle
 from .mlp import GELU, ReLU2, SwiGLU
 from .moe import MoE
 from .options import NESTED, complete, map_nested, over_default_basis
@@ -29,6 +29,7 @@ FEED_FORWARDS: dict[str, type[FeedForward]] = {
     "relu2": ReLU2,
     "swiglu": SwiGLU,
     "kan": KAN,
+    "kan-local": KANLocal,
     "kan-glu": KANGLU,
     "kan-single": KANSingle,
     "spline-mlp": SplineMLP,
@@ -115,6 +116,7 @@ __all__ = [
     "Context",
     "ConvKAN",
     "FeedForward",
+    "KANLocal",
     "KANSingle",
     "LowRankKAN",
     "MoE",

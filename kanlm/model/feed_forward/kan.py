@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...kan import KANLinear
-from ...kan.layer import Start
+from ...kan.layer import Base, Start
 from ...kan.moments import unit_normal_mean
 from ..layers import Linear, RMSNorm
 from .base import FeedForward
@@ -22,7 +22,7 @@ class KAN(FeedForward):
 
     Arguments:
         basis: `{"kind": …}` with the options of a class in `kanlm.kan.BASES`.
-        base: function beside the basis on every edge.
+        base: function beside the basis on every edge, as of `KANLinear`.
         start: how the edges' functions start, as of `KANLinear`.
 
     Raises:
@@ -36,16 +36,16 @@ class KAN(FeedForward):
         hidden: int,
         output_scale: float,
         *,
-        basis: dict[str, Any] = {"kind": "bspline"},  # noqa: B006 (read, never changed)
-        base: Literal["silu", "identity"] | None = "silu",
+        basis: dict[str, Any] = {"kind": "hermite"},  # noqa: B006 (read, never changed)
+        base: Base = "auto",
         start: Start = "random",
     ) -> None:
         super().__init__(d_model, hidden, output_scale)
-        if start == "zero" and base is None:
-            raise ValueError("start = 'zero' needs a base: the inner norm would divide by zero")
         self.up = KANLinear(
             d_model, hidden, basis=make_basis(basis, d_model), base=base, start=start
         )
+        if start == "zero" and self.up.base is None:
+            raise ValueError("start = 'zero' needs a base: the inner norm would divide by zero")
         self.norm = RMSNorm(hidden)
         self.down = KANLinear(
             hidden,
@@ -63,6 +63,29 @@ class KAN(FeedForward):
     @property
     def flops_per_token(self) -> int:
         return sum(layer.flops_per_token for layer in (self.up, self.norm, self.down))
+
+
+class KANLocal(KAN):
+    """`KAN` with local functions: linear B-splines beside SiLU.
+
+    The best local basis in the comparison of configs/README.md. One input touches two of an
+    edge's coefficients: they can be refined, read one by one in decoding, and learned
+    without changing what the edge does elsewhere.
+
+    Arguments: as of `KAN`.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        hidden: int,
+        output_scale: float,
+        *,
+        basis: dict[str, Any] = {"kind": "bspline"},  # noqa: B006 (read, never changed)
+        base: Base = "silu",
+        start: Start = "random",
+    ) -> None:
+        super().__init__(d_model, hidden, output_scale, basis=basis, base=base, start=start)
 
 
 class KANGLU(FeedForward):
@@ -90,7 +113,7 @@ class KANGLU(FeedForward):
         *,
         learned: Literal["gate", "value"] = "gate",
         basis: dict[str, Any] = {"kind": "hermite"},  # noqa: B006 (read, never changed)
-        base: Literal["silu", "identity"] | None = None,
+        base: Base = "auto",
         start: Start = "random",
     ) -> None:
         super().__init__(d_model, hidden, output_scale)
@@ -137,8 +160,8 @@ class KANSingle(FeedForward):
         hidden: int,
         output_scale: float,
         *,
-        basis: dict[str, Any] = {"kind": "bspline"},  # noqa: B006 (read, never changed)
-        base: Literal["silu", "identity"] | None = "silu",
+        basis: dict[str, Any] = {"kind": "hermite"},  # noqa: B006 (read, never changed)
+        base: Base = "auto",
         start: Start = "random",
     ) -> None:
         super().__init__(d_model, hidden, output_scale)
