@@ -343,6 +343,9 @@ class StudySettings:
     grid: dict[str, list[Any]] = field(default_factory=dict)
     #: Grids of single arms in place of `grid`, with equally many trials.
     arm_grids: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
+    #: How many arms go on to the other seeds: those of least validation loss with the first,
+    #: the first arm always among them; null is all.
+    finalists: int | None = None
     #: Partial configurations of the stages after pretraining, each naming `data.domain`.
     stages: list[dict[str, Any]] = field(default_factory=list)
     #: Command that starts a run, for example `accelerate launch --num_processes 8`;
@@ -355,7 +358,7 @@ class StudySettings:
     def __post_init__(self) -> None:
         if not self.arms:
             raise ValueError("arms is empty: name at least one")
-        _positive(self, "parallel_runs")
+        _positive(self, "parallel_runs", "finalists")
         for name in self.arms:
             if not name or set(name) & set("/\\:") or name.startswith("."):
                 raise ValueError(f"arm {name!r}: expected a name fit for a folder")

@@ -4,7 +4,8 @@
 2. With a grid, every arm first tries it with the first seed and keeps the trial of best
    validation loss.
 3. For each arm and seed, `kanlm pretrain` and then `kanlm finetune` for every later stage,
-   skipping what is finished and resuming what was interrupted.
+   skipping what is finished and resuming what was interrupted. With `finalists`, only the
+   best arms go on to the seeds after the first.
 """
 
 import itertools
@@ -112,19 +113,47 @@ def run(config: Config, stages: list[dict[str, Any]]) -> list[Run]:
     write_config(folder, config)
     study = config.study
     start = partial(run_chains, parallel=study.parallel_runs, launcher=study.launcher, root=folder)
-    start([[trial] for arm in arms for trial in _trial_configs(arm, stages, folder, study)])
-    chains = [
-        _stage_configs(arm, select(arm, folder, study), seed, stages, folder)
-        for arm in arms
-        for seed in study.seeds
-    ]
-    start(chains)
-    owners = itertools.product(arms, study.seeds)
+    trials = [[trial] for arm in arms for trial in _trial_configs(arm, stages, folder, study)]
+    _check_folders(trials)
+    start(trials)
+    chosen = {arm.name: select(arm, folder, study) for arm in arms}
+
+    def chains_of(owners: list[tuple[Arm, int]]) -> list[list[Config]]:
+        chains = [
+            _stage_configs(arm, chosen[arm.name], seed, stages, folder) for arm, seed in owners
+        ]
+        _check_folders(chains)
+        start(chains)
+        return chains
+
+    everyone = study.seeds if study.finalists is None else study.seeds[:1]
+    owners = list(itertools.product(arms, everyone))
+    chains = chains_of(owners)
+    if study.finalists is not None:
+        finalists = _finalists(arms, chains, study.finalists)
+        more = list(itertools.product(finalists, study.seeds[1:]))
+        owners, chains = owners + more, chains + chains_of(more)
     return [
         Run(arm.name, seed, stage, settings.data.domain, Path(settings.output_dir))
         for (arm, seed), chain in zip(owners, chains, strict=True)
         for stage, settings in enumerate(chain)
     ]
+
+
+def _check_folders(chains: list[list[Config]]) -> None:
+    """Check that the runs' folders are free or theirs, before the first of them starts."""
+    for run in itertools.chain(*chains):
+        claim(Path(run.output_dir), run)
+
+
+def _finalists(arms: list[Arm], chains: list[list[Config]], count: int) -> list[Arm]:
+    """The first arm, which is the reference, and the best of the others, `count` in all."""
+    losses = {
+        arm.name: _validation_loss(Path(chain[0].output_dir))
+        for arm, chain in zip(arms, chains, strict=True)
+    }
+    ranked = sorted(arms[1:], key=lambda arm: losses[arm.name])
+    return [arms[0], *ranked[: count - 1]]
 
 
 def check_runs(arm: Arm, stages: list[dict[str, Any]]) -> None:

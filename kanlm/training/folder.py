@@ -23,7 +23,8 @@ from kanlm.files import write_text
 def claim(folder: Path, config: Config) -> None:
     """Check that `folder` is empty, absent, or holds a run of this very `config`.
 
-    `output_dir` may differ, so that a run can be moved.
+    `output_dir` may differ, so that a run can be moved, and so may `study`: it may get more
+    arms, seeds or trials, for each of its runs is claimed by itself.
 
     Raises:
         UserError: naming the first setting that differs.
@@ -69,7 +70,7 @@ def first_difference(
     """The dotted name and both values of the first setting that differs, or None."""
     for key in [*theirs, *(key for key in ours if key not in theirs)]:
         name, a, b = f"{prefix}{key}", theirs.get(key), ours.get(key)
-        if name == "output_dir" or a == b:
+        if name in ("output_dir", "study") or a == b:
             continue
         if isinstance(a, dict) and isinstance(b, dict):
             deeper = first_difference(a, b, f"{name}.")

@@ -8,13 +8,14 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -331,6 +332,34 @@ def test_nothing_that_is_finished_runs_again(which, verb, request, here):
     assert finished.results == before
 
 
+def test_a_study_may_grow_and_finalists_alone_take_more_seeds(compared, tmp_path, here):
+    shutil.copytree(compared.folder, tmp_path / "run")
+    first = len(here.folders)
+    reference, other = ARMS
+    more = [f"output_dir={tmp_path}/run", "study.seeds=[0,1,2]", "study.finalists=1"]
+    main(["compare", str(compared.path), *more])
+    assert here.folders[first:] == [tmp_path / "run" / reference / "seed-2" / "stage-0-words"]
+    arms = results_of(tmp_path / "run")["arms"]
+    assert {name: arm["seeds"] for name, arm in arms.items()} == {reference: [0, 1, 2], other: [0]}
+    earlier = compared.results["arms"]
+    for name, seeds in ((reference, 2), (other, 1)):
+        kept = arms[name]["bits_per_byte_by_seed"][:seeds]
+        assert kept == earlier[name]["bits_per_byte_by_seed"][:seeds]
+
+
+def test_finalists_are_the_reference_and_the_best_of_the_others(compared, tmp_path):
+    arms = [study.Arm(name, load(compared.path), ({},)) for name in ("a", "b", "c", "d")]
+    chains = []
+    for arm, loss in zip(arms, (9.0, 1.0, 3.0, 2.0), strict=True):
+        place = tmp_path / arm.name
+        place.mkdir()
+        facts = {"arms": {"x": {"best_validation": {"nats_per_token": loss}}}}
+        (place / "results.json").write_text(json.dumps(facts))
+        chains.append([replace(arm.config, output_dir=str(place))])
+    for number, names in ((1, "a"), (3, "abd"), (9, "abdc")):
+        assert "".join(arm.name for arm in study._finalists(arms, chains, number)) == names
+
+
 @pytest.mark.slow
 def test_a_killed_study_goes_on_and_ends_with_the_same_numbers(tmp_path, continued):
     """SIGKILL takes the study and its run away in the middle of the second arm's first stage."""
@@ -440,9 +469,9 @@ def test_stages_belong_to_continual_and_a_study_to_both(refuse, stages):
 def test_a_folder_that_holds_another_study_is_refused(compared, capsys, here):
     started = len(here.folders)
     with pytest.raises(SystemExit) as caught:
-        main(["compare", str(compared.path), "study.seeds=[0,2]"])
+        main(["compare", str(compared.path), "training.steps=7"])
     assert caught.value.code == 2
-    assert "holds a run with study.seeds = [0, 1], not [0, 2]" in capsys.readouterr().err
+    assert "holds a run with training.steps = 6, not 7" in capsys.readouterr().err
     assert len(here.folders) == started
 
 
