@@ -85,9 +85,9 @@ def test_refinement_in_steps_is_refinement_at_once() -> None:
 
 def test_impossible_refinements_are_refused() -> None:
     with pytest.raises(ValueError, match="grid_size = 10: expected a multiple of 6"):
-        refine_layer(KANLinear(2, 2), 10)
+        refine_layer(KANLinear(2, 2, basis=BSpline()), 10)
     with pytest.raises(ValueError, match="grid_size = 3"):
-        refine_layer(KANLinear(2, 2), 3)
+        refine_layer(KANLinear(2, 2, basis=BSpline()), 3)
     with pytest.raises(ValueError, match="chebyshev4"):
         refine_layer(KANLinear(2, 2, basis=Chebyshev()), 8)
 
@@ -331,7 +331,7 @@ def test_a_refits_matrix_moves_the_optimizer_along() -> None:
 
 
 def test_impossible_adaptations_are_refused() -> None:
-    layer, x = KANLinear(2, 2), torch.randn(50, 2)
+    layer, x = KANLinear(2, 2, basis=BSpline()), torch.randn(50, 2)
     for options, message in (
         ({"tail": 0.5}, "tail = 0.5"),
         ({"margin": -0.1}, "margin = -0.1"),
@@ -351,7 +351,7 @@ def test_impossible_adaptations_are_refused() -> None:
 
 
 def test_refitted_layers_train() -> None:
-    layer = nn.Sequential(KANLinear(2, 3), KANLinear(3, 1))
+    layer = nn.Sequential(KANLinear(2, 3, basis=BSpline()), KANLinear(3, 1, basis=BSpline()))
     x = torch.randn(40, 2)
     first = layer[1]
     assert isinstance(first, KANLinear)

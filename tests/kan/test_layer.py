@@ -7,7 +7,7 @@ import torch
 from torch.autograd import gradcheck
 from torch.nn import functional as F
 
-from kanlm.kan import BSpline, KANLinear
+from kanlm.kan import BSpline, Chebyshev, KANLinear
 
 BASES = ("silu", "identity", None)
 
@@ -59,7 +59,7 @@ def test_keeps_the_variance_of_normal_inputs(width: int, base, degree: int) -> N
 def test_every_start_keeps_the_variance(start, base) -> None:
     torch.manual_seed(0)
     squares = []
-    layer = KANLinear(64, 64, base=base, gain=0.5, start=start)
+    layer = KANLinear(64, 64, basis=BSpline(), base=base, gain=0.5, start=start)
     for _ in range(32):
         layer.reset_parameters()
         with torch.no_grad():
@@ -80,7 +80,7 @@ def test_parameters_have_the_saved_names_and_shapes() -> None:
 def test_a_bias_is_within_the_span() -> None:
     """Adding c/in to every coefficient adds c to the output: B-splines need no bias."""
     torch.manual_seed(0)
-    layer = KANLinear(8, 3, bias=False).double()
+    layer = KANLinear(8, 3, basis=BSpline(), bias=False).double()
     x = 3 * torch.randn(10, 8, dtype=torch.float64)
     before = layer(x)
     with torch.no_grad():
@@ -90,7 +90,7 @@ def test_a_bias_is_within_the_span() -> None:
 
 def test_float64_stays_float64_and_bfloat16_stays_near() -> None:
     torch.manual_seed(0)
-    layer, x = KANLinear(64, 32), torch.randn(200, 64)
+    layer, x = KANLinear(64, 32, basis=BSpline()), torch.randn(200, 64)
     exact = layer.double()(x.double())
     assert exact.dtype == torch.float64
     rough = layer.bfloat16()(x.bfloat16())
@@ -100,7 +100,7 @@ def test_float64_stays_float64_and_bfloat16_stays_near() -> None:
 
 def test_autocast_computes_in_bfloat16() -> None:
     torch.manual_seed(0)
-    layer, x = KANLinear(64, 32), torch.randn(200, 64)
+    layer, x = KANLinear(64, 32, basis=BSpline()), torch.randn(200, 64)
     with torch.autocast("cpu", torch.bfloat16):
         rough = layer(x)
     assert rough.dtype == torch.bfloat16
@@ -115,6 +115,15 @@ def test_flops_count_the_matrix_products_and_more() -> None:
 
 
 def test_no_graph_breaks() -> None:
-    layer = KANLinear(4, 3)
+    layer = KANLinear(4, 3, basis=BSpline())
     explanation = torch._dynamo.explain(layer)(torch.randn(2, 4))
     assert explanation.graph_break_count == 0
+
+
+def test_the_default_is_cubic_hermite_and_local_functions_get_a_base() -> None:
+    layer = KANLinear(4, 3)
+    assert layer.label == "hermite3"
+    assert layer.bias is not None
+    assert KANLinear(4, 3, basis=BSpline()).label == "bspline1-g6-silu"
+    assert KANLinear(4, 3, basis=BSpline(), base=None).label == "bspline1-g6"
+    assert KANLinear(4, 3, basis=Chebyshev()).base_weight is None

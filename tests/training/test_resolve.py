@@ -62,7 +62,7 @@ def refusal(feed_forward: Any, n_layers: int = 4) -> str:
 
 @pytest.mark.usefixtures("with_sum")
 def test_blocks_within_a_block_are_completed() -> None:
-    experts = [{"kind": "kan", "basis": {"degree": 2}}, {"kind": "spline-mlp"}]
+    experts = [{"kind": "kan-local", "basis": {"degree": 2}}, {"kind": "spline-mlp"}]
     spec = {"kind": "sum", "experts": experts, "block": {"kind": "kat", "groups": 6}}
     config = resolve(from_tree({"model": {"feed_forward": spec, "d_model": 96}}))
     resolved = config.model.feed_forward_by_layer[0]
@@ -135,7 +135,8 @@ def test_a_basis_without_a_kind_is_the_kinds_own() -> None:
     for kind, basis, own in (
         ("kan-glu", {"degree": 3}, "hermite"),
         ("kat", {"numerator": 4}, "rational"),
-        ("kan", {"degree": 2}, "bspline"),
+        ("kan", {"degree": 2}, "hermite"),
+        ("kan-local", {"degree": 2}, "bspline"),
     ):
         spec = {"kind": kind, "basis": basis}
         config = resolve(from_tree({"model": {"feed_forward": spec}}))
