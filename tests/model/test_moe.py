@@ -1,12 +1,14 @@
 """Experts against transformers' Mixtral and against hand-made routings."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import distributed
 from torch.nn import functional as F
 from transformers import MixtralConfig
 from transformers.models.mixtral.modeling_mixtral import (
@@ -230,6 +232,23 @@ def test_experts_without_a_token_have_a_gradient_for_all_processes(capacity_fact
     unused = block.get_parameter("experts.3.down.coefficients").grad
     assert unused is not None
     assert not unused.any()
+
+
+def test_among_processes_every_expert_is_called_always(tmp_path: Path) -> None:
+    """One whose parameters are split among them is put together by all or by none."""
+    block, called = moe(top_k=1).eval(), []
+    for expert in block.experts:
+        expert.register_forward_hook(lambda *_: called.append(1))
+    x = torch.randn(1, 8)
+    alone = block(x)
+    assert len(called) == 1
+    meeting = f"file://{tmp_path / 'meeting'}"
+    distributed.init_process_group("gloo", init_method=meeting, rank=0, world_size=1)
+    try:
+        assert torch.equal(block(x), alone)
+    finally:
+        distributed.destroy_process_group()
+    assert len(called) == 1 + block.num_experts
 
 
 def test_the_router_is_never_narrowed() -> None:

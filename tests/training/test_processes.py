@@ -124,6 +124,27 @@ def test_grids_change_alike_in_two_processes(config: Config, tmp_path: Path):
             assert other[name] == (pytest.approx(value, abs=1e-9) if "/" in name else value)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "muon_coefficients"), [("kan", True), ("swiglu", False)])
+def test_muon_in_two_processes_gives_the_losses_of_one(
+    config: Config, tmp_path: Path, kind: str, muon_coefficients: bool
+):
+    """It narrows its momenta to bfloat16, which turns a difference into a large one or none."""
+    part = {
+        "model": {"dropout": 0.0, "feed_forward": kind},
+        "training": {"precision": "fp64", "log_every": 1},
+        "optimizer": {"kind": "muon", "muon_coefficients": muon_coefficients},
+    }
+    one = resolve(from_tree(merge(to_tree(config), part)))
+    two = replace(one, output_dir=str(tmp_path / "two"))
+    runs.run(one)
+    launch(two, "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    for of, name, count in [("train", "loss", 12), ("validation", "nats_per_token", 3)]:
+        ours, theirs = ([line[name] for line in lines(c, of)] for c in (one, two))
+        assert len(ours) == count
+        assert theirs == pytest.approx(ours, abs=1e-9)
+
+
 def test_accelerate_launch_runs_a_config(config: Config):
     launch(config, "accelerate.commands.launch", "--cpu", "--num_processes=1")
     assert (Path(config.output_dir) / "results.json").exists()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from ...kan.monitoring import Monitored
@@ -185,10 +185,12 @@ class MoE(FeedForward, Monitored):
         """Each expert on just its tokens."""
         x, gates, kept = x.flatten(0, -2), gates.flatten(0, -2), kept.flatten(0, -2)
         y = torch.zeros_like(x)
+        # Processes wait for each other: in training for the gradient of every parameter, and
+        # where FSDP has split the experts for the parameters of each that is called.
+        call_all = self.training or (distributed.is_available() and distributed.is_initialized())
         for number, expert in enumerate(self.experts):
             index = kept[:, number].nonzero().squeeze(-1)
-            # In training all parameters need a gradient, which processes wait for.
-            if len(index) or self.training:
+            if len(index) or call_all:
                 out = expert(x[index]) * gates[index, number, None]
                 y = y.index_add(0, index, out.to(y.dtype))
         return y

@@ -157,26 +157,44 @@ def test_bfloat16_rounds_once(basis: Basis) -> None:
 
 
 def test_values_keep_the_dtype_under_autocast(basis: Basis) -> None:
-    layer, x = KANLinear(IN, 4, basis=basis), draw(50, IN, scale=1.0).float()
+    x = draw(50, IN, scale=1.0).float()
     with torch.autocast("cpu", torch.bfloat16):
         assert basis.values(x).dtype == torch.float32
         assert basis.values(x.bfloat16()).dtype == torch.bfloat16
-        rough = layer(x)
-    assert rough.dtype == torch.bfloat16
-    exact = layer(x)
-    assert (rough - exact).square().mean() < 1e-3 * exact.square().mean()
 
 
-def test_compiles_without_graph_breaks(basis: Basis) -> None:
+@pytest.mark.parametrize("narrow", ["autocast", "cast"])
+def test_a_layer_in_bfloat16_stays_near_to_float32(basis: Basis, narrow: str) -> None:
+    """Within 1% in the output and 4% in every gradient, root mean square. Found: 0.5% and 2%."""
+    layer = KANLinear(IN, 4, basis=basis)
+    rough = copy.deepcopy(layer)
+    x = draw(200, IN, scale=1.0).float()
+    narrowed = x
+    if narrow == "cast":
+        rough, narrowed = rough.bfloat16(), x.bfloat16()
+    found = []
+    for each, start in ((layer, x), (rough, narrowed)):
+        inputs = [start.clone().requires_grad_(), *each.parameters()]
+        with torch.autocast("cpu", torch.bfloat16, enabled=each is rough and narrow == "autocast"):
+            y = each(inputs[0])
+        found.append([y, *torch.autograd.grad(y.float().square().mean(), inputs)])
+    assert found[1][0].dtype == torch.bfloat16
+    for number, (true, near) in enumerate(zip(*found, strict=True)):
+        bound = 0.01 if number == 0 else 0.04
+        assert (near - true).square().mean() < bound**2 * true.square().mean()
+
+
+def test_compiled_without_a_break_it_computes_the_same(basis: Basis) -> None:
+    """Outputs and every gradient, whose graph `aot_eager` makes as every compiler's."""
     torch._dynamo.reset()
-    layer, x = KANLinear(IN, 4, basis=basis), draw(5, IN).float()
-    compiled = torch.compile(layer, fullgraph=True, backend="eager")
-    inputs = [x.clone().requires_grad_() for _ in range(2)]
-    outputs = [f(i) for f, i in zip((layer, compiled), inputs, strict=True)]
-    torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-5)
-    for y in outputs:
-        y.square().sum().backward()
-    torch.testing.assert_close(inputs[0].grad, inputs[1].grad, rtol=1e-4, atol=1e-5)
+    layer = KANLinear(IN, 4, basis=basis).double()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    inputs = [draw(5, IN).requires_grad_(), *layer.parameters()]
+    found = []
+    for function in (layer, compiled):
+        y = function(inputs[0])
+        found.append([y, *torch.autograd.grad(y.square().sum(), inputs)])
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("width", [16, 64, 256, 1024])

@@ -1,0 +1,190 @@
+"""Two processes with half the batch each compute what one does, wrapped by DDP or by FSDP2.
+
+The loop wraps models by DDP; FSDP2 is for those who bring the layers into a loop of their
+own. It hands a layer its parameters in the moment of its forward pass and takes them away
+afterwards, so it finds out code that keeps them or reads them at another time.
+"""
+
+import os
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.multiprocessing.spawn import spawn
+from torch.nn.parallel import DistributedDataParallel
+
+from kanlm.config import OptimizerSettings
+from kanlm.kan import KANLinear, SharedFunctionLinear
+from kanlm.model import KanLMConfig, KanLMForCausalLM
+from kanlm.model.decoder import KanLMDecoderLayer
+from kanlm.model.feed_forward import FEED_FORWARDS, make_feed_forward
+from kanlm.training.optimizer import build_optimizer
+
+PROCESSES, STEPS, ROWS, LENGTH, WIDTH, VOCAB = 2, 3, 4, 6, 6, 11
+#: Differences are of the order of 1e-15: sums over rows in another order.
+TOLERANCE = 1e-12
+
+HIDDEN = {"hidden": 5}  # which two processes cannot share evenly
+BLOCKS: dict[str, dict[str, Any]] = {
+    "gelu": {"kind": "gelu", **HIDDEN},
+    "relu2": {"kind": "relu2", **HIDDEN},
+    "swiglu": {"kind": "swiglu", **HIDDEN},
+    "kan-bspline1": {"kind": "kan", **HIDDEN},
+    "kan-bspline3": {"kind": "kan", "basis": {"kind": "bspline", "degree": 3}, **HIDDEN},
+    "kan-hermite": {"kind": "kan", "basis": {"kind": "hermite"}, **HIDDEN},
+    "kan-rational": {"kind": "kan", "basis": {"kind": "rational"}, **HIDDEN},
+    "kan-glu": {"kind": "kan-glu", **HIDDEN},
+    "kan-single": {"kind": "kan-single"},
+    "spline-mlp": {"kind": "spline-mlp", "gate": True, **HIDDEN},
+    "kat": {"kind": "kat", "groups": 2, "hidden": 4},
+    "lowrank-kan": {"kind": "lowrank-kan", **HIDDEN},
+    "moe": {"kind": "moe", "num_experts": 8, **HIDDEN},
+    "moe-undropped": {"kind": "moe", "top_k": 1, "capacity_factor": None, **HIDDEN},
+    "conv-kan": {"kind": "conv-kan", **HIDDEN},
+}
+#: A decoder with several of them.
+MODEL = "model"
+CASES = [*BLOCKS, MODEL]
+WRAPPERS = ("ddp", "fsdp")
+
+
+@dataclass
+class Numbers:
+    """What was computed: outputs in evaluation and of each step, and the rest by step."""
+
+    outputs: list[Tensor] = field(default_factory=list)
+    gradients: list[dict[str, Tensor]] = field(default_factory=list)
+    parameters: list[dict[str, Tensor]] = field(default_factory=list)
+
+
+def make(case: str) -> nn.Module:
+    """In float64, the same in every process."""
+    torch.manual_seed(0)
+    if case != MODEL:
+        return make_feed_forward(BLOCKS[case], WIDTH, 1.0).double()
+    # A loss for balance is a product of means over the tokens that one process sees.
+    experts = {"kind": "moe", "num_experts": 2, "top_k": 1, "balance_loss": 0.0, **HIDDEN}
+    config = KanLMConfig(
+        vocab_size=VOCAB,
+        d_model=WIDTH,
+        n_layers=3,
+        n_heads=1,
+        context_length=LENGTH,
+        dropout=0.0,
+        feed_forward=[BLOCKS["kan-rational"], experts, BLOCKS["conv-kan"]],
+    )
+    return KanLMForCausalLM(config).double()
+
+
+def train(case: str, module: nn.Module, rows: slice = slice(None)) -> Numbers:
+    """Evaluate, then take a few steps of AdamW, on these rows of every batch."""
+    settings = OptimizerSettings(learning_rate=0.01, weight_decay=0.1)
+    optimizer = build_optimizer(module, settings)
+    numbers = Numbers()
+    with torch.no_grad():
+        # One token a row: too few to be sent to every expert.
+        numbers.outputs.append(run(module.eval(), batch(case, STEPS)[rows, :1])[0])
+    module.train()
+    for step in range(STEPS):
+        output, loss = run(module, batch(case, step)[rows])
+        loss.backward()
+        numbers.outputs.append(output.detach())
+        named = {name.removeprefix("module."): p for name, p in module.named_parameters()}
+        numbers.gradients.append({name: whole(p.grad) for name, p in named.items()})
+        optimizer.step()
+        optimizer.zero_grad()
+        numbers.parameters.append({name: whole(p) for name, p in named.items()})
+    return numbers
+
+
+def batch(case: str, seed: int) -> Tensor:
+    """Token ids for the decoder, and vectors for a block."""
+    draw = torch.Generator().manual_seed(seed)
+    if case == MODEL:
+        return torch.randint(VOCAB, (ROWS, LENGTH), generator=draw)
+    return torch.randn(ROWS, LENGTH, WIDTH, generator=draw, dtype=torch.float64)
+
+
+def run(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs, and a loss that is a mean over tokens."""
+    if x.is_floating_point():
+        output = module(x)
+        return output, output.square().mean()
+    result = module(input_ids=x, labels=x)
+    return result.logits, result.loss
+
+
+def whole(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None
+    tensor = tensor.detach()
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.clone()
+
+
+def wrap(module: nn.Module, wrapper: str) -> nn.Module:
+    if wrapper == "ddp":
+        return DistributedDataParallel(module)
+    mesh = init_device_mesh("cpu", (PROCESSES,))
+    model = isinstance(module, KanLMForCausalLM)
+    apart = (KanLMDecoderLayer,) if model else (KANLinear, SharedFunctionLinear)
+    for part in module.modules():
+        if isinstance(part, apart):
+            fully_shard(part, mesh=mesh)
+    fully_shard(module, mesh=mesh)
+    return module
+
+
+def process(rank: int, folder: Path) -> None:
+    """One of the processes: train every case under every wrapper, and write what came of it."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder / 'meeting'}",
+        rank=rank,
+        world_size=PROCESSES,
+        timeout=timedelta(seconds=60),
+    )
+    size = ROWS // PROCESSES
+    rows = slice(rank * size, (rank + 1) * size)
+    found = {}
+    for case in CASES:
+        for wrapper in WRAPPERS:
+            found[case, wrapper] = train(case, wrap(make(case), wrapper), rows)
+    torch.save(found, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[tuple[str, str], Numbers]]:
+    """What each process computed."""
+    folder = tmp_path_factory.mktemp("processes")
+    spawn(process, (folder,), nprocs=PROCESSES)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(PROCESSES)]
+
+
+def test_every_kind_is_among_the_cases() -> None:
+    assert {spec["kind"] for spec in BLOCKS.values()} == set(FEED_FORWARDS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_compute_what_one_does(found: list, case: str, wrapper: str) -> None:
+    """Outputs, and the gradients and parameters of every step."""
+    expected = train(case, make(case))
+    processes = [each[case, wrapper] for each in found]
+    together = [torch.cat(parts) for parts in zip(*(p.outputs for p in processes), strict=True)]
+    for ours, theirs in [
+        (together, expected.outputs),
+        *((each.gradients, expected.gradients) for each in processes),
+        *((each.parameters, expected.parameters) for each in processes),
+    ]:
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=TOLERANCE)
