@@ -161,7 +161,7 @@ def test_drops_depend_on_no_later_token_and_no_other_row(seed: int, t: int, fact
 @pytest.mark.parametrize("width", [16, 64, 256])
 @pytest.mark.parametrize("top_k", [1, 2])
 def test_starts_with_the_output_variance_asked_for(width: int, top_k: int) -> None:
-    spec = {"kind": "moe", "experts": [{"kind": "kan"}, {"kind": "swiglu"}], "top_k": top_k}
+    spec = {"kind": "moe", "experts": [{"kind": "kan-local"}, {"kind": "swiglu"}], "top_k": top_k}
     hidden = solve_hidden(spec, width, parameters=32 * width**2)
     block = make_feed_forward({**spec, "hidden": hidden}, width, output_scale=0.5).eval()
     torch.manual_seed(0)
@@ -301,4 +301,5 @@ def test_impossible_settings_are_refused(options: dict, message: str) -> None:
 def test_experts_are_stated_in_full() -> None:
     (expert,) = complete_feed_forward({"kind": "moe"})["experts"]
     assert expert["kind"] == "kan"
-    assert expert["basis"]["grid_size"] == 6
+    assert expert["basis"]["degree"] == 3
+    assert expert["base"] is None

@@ -60,6 +60,8 @@ def complete_feed_forward(spec: Mapping[str, Any], setting: str = "feed_forward"
     if "basis" in completed:
         basis = over_default_basis(factory, completed["basis"])
         completed["basis"] = complete(f"{setting}.basis", BASES, basis)
+        if completed.get("base") == "auto":
+            completed["base"] = BASES[completed["basis"]["kind"]].default_base
     return map_nested(completed, setting, _complete_nested)
 
 
