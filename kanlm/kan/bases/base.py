@@ -59,7 +59,8 @@ class Basis(nn.Module, ABC):
 
     @abstractmethod
     def values(self, x: Tensor) -> Tensor:
-        """Evaluate all functions: (…, in) → (…, in, B), in the dtype of x.
+        """Evaluate all functions: (…, in) → (…, in, B), in the dtype of x, or in float32
+        where x holds integers.
 
         Our bases compute in float32 where x has less, and round once, at the end.
 
@@ -268,8 +269,12 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def functions_last(columns: list[Tensor], x: Tensor) -> Tensor:
-    """Functions, each (…, in) or broadcasting to it, as (…, in, B) in the dtype of x."""
-    return torch.stack([c.to(x.dtype).expand_as(x) for c in columns], dim=-2).transpose(-1, -2)
+    """Functions, each (…, in) or broadcasting to it, as (…, in, B) in the dtype of x.
+
+    Integers have none to keep: their functions stay in the working dtype.
+    """
+    dtype = x.dtype if x.is_floating_point() else working_dtype(x.dtype)
+    return torch.stack([c.to(dtype).expand_as(x) for c in columns], dim=-2).transpose(-1, -2)
 
 
 def scatter_active(first: Tensor, local: Tensor, num_functions: int) -> Tensor:
