@@ -1,5 +1,6 @@
 """B-splines of any low degree, on equal cells or on free knots, in closed form."""
 
+import math
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -61,8 +62,8 @@ class BSpline(Refinable, Differentiable):
         if not 0 <= degree <= 5:
             raise ValueError(f"degree = {degree}: expected 0 to 5")
         low, high = grid_range
-        if not low < high:
-            raise ValueError(f"grid_range = {list(grid_range)}: expected low < high")
+        if not -math.inf < low < high < math.inf:
+            raise ValueError(f"grid_range = {list(grid_range)}: expected finite low < high")
         self.grid_size = grid_size
         self.degree = degree
         self.grid_range = (float(low), float(high))
@@ -76,6 +77,10 @@ class BSpline(Refinable, Differentiable):
         shape = (self.channels or 1, grid_size + 2 * degree + 1)
         dtype = working_dtype(torch.get_default_dtype())
         self.register_buffer("knots", torch.empty(shape, dtype=dtype))
+        if not (self._starting_knots().to(dtype).diff() > 0).all():
+            raise ValueError(
+                f"grid_range = {list(grid_range)}: its {grid_size} cells vanish in {dtype}"
+            )
         self.reset_parameters()
 
     @property
@@ -128,12 +133,16 @@ class BSpline(Refinable, Differentiable):
     def with_grid(self, grid: Tensor) -> Self:
         """B-splines of this degree on another grid, of this one's dtype and device.
 
+        A layer made over them starts at the scale that suits `grid_range`, and resetting them
+        goes back to it: to have a layer start on a range, state that as `grid_range`.
+
         Arguments:
             grid: (channels or 1, cells + 1), increasing. More than one row gives every
                 channel its own.
 
         Raises:
-            ValueError: a row does not increase, or the cells have to be equal and are not.
+            ValueError: a row does not increase, or the cells have to be equal and are not, to
+                1e-5 of a cell and the rounding of this basis' knots.
         """
         grid = grid.double()
         if not (grid.to(self.knots).diff() > 0).all():
@@ -142,7 +151,9 @@ class BSpline(Refinable, Differentiable):
             return self._with_knots(extended(grid, self.degree).to(self.knots))
         equal = equally_spaced(grid[:, [0, -1]], grid.shape[1] - 1, self.degree)
         inner = equal[:, self.degree : equal.shape[1] - self.degree]
-        if not torch.allclose(inner, grid, rtol=0, atol=1e-5 * inner.diff().min().item()):
+        rounding = torch.finfo(self.knots.dtype).eps * grid.abs().max().item()
+        tolerance = 1e-5 * inner.diff().min().item() + rounding
+        if not torch.allclose(inner, grid, rtol=0, atol=tolerance):
             raise ValueError(
                 "grid: expected equally wide cells, because equal_cells is set; "
                 "equal_cells=False lets each knot move"
