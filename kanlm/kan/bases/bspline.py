@@ -176,8 +176,10 @@ class BSpline(Refinable, Differentiable):
         # Of the knots in the outer cells, the `degree` nearest to the grid.
         start = self.degree * parts - self.degree
         fine = split(coarse, parts)[:, start : start + grid_size + 2 * self.degree + 1]
-        matrix = insertion_matrix(coarse, fine, self.degree)
-        return self._with_knots(fine.to(self.knots)), matrix
+        knots = fine.to(self.knots)
+        # Equal cells are made of their ends again; other knots are what rounding leaves of them.
+        matrix = insertion_matrix(coarse, fine if self.equal_cells else knots.double(), self.degree)
+        return self._with_knots(knots), matrix
 
     def _with_knots(self, knots: Tensor) -> Self:
         """A basis with these knots and this one's options."""
