@@ -363,6 +363,11 @@ def test_impossible_adaptations_are_refused() -> None:
         adapt_layer(KANLinear(2, 2, basis=Fourier()), x)
     with pytest.raises(ValueError, match="3 channels"):
         refit_layer(layer, Rational(3), x)
+    with pytest.raises(ValueError, match="finite"):
+        refit_layer(layer, BSpline(grid_size=9), torch.full((3, 2), math.nan))
+    for change in (adapt_layer, lambda layer, x: refit_layer(layer, BSpline(grid_size=9), x)):
+        with pytest.raises(ValueError, match="inputs have 4 channels, and in_features = 2"):
+            change(layer, torch.randn(50, 4))
 
 
 def test_refitted_layers_train() -> None:
