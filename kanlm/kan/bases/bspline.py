@@ -99,6 +99,16 @@ class BSpline(Refinable, Differentiable):
         return self._grid(self.knots)
 
     @property
+    def exact_knots(self) -> Tensor:
+        """All knots as functions are evaluated on, shaped as `knots`, in float64.
+
+        Where cells are equal `knots` holds their rounding, from which only the ends are taken.
+        """
+        if not self.equal_cells:
+            return self.knots.double()
+        return equally_spaced(self.ends.double(), self.grid_size, self.degree)
+
+    @property
     def ends(self) -> Tensor:
         return self._inner(self.knots)[:, :: self.grid_size]
 
@@ -170,9 +180,7 @@ class BSpline(Refinable, Differentiable):
                 f"grid_size = {grid_size}: expected a multiple of {self.grid_size}, so that "
                 "every cell is split alike"
             )
-        coarse = self.knots.double()
-        if self.equal_cells:
-            coarse = equally_spaced(self.ends.double(), self.grid_size, self.degree)
+        coarse = self.exact_knots
         # Of the knots in the outer cells, the `degree` nearest to the grid.
         start = self.degree * parts - self.degree
         fine = split(coarse, parts)[:, start : start + grid_size + 2 * self.degree + 1]
