@@ -41,8 +41,9 @@ class Basis(nn.Module, ABC):
     num_functions: int
     #: Inputs with parameters or a grid of their own; None where all share one set.
     channels: int | None = None
-    #: FLOPs of evaluating all functions at one input: every addition, multiplication,
-    #: division, comparison and transcendental counts one, as the formula is written.
+    #: FLOPs of evaluating all functions at one input, estimated from the formulas: about one
+    #: for every addition, multiplication, division, comparison and transcendental. What runs
+    #: may take twice as many, which is little beside the 2 B of every output.
     flops_per_input: int
     #: Whether some combination of the functions is constant, so that a layer needs no bias.
     spans_constants: bool = False
