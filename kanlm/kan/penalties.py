@@ -76,6 +76,8 @@ def smoothness(layer: Edges) -> Tensor:
 def curvature(layer: Edges) -> Tensor:
     """Exact Σ_io ∫ φ_io″(x)² dx of spline edges, as cᵀ Q c with `curvature_matrix`.
 
+    In float64, for a smooth function on a fine grid is a small difference of large terms.
+
     (Reinsch 1967; de Boor, A Practical Guide to Splines, 2001, ch. XIV.) Beyond the grid a
     spline goes on as a straight line, so that the integral over the grid is all of it.
 
@@ -91,7 +93,8 @@ def curvature(layer: Edges) -> Tensor:
             f"curvature of {layer.basis.label}: {len(matrix)} grids for coefficients of "
             f"{len(coefficients)} inputs"
         )
-    return (coefficients * (matrix.to(coefficients) @ coefficients)).sum()
+    exact = coefficients.double()
+    return (exact * (matrix @ exact)).sum().to(coefficients.dtype)
 
 
 def l2(layer: Edges) -> Tensor:
@@ -158,7 +161,7 @@ def curvature_matrix(basis: BSpline) -> Tensor:
             f"curvature of {basis.label}: degree = {degree} has no second derivative; "
             "expected degree 2 or more, or smoothness in place of curvature"
         )
-    knots = basis.knots.double()
+    knots = basis.exact_knots
     second = _differentiation(knots[:, 1:-1], degree - 1) @ _differentiation(knots, degree)
     # s″ is evaluated by the basis of its own degree and knots.
     lower = BSpline(

@@ -18,13 +18,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 
 def contract_piecewise_linear(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:
     """y_o = Σ_i f_io(x_i) for the functions with f_io(knots_k) = values_iko.
 
-    At a knot the derivative is that from the right. It can be differentiated once.
+    At a knot the derivative is that from the right. Gradients can be differentiated again,
+    with the hats in memory then.
 
     Arguments:
         x: (…, in), float32 or float64 on the CPU.
@@ -50,12 +51,12 @@ class _Contract(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] (the decorator's doing)
-        ctx: Any, *gradients: Tensor
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (dy,) = gradients
         x, knots, values = ctx.saved_tensors
+        if torch.is_grad_enabled():  # for `create_graph`
+            dx, dvalues = _differentiable_gradients(x, knots, values, dy)
+            return dx, None, dvalues
         dvalues = torch.empty_like(values)
         for b, hat in enumerate(_hats(x, knots)):
             torch.mm(hat.T, dy, out=dvalues[:, b])
@@ -67,6 +68,19 @@ class _Contract(torch.autograd.Function):
             torch.mm(dy, slopes[:, k].T, out=work)
             dx += _masked_(work, x, owned[k][0], high)
         return dx, None, dvalues
+
+
+def _differentiable_gradients(
+    x: Tensor, knots: Tensor, values: Tensor, dy: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x and of the values, by operations that autograd knows."""
+    cell = torch.bucketize(x.detach(), knots[1:-1], right=True)
+    left, right = F.one_hot(cell, len(knots)), F.one_hot(cell + 1, len(knots))
+    widths = knots.diff()[cell].unsqueeze(-1)
+    position = (x - knots[cell]).unsqueeze(-1) / widths
+    hats = left + (right - left) * position
+    dx = torch.einsum("nib,ibo,no->ni", (right - left) / widths, values, dy)
+    return dx, torch.einsum("nib,no->ibo", hats, dy)
 
 
 def _hats(x: Tensor, knots: Tensor) -> Iterator[Tensor]:

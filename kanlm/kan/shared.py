@@ -45,9 +45,12 @@ class SharedFunctions(nn.Module):
     Shapes: (…, channels) → (…, rank · channels), the first function of all channels first.
 
     Raises:
-        ValueError: an option is out of its range, `groups` does not divide `channels`, or
-            the basis is of another number of channels.
+        ValueError: an option is out of its range, `groups` does not divide `channels`, the
+            basis is of another number of channels, or it can make nothing like the start.
     """
+
+    #: Part of a starting function's mean square that a basis must reach.
+    LEAST_LIKENESS = 0.1
 
     def __init__(
         self,
@@ -90,6 +93,12 @@ class SharedFunctions(nn.Module):
             squares = torch.einsum("gbr,bc,gcr->gr", drawn, products, drawn)
             assign_(self.coefficients, drawn * squares.rsqrt().unsqueeze(1))
         else:
+            target = unit_normal_mean(lambda z: _TARGETS[self.start](z).square())
+            if self.mean_square < self.LEAST_LIKENESS * self.rank * target:
+                raise ValueError(
+                    f"start = {self.start!r}: no combination of the functions of "
+                    f"{self.basis.label} is like it; expected random"
+                )
             start = self.coefficients.new_tensor(self._fit)
             assign_(self.coefficients, start.unsqueeze(-1))
 
@@ -108,6 +117,8 @@ class SharedFunctions(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self.channels:
+            raise ValueError(f"x has {x.shape[-1]} channels: expected {self.channels}")
         # Function by function of the basis, because a product with a matrix a channel, B by
         # R and tiny, would run at a fraction of the speed.
         mixture = self.coefficients.to(x.dtype).permute(1, 2, 0)

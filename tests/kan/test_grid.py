@@ -71,6 +71,21 @@ def test_refinement_keeps_the_function(degree, cells, parts, equal, rows, seed) 
     torch.testing.assert_close(matrix.sum(dim=-1), ones, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("width", [1e-2, 1e-3, 1e-4])
+@pytest.mark.parametrize("degree", [1, 2])
+def test_refinement_keeps_the_function_in_narrow_cells(degree: int, width: float) -> None:
+    """Where float32 rounds the new knots by no small part of a cell."""
+    torch.manual_seed(0)
+    grid = torch.tensor([[-3.0, 0.0, 2.1, 2.1 + width, 3.0]])
+    basis = BSpline(degree=degree, grid_size=4, equal_cells=False).with_grid(grid)
+    layer = KANLinear(1, OUT, basis=basis, base=None)
+    x = (2.1 + width * torch.linspace(-1, 2, 301)).unsqueeze(-1)
+    before = layer(x)
+    for cells in (8, 24):
+        refine_layer(layer, cells)
+        torch.testing.assert_close(layer(x), before, rtol=1e-6, atol=1e-6)
+
+
 def test_refinement_in_steps_is_refinement_at_once() -> None:
     for degree in (1, 3):
         layer = spline_layer(degree, 3, equal=False, rows=IN).double()
@@ -348,6 +363,11 @@ def test_impossible_adaptations_are_refused() -> None:
         adapt_layer(KANLinear(2, 2, basis=Fourier()), x)
     with pytest.raises(ValueError, match="3 channels"):
         refit_layer(layer, Rational(3), x)
+    with pytest.raises(ValueError, match="finite"):
+        refit_layer(layer, BSpline(grid_size=9), torch.full((3, 2), math.nan))
+    for change in (adapt_layer, lambda layer, x: refit_layer(layer, BSpline(grid_size=9), x)):
+        with pytest.raises(ValueError, match="inputs have 4 channels, and in_features = 2"):
+            change(layer, torch.randn(50, 4))
 
 
 def test_refitted_layers_train() -> None:

@@ -54,7 +54,7 @@ def free_spline(degree: int, channels: int | None, grid_size: int = 4) -> BSplin
 
 def integrated_curvature(basis: BSpline, coefficients: np.ndarray, channel: int = 0) -> float:
     """∫ s″² over the grid by scipy's adaptive quadrature, cell by cell."""
-    knots = basis.knots[channel].double().numpy()
+    knots = basis.exact_knots[channel].numpy()
     second = ScipyBSpline(knots, coefficients, basis.degree).derivative(2)
     grid = basis.grid[channel].double().numpy()
     cells = itertools.pairwise(grid)
@@ -66,10 +66,7 @@ def integrated_curvature(basis: BSpline, coefficients: np.ndarray, channel: int 
 def test_curvature_is_the_integral_that_scipy_finds(degree: int, kind: str) -> None:
     torch.manual_seed(degree)
     if kind == "equal":
-        # Made in float64: float32 knots of equal cells are rounded, unlike the cells' ends.
-        torch.set_default_dtype(torch.float64)
         basis = BSpline(degree=degree, grid_size=5, grid_range=(-2.0, 1.0))
-        torch.set_default_dtype(torch.float32)
     else:
         basis = free_spline(degree, 3 if kind == "per channel" else None)
     made = layer(basis)
@@ -85,7 +82,7 @@ def test_curvature_is_the_integral_that_scipy_finds(degree: int, kind: str) -> N
 def test_a_parabola_has_the_curvature_of_its_formula(grid_size: int) -> None:
     """∫ (2a)² dx over the grid; a parabola's coefficients are its blossoms at the knots."""
     basis = BSpline(degree=2, grid_size=grid_size, grid_range=(-1.0, 2.0)).double()
-    knots = basis.knots[0]
+    knots = basis.exact_knots[0]
     edge = (0.7 * knots[1:-2] * knots[2:-1]).reshape(1, -1, 1)
     assert curvature(layer(basis, edge)).item() == pytest.approx(3 * 1.4**2, rel=1e-12)
 
@@ -119,6 +116,19 @@ def test_curvature_at_single_precision() -> None:
     made = layer(BSpline(degree=3, grid_size=8), in_features=16)
     exact = curvature(made).item()
     assert curvature(made.float()).item() == pytest.approx(exact, rel=1e-6)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert curvature(made).item() == pytest.approx(exact, rel=1e-6)
+
+
+def test_curvature_of_smooth_functions_on_fine_grids_at_single_precision() -> None:
+    """A line has next to none, and a sine's is ½ (6 − sin 6)."""
+    line = KANLinear(8, 8, basis=BSpline(degree=3, grid_size=200), start="linear")
+    assert abs(curvature(line).item()) < 1e-3
+    basis = BSpline(degree=3, grid_size=200)
+    x = torch.linspace(-3 - 0.03, 3 + 0.03, 203).reshape(1, -1, 1)
+    made = layer(basis, x.sin()).float()
+    expected = 3 - math.sin(6) / 2
+    assert curvature(made).item() == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize(

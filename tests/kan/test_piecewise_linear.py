@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from torch.autograd import gradcheck
+from torch.autograd import gradcheck, gradgradcheck
 
 from kanlm.kan import Basis, BSpline
 from kanlm.kan.piecewise_linear import contract_piecewise_linear
@@ -56,12 +56,17 @@ def test_gradcheck() -> None:
     )
 
 
-def test_differentiating_twice_is_refused_rather_than_wrong() -> None:
-    x = draw(4, 3).requires_grad_()
-    y = contract_piecewise_linear(x, KNOTS, draw(3, 5, 2)).square().sum()
-    (gradient,) = torch.autograd.grad(y, x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
+def test_gradients_of_gradients() -> None:
+    """Also of a sum, whose gradient at the outputs is constant."""
+    x = torch.tensor([[-3.1, -0.7, 0.3], [1.7, 2.2, 3.4]], dtype=torch.float64).requires_grad_()
+    values = draw(3, 5, 2).requires_grad_()
+    assert gradgradcheck(lambda x, v: contract_piecewise_linear(x, KNOTS, v), (x, values))
+    basis, y = BSpline(grid_size=4).double(), []
+    for contract in (basis.contract, lambda *given: Basis.contract(basis, *given)):
+        (slope,) = torch.autograd.grad(contract(x, values).sum(), x, create_graph=True)
+        y.append(torch.autograd.grad(slope.square().sum(), values)[0])
+    assert y[0].abs().sum() > 0
+    torch.testing.assert_close(*y, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

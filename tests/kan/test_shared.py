@@ -17,6 +17,7 @@ from kanlm.kan import (
     Rational,
     SharedFunctionLinear,
     SharedFunctions,
+    Wavelet,
 )
 
 ACTIVATIONS = {
@@ -212,3 +213,16 @@ def test_no_graph_breaks() -> None:
 def test_impossible_options_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SharedFunctionLinear(6, 2, **options)
+
+
+def test_starts_that_the_basis_cannot_make_are_refused() -> None:
+    """One even function is like no line, and a map of functions that are 0 has no scale."""
+    for basis in (Wavelet(wavelets=1), BSpline(degree=0, grid_size=1)):
+        with pytest.raises(ValueError, match="start = 'identity'"):
+            SharedFunctionLinear(4, 2, basis=basis, start="identity")
+        assert SharedFunctionLinear(4, 2, basis=basis, start="random").weight.abs().max() < 10
+
+
+def test_one_channel_does_not_stand_for_many() -> None:
+    with pytest.raises(ValueError, match="x has 1 channels: expected 3"):
+        SharedFunctionLinear(3, 2)(torch.randn(5, 1))

@@ -41,8 +41,9 @@ class Basis(nn.Module, ABC):
     num_functions: int
     #: Inputs with parameters or a grid of their own; None where all share one set.
     channels: int | None = None
-    #: FLOPs of evaluating all functions at one input: every addition, multiplication,
-    #: division, comparison and transcendental counts one, as the formula is written.
+    #: FLOPs of evaluating all functions at one input, estimated from the formulas: about one
+    #: for every addition, multiplication, division, comparison and transcendental. What runs
+    #: may take twice as many, which is little beside the 2 B of every output.
     flops_per_input: int
     #: Whether some combination of the functions is constant, so that a layer needs no bias.
     spans_constants: bool = False
@@ -62,7 +63,8 @@ class Basis(nn.Module, ABC):
 
     @abstractmethod
     def values(self, x: Tensor) -> Tensor:
-        """Evaluate all functions: (…, in) → (…, in, B), in the dtype of x.
+        """Evaluate all functions: (…, in) → (…, in, B), in the dtype of x, or in float32
+        where x holds integers.
 
         Our bases compute in float32 where x has less, and round once, at the end.
 
@@ -271,8 +273,12 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def functions_last(columns: list[Tensor], x: Tensor) -> Tensor:
-    """Functions, each (…, in) or broadcasting to it, as (…, in, B) in the dtype of x."""
-    return torch.stack([c.to(x.dtype).expand_as(x) for c in columns], dim=-2).transpose(-1, -2)
+    """Functions, each (…, in) or broadcasting to it, as (…, in, B) in the dtype of x.
+
+    Integers have none to keep: their functions stay in the working dtype.
+    """
+    dtype = x.dtype if x.is_floating_point() else working_dtype(x.dtype)
+    return torch.stack([c.to(dtype).expand_as(x) for c in columns], dim=-2).transpose(-1, -2)
 
 
 def scatter_active(first: Tensor, local: Tensor, num_functions: int) -> Tensor:

@@ -15,7 +15,8 @@ class Fourier(Smooth):
     A truncated Fourier series of period 2 half_width, orthonormal over it. Outside the range
     it repeats itself. The constant is left to the layer's bias.
 
-    In bfloat16 a value inside the range is the exact one rounded, within 2⁻⁸ |value| + 10⁻⁵.
+    In bfloat16 a value inside the range is the exact one rounded, within 2⁻⁸ |value| + 10⁻⁵ up
+    to 32 frequencies.
 
     Arguments:
         frequencies: K; there are 2 K functions.

@@ -107,10 +107,11 @@ class Legendre(_Polynomials):
 
         (n + 1) P_{n+1} = (2n + 1) u P_n − n P_{n−1},  P′_{n+1} = P′_{n−1} + (2n + 1) P_n
 
-    times √(2n + 1), with u = x / half_width (DLMF 18.9.1, 18.9.19). Beyond the range inputs
+    times √(2n + 1), with u = x / half_width (DLMF 18.9.1, 18.9.7, 18.9.19). Beyond the range inputs
     are squashed by default.
 
-    In bfloat16 a value inside the range is the exact one rounded, within 2⁻⁸ |value| + 10⁻⁵.
+    In bfloat16 a value inside the range is the exact one rounded, within 2⁻⁸ |value| + 10⁻⁵ up
+    to degree 16.
 
     Arguments: as of `Chebyshev`.
     """
@@ -154,7 +155,7 @@ class Hermite(_Polynomials):
 
         He_0 = 1,  He_1 = x,  He_{n+1} = x He_n − n He_{n−1},  He_n′ = n He_{n−1}
 
-    divided by √n! (DLMF 18.9.1, 18.9.25); written for the scaled h_n = He_n / √n! as
+    divided by √n! (DLMF 18.9.1, 18.9.27); written for the scaled h_n = He_n / √n! as
     h_{n+1} = (x h_n − √n h_{n−1}) / √(n + 1) and h_n′ = √n h_{n−1}. For normalised inputs
     each function then starts with unit mean square and is uncorrelated with the others.
     Beyond the range the functions go on linearly by default.

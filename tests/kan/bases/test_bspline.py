@@ -1,5 +1,7 @@
 """B-splines against scipy's, which evaluates de Boor's recursion in compiled code."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -182,6 +184,9 @@ def test_knots_keep_their_precision() -> None:
         ({"grid_size": 0}, "grid_size = 0"),
         ({"degree": 6}, "degree = 6"),
         ({"grid_range": (1.0, 1.0)}, "grid_range"),
+        ({"grid_range": (0.0, math.inf)}, "finite"),
+        ({"grid_range": (-math.inf, 0.0)}, "finite"),
+        ({"grid_range": (1e8, 1e8 + 1)}, "cells vanish"),
     ],
 )
 def test_impossible_options_are_refused(options: dict, message: str) -> None:
@@ -194,3 +199,10 @@ def test_impossible_grids_are_refused() -> None:
         BSpline(equal_cells=False).with_grid(torch.tensor([[0.0, 1.0, 1.0, 2.0]]))
     with pytest.raises(ValueError, match="equally wide"):
         BSpline().with_grid(torch.tensor([[0.0, 1.0, 1.5, 2.0]]))
+
+
+@pytest.mark.parametrize("cells", [6, 500, 2000])
+def test_a_grid_that_was_rounded_is_still_of_equal_cells(cells: int) -> None:
+    for ends in ((-3.0, 3.0), (100.0, 110.0)):
+        basis = BSpline(grid_size=cells, grid_range=ends)
+        assert torch.equal(basis.with_grid(basis.grid).grid, basis.grid)

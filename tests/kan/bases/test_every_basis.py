@@ -156,6 +156,13 @@ def test_bfloat16_rounds_once(basis: Basis) -> None:
     assert ((rough - true).abs() <= 2**-8 * true.abs() + 1e-5).all()
 
 
+def test_integers_are_numbers_like_others(basis: Basis) -> None:
+    x = torch.tensor([[-5], [-1], [0], [2], [3]]).expand(-1, IN)
+    assert isinstance(basis, Differentiable)
+    torch.testing.assert_close(basis.values(x), basis.values(x.float()))
+    torch.testing.assert_close(basis.derivatives(x), basis.derivatives(x.float()))
+
+
 def test_values_keep_the_dtype_under_autocast(basis: Basis) -> None:
     x = draw(50, IN, scale=1.0).float()
     with torch.autocast("cpu", torch.bfloat16):
