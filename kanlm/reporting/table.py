@@ -7,6 +7,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table as RichTable
 
 from kanlm.reporting.finding import findings
@@ -334,28 +335,23 @@ def print_accounting(accounts: Mapping[str, Any]) -> None:
 
 
 def print_table(table: Table) -> None:
-    """Print a table under its title and above its note."""
+    """Print a table under its title and above its note, as wide as its numbers need."""
     console = Console(highlight=False, markup=False)
+    rich = rich_table(table)
+    needed = Measurement.get(console, console.options.update(max_width=10_000), rich).maximum
     console.print()
     console.print(table.title, style="bold")
-    console.print(rich_table(table))
+    console.print(rich, width=max(needed, console.width), crop=False, no_wrap=True)
     console.print(table.note, style="dim")
 
 
 def rich_table(table: Table) -> RichTable:
-    """The body of a table for a terminal."""
+    """The body of a table for a terminal: a broken number or name could not be read."""
     rich = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for index, column in enumerate(table.columns):
         justify = "left" if table.is_text(index) else "right"
-        # The first column names the rows: a broken name can be neither read nor copied.
-        rich.add_column(
-            column,
-            justify=justify,
-            vertical="bottom",
-            overflow="fold",
-            no_wrap=index == 0,
-            min_width=max(map(len, column.split()), default=0),
-        )
+        head = column.replace(" ", "\n")
+        rich.add_column(head, justify=justify, vertical="bottom", no_wrap=True)
     for number, row in enumerate(table.rows, start=1):
         rich.add_row(*row, end_section=number in table.rules)
     return rich
