@@ -18,14 +18,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 
 def contract_piecewise_linear(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:
     """y_o = Σ_i f_io(x_i) for the functions with f_io(knots_k) = values_iko.
 
-    At a knot the derivative is that from the right. Gradients can be differentiated again,
-    with the hats in memory then.
+    At a knot the derivative is that from the right. Gradients can be differentiated again, and
+    torch.func's reverse-mode transforms apply, with all hats in memory then.
 
     Arguments:
         x: (…, in), float32 or float64 on the CPU.
@@ -43,20 +42,31 @@ class _Contract(torch.autograd.Function):
     """The sum over cells; nothing but the arguments is saved."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, knots: Tensor, values: Tensor) -> Tensor:
-        ctx.save_for_backward(x, knots, values)
+    def forward(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:
         y = x.new_zeros(x.shape[0], values.shape[-1])
         for b, hat in enumerate(_hats(x, knots)):
             y.addmm_(hat, values[:, b])
         return y
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Tensor) -> tuple[Tensor, int]:
+        def sums(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:
+            return torch.einsum("nib,ibo->no", _values_and_slopes(x, knots)[0], values)
+
+        return torch.vmap(sums, in_dims)(*args), 0
+
+    @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (dy,) = gradients
         x, knots, values = ctx.saved_tensors
         if torch.is_grad_enabled():  # for `create_graph`
-            dx, dvalues = _differentiable_gradients(x, knots, values, dy)
-            return dx, None, dvalues
+            hats, slopes = _values_and_slopes(x, knots)
+            dx = (torch.einsum("no,ibo->nib", dy, values) * slopes).sum(dim=-1)
+            return dx, None, torch.einsum("nib,no->ibo", hats, dy)
         dvalues = torch.empty_like(values)
         for b, hat in enumerate(_hats(x, knots)):
             torch.mm(hat.T, dy, out=dvalues[:, b])
@@ -70,17 +80,14 @@ class _Contract(torch.autograd.Function):
         return dx, None, dvalues
 
 
-def _differentiable_gradients(
-    x: Tensor, knots: Tensor, values: Tensor, dy: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Gradients of x and of the values, by operations that autograd knows."""
+def _values_and_slopes(x: Tensor, knots: Tensor) -> tuple[Tensor, Tensor]:
+    """All hats at x and their slopes, (N, in, G + 1), by operations that autograd knows."""
     cell = torch.bucketize(x.detach(), knots[1:-1], right=True)
-    left, right = F.one_hot(cell, len(knots)), F.one_hot(cell + 1, len(knots))
+    after = cell.unsqueeze(-1) - torch.arange(len(knots), device=x.device)
+    left, right = (after == 0).to(x.dtype), (after == -1).to(x.dtype)
     widths = knots.diff()[cell].unsqueeze(-1)
     position = (x - knots[cell]).unsqueeze(-1) / widths
-    hats = left + (right - left) * position
-    dx = torch.einsum("nib,ibo,no->ni", (right - left) / widths, values, dy)
-    return dx, torch.einsum("nib,no->ibo", hats, dy)
+    return left + (right - left) * position, (right - left) / widths
 
 
 def _hats(x: Tensor, knots: Tensor) -> Iterator[Tensor]:

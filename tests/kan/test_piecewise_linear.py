@@ -1,5 +1,7 @@
 """The clamped sum against numpy's interpolation and against the dense contraction."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -67,6 +69,25 @@ def test_gradients_of_gradients() -> None:
         y.append(torch.autograd.grad(slope.square().sum(), values)[0])
     assert y[0].abs().sum() > 0
     torch.testing.assert_close(*y, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda f, x, v: torch.func.jacrev(f, argnums=(0, 1))(x[0], v),
+        lambda f, x, v: torch.func.jacrev(torch.func.jacrev(f), argnums=1)(x[0], v),
+        lambda f, x, v: torch.func.vmap(torch.func.jacrev(f, argnums=1), (0, None))(x, v),
+        lambda f, x, v: torch.func.vmap(f)(x, v.expand(6, -1, -1, -1)),
+    ],
+)
+def test_function_transforms(transform) -> None:
+    """As of the dense contraction: Jacobians, those of Jacobians, and those of single inputs."""
+    basis = BSpline(grid_size=4).double()
+    dense = functools.partial(Basis.contract, basis)
+    x, values = 2 * draw(6, 3), draw(3, 5, 2)
+    torch.testing.assert_close(
+        transform(basis.contract, x, values), transform(dense, x, values), rtol=1e-11, atol=1e-11
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
