@@ -50,7 +50,7 @@ class KANLinear(nn.Module):
     Shapes: (…, in_features) → (…, out_features).
 
     Raises:
-        ValueError: base or start is unknown, the basis is of another number of channels, or
+        ValueError: base or start is unknown, the basis is none or of another number of channels, or
             start is `linear` and the basis can make no line.
     """
 
@@ -76,6 +76,8 @@ class KANLinear(nn.Module):
         super().__init__()
         if base is not None and base not in ("auto", *_BASE_FLOPS):
             raise ValueError(f"base = {base!r}: expected auto, silu, identity or None")
+        if basis is not None and not isinstance(basis, Basis):
+            raise ValueError(f"basis = {basis!r}: expected a Basis, such as Hermite(degree=3)")
         if start not in get_args(Start):
             raise ValueError(f"start = {start!r}: expected {', '.join(get_args(Start))}")
         self.in_features = in_features

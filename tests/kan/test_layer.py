@@ -127,3 +127,9 @@ def test_the_default_is_cubic_hermite_and_local_functions_get_a_base() -> None:
     assert KANLinear(4, 3, basis=BSpline()).label == "bspline1-g6-silu"
     assert KANLinear(4, 3, basis=BSpline(), base=None).label == "bspline1-g6"
     assert KANLinear(4, 3, basis=Chebyshev()).base_weight is None
+
+
+@pytest.mark.parametrize("basis", ["bspline", BSpline])
+def test_what_is_no_basis_is_refused(basis) -> None:
+    with pytest.raises(ValueError, match=r"basis = .*: expected a Basis, such as Hermite"):
+        KANLinear(4, 3, basis=basis)
