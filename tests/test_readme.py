@@ -117,7 +117,7 @@ def test_the_settings_resolve(tmp_path: Path):
     (tmp_path / "shown.yaml").write_text(YAML)
     config = resolve(load(tmp_path / "shown.yaml", ["training.steps=2000"]))
     layers = config.model.feed_forward_by_layer
-    assert [layer["kind"] for layer in layers] == ["swiglu"] * 8 + ["kan"] * 4
+    assert [layer["kind"] for layer in layers] == ["swiglu"] * 8 + ["kan-local"] * 4
     assert layers[-1]["basis"]["grid_size"] == 8
 
 
