@@ -248,7 +248,7 @@ def test_evaluate_reads_another_text_with_another_stride(runs, tmp_path, capsys)
 
 def test_generate_continues_the_prompt(runs, capsys):
     texts = []
-    for seed in (0, 0, 1):
+    for seed in (2, 2, 3):
         words = ["generation.prompt='the dog '", "generation.max_new_tokens=20", f"seed={seed}"]
         call("generate", runs / "kan", *words)
         texts.append(capsys.readouterr().out)

@@ -22,7 +22,7 @@ def _default(name: str) -> Any:
 
 class KanLMConfig(PreTrainedConfig):
     """Configuration of a `KanLMForCausalLM`: the fields of `ModelSettings`, documented
-    there, and the ids of special tokens.
+    there, and the ids of special tokens. `feed_forward` may be a kind's bare name.
 
     Feed-forward options left open, and the width, are filled in when the config is made,
     so that `config.json` states them and no changed default changes a saved model.
@@ -48,7 +48,7 @@ class KanLMConfig(PreTrainedConfig):
     n_heads: int = _default("n_heads")
     n_kv_heads: int | None = _default("n_kv_heads")
     context_length: int = _default("context_length")
-    feed_forward: dict[str, Any] | list[dict[str, Any]] = _default("feed_forward")
+    feed_forward: str | dict[str, Any] | list[dict[str, Any]] = _default("feed_forward")
     dropout: float = _default("dropout")
     qk_norm: bool = _default("qk_norm")
     tie_embeddings: bool = _default("tie_embeddings")
@@ -60,6 +60,8 @@ class KanLMConfig(PreTrainedConfig):
     pad_token_id: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if isinstance(self.feed_forward, str):
+            self.feed_forward = {"kind": self.feed_forward}
         self.feed_forward = resolve_feed_forward(self.settings).feed_forward
         super().__post_init__(**kwargs)
 

@@ -48,7 +48,7 @@ from kanlm.training.resolve import resolve
         ({"optimizer": {"muon_coefficients": True}}, "optimizer: muon_coefficients = True belongs to kind muon"),
         ({"penalties": {"l1": -1.0}}, "penalties: l1 = -1.0: expected 0 or more"),
         ({"penalties": {"l2": float("inf")}}, "penalties: l2 = inf: expected 0 or more"),
-        ({"penalties": {"curvature": 0.1}}, "penalties: curvature of bspline1-g6: degree = 1 has no second derivative"),
+        ({"penalties": {"curvature": 0.1}, "model": {"feed_forward": "kan-local"}}, "penalties: curvature of bspline1-g6: degree = 1 has no second derivative"),
         ({"penalties": {"smoothness": 0.1}, "model": {"feed_forward": {"kind": "kan", "basis": "chebyshev"}}}, "penalties: smoothness of chebyshev4: expected a basis whose functions stand in a row"),
         ({"penalties": {"l1": 0.1}, "model": {"feed_forward": "gelu"}}, "penalties: the model has no KAN layer"),
         ({"training": {"polish_steps": -1}}, "training: polish_steps = -1: expected 0 or more"),

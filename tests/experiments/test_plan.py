@@ -34,15 +34,15 @@ def test_an_arm_without_a_width_sets_the_cost_of_all(place, match, tmp_path, mak
 
 
 def test_two_arms_without_a_width_must_cost_the_same(tmp_path, make_tree):
-    smaller = {"model": {"feed_forward": {"kind": "kan-single", "base": None}}}
+    smaller = {"model": {"feed_forward": {"kind": "kan-single", "basis": {"degree": 2}}}}
     arms = {**TWINS, "one": SINGLE, "two": smaller}
     config = resolve(from_tree(make_tree(tmp_path, study={"arms": arms})))
     with pytest.raises(UserError) as caught:
         study.plan(config)
-    # (7 + 1) and 7 numbers on each of 16² edges, in two layers.
+    # 3 and 2 numbers on each of 16² edges, and 16 biases, in two layers.
     assert str(caught.value) == (
         "study.arms: several arms have no width to solve, and differ in parameters of their "
-        "feed-forward blocks (one 4,096, two 3,584): keep one of them"
+        "feed-forward blocks (one 1,568, two 1,056): keep one of them"
     )
     config = resolve(from_tree(make_tree(tmp_path, study={"arms": {**arms, "two": SINGLE}})))
     assert [arm.name for arm in study.plan(config)] == ["kan", "gelu", "one", "two"]

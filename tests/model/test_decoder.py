@@ -125,7 +125,7 @@ def test_the_headless_model_loads_too(tmp_path: Path) -> None:
 
 
 def test_loaded_knots_are_those_saved(tmp_path: Path) -> None:
-    model = make()
+    model = make(feed_forward="kan-local")
     knots = model.get_buffer("model.layers.0.feed_forward.up.basis.knots")
     knots.mul_(1.25)
     model.save_pretrained(tmp_path)
@@ -138,7 +138,7 @@ def test_loaded_knots_are_those_saved(tmp_path: Path) -> None:
 
 def test_a_checkpoint_with_gaps_is_filled_and_not_overwritten(tmp_path: Path) -> None:
     """Also where one module holds both a loaded tensor and a missing one."""
-    model = make()
+    model = make(feed_forward={"kind": "kan-local"})
     block = "model.layers.1.feed_forward"
     lost = [
         f"{block}.up.base_weight",

@@ -21,6 +21,7 @@ from kanlm.model.feed_forward import (
     FEED_FORWARDS,
     KAN,
     FeedForward,
+    KANLocal,
     SwiGLU,
     complete_feed_forward,
     make_feed_forward,
@@ -96,7 +97,8 @@ def test_starts_with_the_output_variance_asked_for(spec: dict, width: int) -> No
     """For unit-normal inputs under the norm that every block has before it.
 
     At width 16 a vector's own norm scatters by a sixth, and would be squared or cubed by
-    gated and squared activations; the norm takes that out, here as in the model.
+    gated and squared activations; the norm takes that out, here as in the model. It also
+    leaves 16 numbers no room for the tails that cubic functions have their variance from.
     """
     torch.manual_seed(0)
     hidden = solve_hidden(spec, width, parameters=8 * width**2) if has_width(spec) else 0
@@ -107,7 +109,8 @@ def test_starts_with_the_output_variance_asked_for(spec: dict, width: int) -> No
         x = F.rms_norm(torch.randn(64, width), (width,))
         with torch.no_grad():
             squares.append(block(x).square().mean())
-    assert torch.stack(squares).mean().item() == pytest.approx(0.25, rel=0.1)
+    tolerance = 0.2 if width == 16 and "hermite3" in block.label else 0.1
+    assert torch.stack(squares).mean().item() == pytest.approx(0.25, rel=tolerance)
 
 
 def test_labels_state_structure_and_basis() -> None:
@@ -143,7 +146,12 @@ def test_kan_is_layer_norm_layer() -> None:
     hidden = block.up(x)
     normed = hidden / (hidden.square().mean(-1, keepdim=True) + 1e-6).sqrt() * block.norm.weight
     torch.testing.assert_close(block(x), block.down(normed))
-    assert not any(name.endswith("bias") for name, _ in block.named_parameters())
+    assert {name for name, _ in block.named_parameters() if "bias" in name} == {
+        "up.bias",
+        "down.bias",
+    }
+    local = KANLocal(8, 6, 0.7)
+    assert not any("bias" in name for name, _ in local.named_parameters())
 
 
 def test_kan_glu_multiplies_a_kan_by_a_linear_map() -> None:
@@ -152,7 +160,7 @@ def test_kan_glu_multiplies_a_kan_by_a_linear_map() -> None:
     x = torch.rand(5, 8, dtype=torch.float64) * 6 - 3
     functions = torch.stack([x, (x**2 - 1) / math.sqrt(2)], dim=-1)
     for learned, activation in (("gate", lambda z: z), ("value", silu)):
-        block = drawn(make({"kind": "kan-glu", "learned": learned}))
+        block = drawn(make({"kind": "kan-glu", "learned": learned, "basis": {"degree": 2}}))
         weights = dict(block.named_parameters())
         kan = torch.einsum("nib,ibo->no", functions, weights["kan.coefficients"])
         other = activation(affine(x, weights["linear.weight"]))

@@ -37,7 +37,7 @@ BLOCKS: dict[str, dict[str, Any]] = {
     "gelu": {"kind": "gelu", **HIDDEN},
     "relu2": {"kind": "relu2", **HIDDEN},
     "swiglu": {"kind": "swiglu", **HIDDEN},
-    "kan-bspline1": {"kind": "kan", **HIDDEN},
+    "kan-bspline1": {"kind": "kan-local", **HIDDEN},
     "kan-bspline3": {"kind": "kan", "basis": {"kind": "bspline", "degree": 3}, **HIDDEN},
     "kan-hermite": {"kind": "kan", "basis": {"kind": "hermite"}, **HIDDEN},
     "kan-rational": {"kind": "kan", "basis": {"kind": "rational"}, **HIDDEN},
