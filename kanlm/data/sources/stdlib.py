@@ -12,6 +12,7 @@ import inspect
 import re
 import sysconfig
 import tokenize
+from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,8 +58,9 @@ class _Modules(Source):
     def _read_files(self) -> list[Path]:
         return list(self.files.values())
 
+    @abstractmethod
     def _all_documents(self) -> Iterator[str]:
-        raise NotImplementedError
+        """All documents in their order, before a cursor skips any."""
 
 
 class StdlibProse(_Modules):
