@@ -4,6 +4,7 @@ Costs are read off modules built on the meta device, so that no formula is state
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -21,6 +22,12 @@ from .settings import ModelSettings
 #: Parameters of a feed-forward block whose width is left open, in units of d_model²:
 #: those of the classic MLP with hidden = 4 d_model.
 DEFAULT_PARAMETERS = 8
+
+#: Widths are rounded to a multiple of the first of these that keeps the cost to
+#: ALIGNMENT_TOLERANCE. On a CPU the matrix products of 4,096 tokens, d_model 512 and a
+#: hidden width of 683 took 20% longer than with 680, and tensor cores want multiples of 8.
+ALIGNMENTS = (64, 32, 16, 8, 4, 2)
+ALIGNMENT_TOLERANCE = 0.005
 
 #: What twins have in common.
 Cost = Literal["parameters", "flops"]
@@ -66,6 +73,7 @@ def solve_hidden(
 
     Returns: the width; the block's cost is within 1% or one unit of width of the target,
     whichever is larger. The unit is the number that the kind's width must be a multiple of.
+    Among the widths within ALIGNMENT_TOLERANCE the one that hardware likes best is taken.
 
     Raises:
         ValueError: the kind has no width or is unknown, or even the narrowest block costs
@@ -101,7 +109,13 @@ def solve_hidden(
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if cost(middle) <= target else (low, middle)
-    return unit * min((low, high), key=lambda units: abs(cost(units) - target))
+    nearest = min((low, high), key=lambda units: abs(cost(units) - target))
+    for alignment in ALIGNMENTS:
+        step = math.lcm(unit, alignment) // unit
+        aligned = max(1, round(nearest / step)) * step
+        if abs(cost(aligned) - target) <= ALIGNMENT_TOLERANCE * target:
+            return unit * aligned
+    return unit * nearest
 
 
 def resolve_feed_forward(settings: ModelSettings) -> ModelSettings:
