@@ -4,18 +4,17 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from .bases import Basis, Hermite
+from .base_functions import BASE_FLOPS, BASE_FUNCTIONS, BaseFunction
+from .bases import Basis, Hermite, Local
 from .initialization import assign_, uniform_
+from .kernels import edge_sums, reads_sparsely, sparse_sums
 from .moments import unit_normal_mean
 
 #: How a layer's edge functions start.
 Start = Literal["random", "linear", "zero"]
 #: The function beside the basis; `auto` is the basis's `default_base`.
-Base = Literal["auto", "silu", "identity"] | None
-#: FLOPs of the base function at one input, counted as `Basis.flops_per_input`.
-_BASE_FLOPS = {"silu": 4, "identity": 0}
+Base = BaseFunction | Literal["auto"] | None
 
 
 class KANLinear(nn.Module):
@@ -74,7 +73,7 @@ class KANLinear(nn.Module):
         start: Start = "random",
     ) -> None:
         super().__init__()
-        if base is not None and base not in ("auto", *_BASE_FLOPS):
+        if base is not None and base not in ("auto", *BASE_FUNCTIONS):
             raise ValueError(f"base = {base!r}: expected auto, silu, identity or None")
         if basis is not None and not isinstance(basis, Basis):
             raise ValueError(f"basis = {basis!r}: expected a Basis, such as Hermite(degree=3)")
@@ -83,7 +82,7 @@ class KANLinear(nn.Module):
         self.in_features = in_features
         self.out_features = out_features
         self.basis = Hermite() if basis is None else basis
-        self.base = self.basis.default_base if base == "auto" else base
+        self.base: BaseFunction | None = self.basis.default_base if base == "auto" else base
         self.gain = gain
         self.start: Start = start
         shape = (in_features, self.basis.num_functions, out_features)
@@ -105,9 +104,10 @@ class KANLinear(nn.Module):
         variance = self.gain**2 / self.in_features
         share = {"random": 1.0 if self.base_weight is None else self.BASIS_SHARE, "linear": 1.0}
         self._start_coefficients(share.get(self.start, 0.0) * variance)
-        if self.base_weight is not None:
+        if self.base is not None and self.base_weight is not None:
+            function = BASE_FUNCTIONS[self.base]
             rest = 1 - share.get(self.start, 0.0)
-            mean_square = unit_normal_mean(lambda z: self._base(z).square())
+            mean_square = unit_normal_mean(lambda z: function(z).square())
             uniform_(self.base_weight, rest * variance / mean_square)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
@@ -133,13 +133,22 @@ class KANLinear(nn.Module):
             uniform_(self.coefficients, variance / self.basis.mean_square)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.basis.contract(x, self.coefficients)
-        if self.base_weight is not None:
-            y = y + F.linear(self._base(x), self.base_weight)
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+        return edge_sums(x, self.coefficients, self.basis, self.base, self.base_weight, self.bias)
 
-    def _base(self, x: Tensor) -> Tensor:
-        return F.silu(x) if self.base == "silu" else x
+    def reads_sparsely(self, x: Tensor) -> bool:
+        """Whether `forward` would read the active coefficients alone: few tokens, no gradients."""
+        return reads_sparsely(x, self.coefficients, self.basis)
+
+    def sparse_sums(self, x: Tensor, norm: tuple[Tensor, float] | None = None) -> Tensor:
+        """`forward` by reading the active coefficients alone, for a basis that is `Local`.
+
+        Arguments:
+            norm: gain (in,) and epsilon of an RMS norm that x goes through first.
+        """
+        assert isinstance(self.basis, Local)
+        return sparse_sums(
+            x, self.coefficients, self.basis, self.base, self.base_weight, self.bias, norm
+        )
 
     @property
     def label(self) -> str:
@@ -157,7 +166,7 @@ class KANLinear(nn.Module):
         per_input = self.basis.flops_per_input
         if self.base is not None and self.base_weight is not None:
             matrix += 2 * self.base_weight.numel() + self.out_features
-            per_input += _BASE_FLOPS[self.base]
+            per_input += BASE_FLOPS[self.base]
         bias = 0 if self.bias is None else self.out_features
         return matrix + self.in_features * per_input + bias
 

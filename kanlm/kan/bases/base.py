@@ -97,8 +97,8 @@ class Basis(nn.Module, ABC):
     def contract(self, x: Tensor, coefficients: Tensor) -> Tensor:
         """Sum every edge's function: y_o = Σ_i Σ_b φ_b(x_i) c_ibo.
 
-        One matrix product over the flattened (in, B). A basis that knows a cheaper way
-        overrides this, and must agree with it.
+        One matrix product over the flattened (in, B): the reference that the backends of
+        `kanlm.kan.kernels` agree with.
 
         Arguments:
             x: (…, in).
@@ -112,6 +112,10 @@ class Basis(nn.Module, ABC):
 
 class Differentiable(Basis):
     """A basis whose derivatives are about as cheap as its values."""
+
+    def evaluate(self, x: Tensor) -> Tensor:
+        """`values`, of which nobody asks a gradient: a basis may take shortcuts."""
+        return self.values(x)
 
     @abstractmethod
     def derivatives(self, x: Tensor) -> Tensor:
@@ -220,6 +224,21 @@ class Smooth(Differentiable):
     def values(self, x: Tensor) -> Tensor:
         work = x.to(working_dtype(x.dtype))
         return functions_last(self._columns(work, self._own_parameters(work.dtype)), x)
+
+    def evaluate(self, x: Tensor) -> Tensor:
+        parameters = self._own_parameters(working_dtype(x.dtype))
+        if self.outside != "linear" or parameters or x.device.type != "cpu":
+            return self.values(x)
+        # Only the few inputs outside get tails. On a GPU, asking which would have to wait.
+        work = x.to(working_dtype(x.dtype))
+        inside = work.clamp(-self.half_width, self.half_width)
+        values = functions_last(self.functions(inside, parameters), x)
+        places = (work != inside).nonzero(as_tuple=True)
+        ends = inside[places]
+        slopes = functions_last(self.slopes(ends, parameters), ends)
+        tails = slopes * (work[places] - ends).unsqueeze(-1)
+        values[places] = (functions_last(self.functions(ends, parameters), ends) + tails).to(values)
+        return values
 
     def derivatives(self, x: Tensor) -> Tensor:
         given, x = x, x.to(working_dtype(x.dtype))

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ..initialization import assign_
 from ..knots import equally_spaced, extended, insertion_matrix, split
-from ..piecewise_linear import contract_piecewise_linear
 from .base import Differentiable, Refinable, functions_last, scatter_active, working_dtype
 
 
@@ -127,19 +126,6 @@ class BSpline(Refinable, Differentiable):
     def starting_values(self, x: Tensor) -> Tensor:
         first, values, _ = self._local(x.unsqueeze(-1), self._starting_knots())
         return scatter_active(first, values, self.num_functions).squeeze(-2)
-
-    def contract(self, x: Tensor, coefficients: Tensor) -> Tensor:
-        # The clamps pay where nothing fuses the expansion: eager float32 on a CPU.
-        if (
-            self.degree == 1
-            and len(self.knots) == 1
-            and x.device.type == "cpu"
-            and x.dtype in (torch.float32, torch.float64)
-            and not torch.is_autocast_enabled("cpu")
-            and not torch.compiler.is_compiling()
-        ):
-            return contract_piecewise_linear(x, self._grid(self.knots.to(x.dtype))[0], coefficients)
-        return super().contract(x, coefficients)
 
     def with_grid(self, grid: Tensor) -> Self:
         """B-splines of this degree on another grid, of this one's dtype and device.

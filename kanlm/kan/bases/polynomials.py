@@ -9,6 +9,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from .base import Outside, Smooth
@@ -179,12 +180,13 @@ class Hermite(_Polynomials):
         super().__init__(degree, constant, half_width, outside)
 
     def _polynomials(self, x: Tensor) -> list[Tensor]:
-        columns = [x.new_ones(x.shape), x]
+        columns = [x.new_ones(()), x]
         for n in range(1, self.degree):
-            columns.append((x * columns[n] - math.sqrt(n) * columns[n - 1]) / math.sqrt(n + 1))
+            last = columns[n - 1] * -math.sqrt(n / (n + 1))
+            columns.append(torch.addcmul(last, x, columns[n], value=math.sqrt(1 / (n + 1))))
         return columns
 
     def _polynomial_slopes(self, x: Tensor) -> list[Tensor]:
         columns = self._polynomials(x)
         slopes = [math.sqrt(n) * columns[n - 1] for n in range(1, self.degree + 1)]
-        return [x.new_zeros(x.shape), *slopes]
+        return [x.new_zeros(()), *slopes]

@@ -58,7 +58,10 @@ class KAN(FeedForward):
         self.label = f"kan/{self.up.label}"
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.norm(self.up(x)))
+        hidden = self.up(x)
+        if self.down.reads_sparsely(hidden):
+            return self.down.sparse_sums(hidden, norm=(self.norm.weight, self.norm.epsilon))
+        return self.down(self.norm(hidden))
 
     @property
     def flops_per_token(self) -> int:

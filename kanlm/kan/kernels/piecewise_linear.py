@@ -34,7 +34,9 @@ def contract_piecewise_linear(x: Tensor, knots: Tensor, values: Tensor) -> Tenso
     Returns: (…, out).
     """
     flat = x.reshape(-1, x.shape[-1])
-    y = _Contract.apply(flat, knots.to(x.dtype), values)
+    # Compiled code calls an operator that it does not look into.
+    contract = _compiled_sums if torch.compiler.is_compiling() else _Contract.apply
+    y = contract(flat, knots.to(x.dtype), values)
     return y.reshape(*x.shape[:-1], values.shape[-1])
 
 
@@ -43,10 +45,7 @@ class _Contract(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:
-        y = x.new_zeros(x.shape[0], values.shape[-1])
-        for b, hat in enumerate(_hats(x, knots)):
-            y.addmm_(hat, values[:, b])
-        return y
+        return _sums(x, knots, values)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -67,17 +66,30 @@ class _Contract(torch.autograd.Function):
             hats, slopes = _values_and_slopes(x, knots)
             dx = (torch.einsum("no,ibo->nib", dy, values) * slopes).sum(dim=-1)
             return dx, None, torch.einsum("nib,no->ibo", hats, dy)
-        dvalues = torch.empty_like(values)
-        for b, hat in enumerate(_hats(x, knots)):
-            torch.mm(hat.T, dy, out=dvalues[:, b])
-        slopes = values.diff(dim=1).div_(knots.diff().unsqueeze(-1))
-        dx, work = torch.zeros_like(x), torch.empty_like(x)
-        # One step below a knot, so that the cell right of a knot owns it.
-        owned = _cells(knots.nextafter(knots.new_tensor(-math.inf)))
-        for k, (_, high) in enumerate(_cells(knots)):
-            torch.mm(dy, slopes[:, k].T, out=work)
-            dx += _masked_(work, x, owned[k][0], high)
+        dx, dvalues = _gradients(dy, x, knots, values)
         return dx, None, dvalues
+
+
+def _sums(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:
+    y = x.new_zeros(x.shape[0], values.shape[-1])
+    for b, hat in enumerate(_hats(x, knots)):
+        y.addmm_(hat, values[:, b])
+    return y
+
+
+def _gradients(dy: Tensor, x: Tensor, knots: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Of x and of the values."""
+    dvalues = torch.empty_like(values)
+    for b, hat in enumerate(_hats(x, knots)):
+        torch.mm(hat.T, dy, out=dvalues[:, b])
+    slopes = values.diff(dim=1).div_(knots.diff().unsqueeze(-1))
+    dx, work = torch.zeros_like(x), torch.empty_like(x)
+    # One step below a knot, so that the cell right of a knot owns it.
+    owned = _cells(knots.nextafter(knots.new_tensor(-math.inf)))
+    for k, (_, high) in enumerate(_cells(knots)):
+        torch.mm(dy, slopes[:, k].T, out=work)
+        dx += _masked_(work, x, owned[k][0], high)
+    return dx, dvalues
 
 
 def _values_and_slopes(x: Tensor, knots: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,3 +126,33 @@ def _cells(knots: Tensor) -> list[tuple[float, float]]:
     """Lower and upper bound of every cell, the outermost infinite."""
     inner = knots[1:-1].tolist()
     return list(zip([-math.inf, *inner], [*inner, math.inf], strict=True))
+
+
+# Named after this module, because a copy of it may travel with an exported model.
+_NAMESPACE = __name__.replace(".", "_")
+_compiled_sums = torch.library.custom_op(f"{_NAMESPACE}::sums", _sums, mutates_args=())
+_compiled_gradients = torch.library.custom_op(
+    f"{_NAMESPACE}::gradients", _gradients, mutates_args=()
+)
+
+
+@_compiled_sums.register_fake
+def _(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], values.shape[-1])
+
+
+@_compiled_gradients.register_fake
+def _(dy: Tensor, x: Tensor, knots: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(values)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _compiled_backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, Tensor]:
+    dx, dvalues = _compiled_gradients(dy, *ctx.saved_tensors)
+    return dx, None, dvalues
+
+
+_compiled_sums.register_autograd(_compiled_backward, setup_context=_save)

@@ -1,0 +1,20 @@
+"""How a layer adds up its edges' functions: one contract, several backends.
+
+    y_o = Σ_i [ Σ_b φ_b(x_i) c_ibo + w_oi base(x_i) ] + bias_o
+
+`edge_sums` is the contract, `choice` picks a backend and lets a caller pick one.
+
+- `reference`: the formula in plain torch, `Basis.contract`. Autograd keeps the expanded basis,
+  B times the input. Every transform of torch applies.
+- `recompute`: the same products, but only input and coefficients are kept for backward, and
+  the basis is evaluated again. Eagerly it goes through the tokens in blocks that stay in
+  cache; under torch.compile one generated kernel evaluates the basis for one product.
+- `piecewise-linear`: for linear B-splines on a CPU, hat by hat, nothing stored.
+- `sparse`: for local bases and few tokens, without gradients: reads only the coefficients of
+  functions that differ from zero.
+"""
+
+from .choice import BACKENDS, Backend, edge_sums, reads_sparsely, use_backend
+from .sparse import sparse_sums
+
+__all__ = ["BACKENDS", "Backend", "edge_sums", "reads_sparsely", "sparse_sums", "use_backend"]

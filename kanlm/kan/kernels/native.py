@@ -1,0 +1,81 @@
+"""C++ beside this file, compiled when it is first asked for.
+
+Torch's own operators are enough to compute everything here, so a missing compiler costs speed
+and nothing else. The library is kept in the user's cache folder, under a name made of the
+source, the compiler and the processor.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+#: No `-ffast-math`: it would have every program that loads the library flush small numbers.
+_FLAGS = ("-O3", "-march=native", "-fopenmp", "-std=c++17", "-shared", "-fPIC")
+
+
+@functools.cache
+def load_library(source: Path) -> ctypes.CDLL | None:
+    """Compile a C++ file and load it; None where that is not possible (`obstacle` says why)."""
+    return None if obstacle() else _load(source)
+
+
+@functools.cache
+def obstacle() -> str | None:
+    """Why no C++ can be compiled here, or None."""
+    if os.environ.get("KANLM_NATIVE") == "0":
+        return "KANLM_NATIVE is 0"
+    if sys.platform != "linux":
+        return f"the native kernels are for Linux, and this is {sys.platform}"
+    if _compiler() is None:
+        return "there is no C++ compiler: g++, or what CXX names"
+    return None
+
+
+def _compiler() -> str | None:
+    # Not clang++, whose OpenMP would bring a second pool of threads beside torch's.
+    names = [os.environ.get("CXX"), "g++"]
+    return next((path for name in names if name and (path := shutil.which(name))), None)
+
+
+def _load(source: Path) -> ctypes.CDLL | None:
+    compiler = _compiler()
+    assert compiler is not None
+    library = _cache_folder() / f"{source.stem}-{_fingerprint(source, compiler)}.so"
+    if not library.exists():
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+            draft = Path(folder) / library.name
+            command = [compiler, *_FLAGS, str(source), "-o", str(draft)]
+            done = subprocess.run(command, check=False, capture_output=True, text=True)
+            if done.returncode:
+                reason = (done.stderr.strip() or "no reason given").splitlines()[0]
+                warnings.warn(f"{compiler} cannot compile {source.name}: {reason}", stacklevel=2)
+                return None
+            draft.replace(library)
+    return ctypes.CDLL(str(library))
+
+
+def _cache_folder() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "kanlm" / "kernels"
+
+
+def _fingerprint(source: Path, compiler: str) -> str:
+    version = subprocess.run([compiler, "--version"], check=True, capture_output=True).stdout
+    parts = (source.read_bytes(), " ".join(_FLAGS).encode(), version, _processor())
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def _processor() -> bytes:
+    """What `-march=native` goes by: a home folder may be shared between machines."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    flags = sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))})
+    return "\n".join([platform.machine(), *flags]).encode()

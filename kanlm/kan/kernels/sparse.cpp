@@ -1,0 +1,223 @@
+// Sums over the edges of a KAN layer for a few tokens, reading only the coefficients of the
+// functions that differ from zero, and all weights of the base function.
+//
+//   y_no = bias_o + sum_i [ sum_s weights_nis c_{i, first_ni + s, o} + base_ni w_oi ]
+//
+// for inputs as they are or, with `norm`, after an RMS norm: a norm of its own would take about
+// as long as all the rows.
+//
+// Threads share out the inputs, because these are what a token's rows belong to. The rows of
+// one input are read for all tokens before those of the next, so that tokens share what the
+// caches hold and never read more than a dense product would.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <omp.h>
+
+namespace {
+
+// bfloat16 is the upper half of a float.
+struct Bfloat16 { uint16_t bits; };
+
+inline float load(float value) { return value; }
+inline float load(Bfloat16 value) {
+    const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
+    float wide;
+    std::memcpy(&wide, &bits, 4);
+    return wide;
+}
+
+inline void store(float* place, float value) { *place = value; }
+inline void store(Bfloat16* place, float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    if (std::isnan(value)) { place->bits = 0x7fc0; return; }
+    bits += 0x7fff + ((bits >> 16) & 1);  // to the nearest, ties to even
+    place->bits = static_cast<uint16_t>(bits >> 16);
+}
+
+constexpr int kMaxSupport = 6;
+constexpr int kGroup = 4;          // inputs whose rows are added in one pass over the sums
+constexpr int kAhead = 2;          // groups that are fetched ahead
+constexpr int kDots = 4;           // rows of the base's weights that are multiplied in one pass
+constexpr int64_t kLine = 16;      // floats of a cache line: sums of two threads share none
+
+// sums_o += sum_r weight_r row_r,o
+template <int ROWS, typename T>
+inline void add_rows(float* __restrict sums, const T* const* rows, const float* weights, int64_t out) {
+    const T* __restrict row[ROWS];
+    float weight[ROWS];
+    for (int r = 0; r < ROWS; r++) { row[r] = rows[r]; weight[r] = weights[r]; }
+#pragma omp simd
+    for (int64_t o = 0; o < out; o++) {
+        float sum = sums[o];
+        for (int r = 0; r < ROWS; r++) sum += weight[r] * load(row[r][o]);
+        sums[o] = sum;
+    }
+}
+
+template <int SUPPORT, typename T>
+void add_inputs(
+    float* sums, const int64_t* first, const float* weights, const T* coefficients,
+    int64_t tokens, int64_t inputs, int64_t functions, int64_t out, int64_t stride,
+    int64_t begin, int64_t end
+) {
+    for (int64_t i = begin; i < end; i += kGroup) {
+        const int64_t count = std::min<int64_t>(kGroup, end - i);
+        if (tokens == 1) {
+            const int64_t from = i + kAhead * kGroup, to = std::min<int64_t>(from + kGroup, end);
+            for (int64_t j = from; j < to; j++) {
+                const char* row = reinterpret_cast<const char*>(
+                    coefficients + (j * functions + first[j]) * out);
+                for (int64_t k = 0; k < static_cast<int64_t>(SUPPORT * out * sizeof(T)); k += 64)
+                    __builtin_prefetch(row + k, 0, 1);
+            }
+        }
+        for (int64_t n = 0; n < tokens; n++) {
+            const T* rows[kGroup * SUPPORT];
+            const float* weight = weights + (n * inputs + i) * SUPPORT;
+            for (int64_t j = 0; j < count; j++) {
+                const T* row = coefficients + ((i + j) * functions + first[n * inputs + i + j]) * out;
+                for (int s = 0; s < SUPPORT; s++) rows[j * SUPPORT + s] = row + s * out;
+            }
+            if (count == kGroup) {
+                add_rows<kGroup * SUPPORT>(sums + n * stride, rows, weight, out);
+            } else {
+                for (int64_t j = 0; j < count; j++)
+                    add_rows<SUPPORT>(sums + n * stride, rows + j * SUPPORT, weight + j * SUPPORT, out);
+            }
+        }
+    }
+}
+
+// Products of `values` with kDots rows at once: one sum alone would wait for itself.
+template <typename T>
+inline void dot_rows(float* products, const float* values, const T* rows, int64_t count, int64_t inputs) {
+    if (count < kDots) {
+        for (int64_t r = 0; r < count; r++) {
+            float sum = 0;
+#pragma omp simd reduction(+ : sum)
+            for (int64_t i = 0; i < inputs; i++) sum += values[i] * load(rows[r * inputs + i]);
+            products[r] = sum;
+        }
+        return;
+    }
+    const T *r0 = rows, *r1 = rows + inputs, *r2 = rows + 2 * inputs, *r3 = rows + 3 * inputs;
+    float s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+#pragma omp simd reduction(+ : s0, s1, s2, s3)
+    for (int64_t i = 0; i < inputs; i++) {
+        s0 += values[i] * load(r0[i]);
+        s1 += values[i] * load(r1[i]);
+        s2 += values[i] * load(r2[i]);
+        s3 += values[i] * load(r3[i]);
+    }
+    products[0] = s0, products[1] = s1, products[2] = s2, products[3] = s3;
+}
+
+// Index of the first function and values of the B-splines of `degree` on equal cells, with
+// linear tails: the triangle of kanlm.kan.bases.bspline, in units of a cell.
+inline void bspline(float x, float low, float high, int64_t cells, int degree, int64_t* first, float* values) {
+    const float inside = std::min(std::max(x, low), high);
+    const float width = (high - low) / cells;
+    const float position = (inside - low) / width;
+    const int64_t cell = std::min<int64_t>(static_cast<int64_t>(position), cells - 1);
+    const float t = position - cell;
+    float slopes[kMaxSupport] = {0};
+    values[0] = 1;
+    for (int j = 1; j <= degree; j++) {
+        float ratios[kMaxSupport];
+        for (int r = 0; r < j; r++) ratios[r] = values[r] / j;
+        float carried = 0, carried_slope = 0;
+        for (int r = 0; r < j; r++) {
+            values[r] = (r + 1 - t) * ratios[r] + carried;
+            slopes[r] = j * (carried_slope - ratios[r]);
+            carried = (t + (j - 1 - r)) * ratios[r];
+            carried_slope = ratios[r];
+        }
+        values[j] = carried;
+        slopes[j] = j * carried_slope;
+    }
+    const float tail = (x - inside) / width;
+    for (int s = 0; s <= degree; s++) values[s] += slopes[s] * tail;
+    *first = cell;
+}
+
+template <typename T>
+inline float inverse_rms(const T* x, int64_t inputs, float epsilon) {
+    float squares = 0;
+#pragma omp simd reduction(+ : squares)
+    for (int64_t i = 0; i < inputs; i++) squares += load(x[i]) * load(x[i]);
+    return 1 / std::sqrt(squares / inputs + epsilon);
+}
+
+template <typename T>
+void run(
+    const T* x, const T* norm, const T* coefficients, const T* base_weight, const T* bias, T* y,
+    int64_t* first, float* weights, float* base, float* sums,
+    int64_t tokens, int64_t inputs, int64_t functions, int64_t out, int64_t support,
+    int64_t base_kind, float low, float high, int64_t cells, float epsilon, int64_t threads
+) {
+    const int64_t stride = (out + kLine - 1) / kLine * kLine;
+#pragma omp parallel num_threads(threads)
+    {
+        const int64_t thread = omp_get_thread_num(), team = omp_get_num_threads();
+        const int64_t begin = inputs * thread / team, end = inputs * (thread + 1) / team;
+        float* own = sums + thread * tokens * stride;
+        std::memset(own, 0, sizeof(float) * tokens * stride);
+        for (int64_t n = 0; n < tokens; n++) {
+            const float scale = norm == nullptr ? 1 : inverse_rms(x + n * inputs, inputs, epsilon);
+            for (int64_t i = begin; i < end; i++) {
+                const int64_t place = n * inputs + i;
+                const float value = load(x[place]) * (norm == nullptr ? 1 : scale * load(norm[i]));
+                if (cells > 0)
+                    bspline(value, low, high, cells, support - 1, first + place, weights + place * support);
+                if (base_kind == 1) base[place] = value / (1 + std::exp(-value));
+                if (base_kind == 2) base[place] = value;
+            }
+        }
+        const auto add = [&](auto add_supported) {
+            add_supported(own, first, weights, coefficients, tokens, inputs, functions, out, stride, begin, end);
+        };
+        switch (support) {
+            case 1: add(add_inputs<1, T>); break;
+            case 2: add(add_inputs<2, T>); break;
+            case 3: add(add_inputs<3, T>); break;
+            case 4: add(add_inputs<4, T>); break;
+            case 5: add(add_inputs<5, T>); break;
+            case 6: add(add_inputs<6, T>); break;
+        }
+#pragma omp barrier
+#pragma omp for schedule(static)
+        for (int64_t block = 0; block < out; block += kDots) {
+            const int64_t count = std::min<int64_t>(kDots, out - block);
+            for (int64_t n = 0; n < tokens; n++) {
+                float products[kDots] = {0};
+                if (base_kind != 0)
+                    dot_rows(products, base + n * inputs, base_weight + block * inputs, count, inputs);
+                for (int64_t o = block; o < block + count; o++) {
+                    float sum = products[o - block] + (bias == nullptr ? 0 : load(bias[o]));
+                    for (int64_t k = 0; k < team; k++) sum += sums[(k * tokens + n) * stride + o];
+                    store(y + n * out + o, sum);
+                }
+            }
+        }
+    }
+}
+
+}  // namespace
+
+#define DEFINE(NAME, T)                                                                          \
+    extern "C" void NAME(                                                                        \
+        const T* x, const T* norm, const T* coefficients, const T* base_weight, const T* bias,   \
+        T* y,                                                                                    \
+        int64_t* first, float* weights, float* base, float* sums,                                \
+        int64_t tokens, int64_t inputs, int64_t functions, int64_t out, int64_t support,         \
+        int64_t base_kind, float low, float high, int64_t cells, float epsilon, int64_t threads  \
+    ) {                                                                                          \
+        run<T>(x, norm, coefficients, base_weight, bias, y, first, weights, base, sums, tokens,  \
+               inputs, functions, out, support, base_kind, low, high, cells, epsilon, threads);  \
+    }
+DEFINE(sums_float32, float)
+DEFINE(sums_bfloat16, Bfloat16)

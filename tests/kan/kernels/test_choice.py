@@ -1,0 +1,70 @@
+"""Which backend a layer takes, and what one asks for in vain."""
+
+import pytest
+import torch
+
+from kanlm.kan import BSpline, Chebyshev, Hermite, KANLinear, Rational
+from kanlm.kan.kernels import BACKENDS, choice, reads_sparsely, use_backend
+
+
+@pytest.mark.parametrize(
+    ("basis", "tokens", "gradients", "expected"),
+    [
+        (Hermite(), 100, True, "recompute"),
+        (Hermite(), 1, False, "recompute"),
+        (BSpline(), 100, True, "piecewise-linear"),
+        (BSpline(), 1, True, "piecewise-linear"),
+        (BSpline(), 1, False, "sparse"),
+        (BSpline(degree=3), 1, False, "sparse"),
+        (BSpline(), 10_000, False, "piecewise-linear"),
+        (BSpline(degree=3), 100, True, "recompute"),
+        (Rational(), 100, True, "reference"),
+    ],
+)
+def test_what_is_taken_by_itself(basis, tokens, gradients, expected) -> None:
+    layer = KANLinear(8, 4, basis=basis)
+    x = torch.randn(tokens, 8)
+    with torch.set_grad_enabled(gradients):
+        assert choice._backend(x, layer.coefficients, layer.basis) == expected
+        assert reads_sparsely(x, layer.coefficients, layer.basis) == (expected == "sparse")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_backends_agree(backend) -> None:
+    layer = KANLinear(8, 4, basis=BSpline(), bias=True).double()
+    x = 2 * torch.randn(3, 5, 8, dtype=torch.float64)
+    with torch.no_grad(), use_backend("reference"):
+        expected = layer(x)
+    with torch.no_grad(), use_backend(backend):
+        torch.testing.assert_close(layer(x), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("basis", "backend", "message"),
+    [
+        (Chebyshev(), "piecewise-linear", "takes linear B-splines on one grid.*chebyshev4"),
+        (BSpline(degree=2), "piecewise-linear", "takes linear B-splines on one grid"),
+        (Chebyshev(), "sparse", "takes local bases, and chebyshev4 is none"),
+        (BSpline(), "sparse", "knows no gradients"),
+        (Rational(), "recompute", "knows no gradient of a basis's parameters"),
+    ],
+)
+def test_a_backend_that_cannot_says_why(basis, backend, message) -> None:
+    layer = KANLinear(8, 4, basis=basis)
+    with use_backend(backend), pytest.raises(ValueError, match=f"backend = '{backend}' {message}"):
+        layer(torch.randn(2, 8))
+
+
+def test_an_unknown_backend_is_refused_and_nested_ones_end() -> None:
+    with pytest.raises(ValueError, match="backend = 'cuda': expected auto, reference"):
+        use_backend("cuda").__enter__()  # pyright: ignore[reportArgumentType]
+    with use_backend("reference"):
+        with use_backend("recompute"):
+            pass
+        assert choice._chosen == "reference"
+    assert choice._chosen == "auto"
+
+
+def test_wrong_dtypes_are_torchs_own_error() -> None:
+    with pytest.raises(RuntimeError, match="dtype"):
+        KANLinear(8, 4)(torch.randn(2, 8, dtype=torch.float64))

@@ -1,0 +1,169 @@
+"""Sparse sums, compiled from C++ and through torch, against the dense formula."""
+
+import warnings
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kanlm.kan import BSpline, KANLinear, adapt_layer
+from kanlm.kan.bases import Local
+from kanlm.kan.kernels import native, sparse, sparse_sums, use_backend
+
+native_only = pytest.mark.skipif(
+    native.obstacle() is not None, reason=f"no native kernels: {native.obstacle()}"
+)
+
+
+@pytest.fixture(params=["native", "torch"])
+def way(request, monkeypatch) -> str:
+    if request.param == "torch":
+        monkeypatch.setattr(sparse, "_native", lambda x: None)
+    elif native.obstacle():
+        pytest.skip(f"no native kernels: {native.obstacle()}")
+    return request.param
+
+
+def dense(layer: KANLinear, x: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad(), use_backend("reference"):
+        return layer(x)
+
+
+def few(layer: KANLinear, x: torch.Tensor, norm=None) -> torch.Tensor:
+    assert isinstance(layer.basis, Local)
+    with torch.no_grad():
+        return sparse_sums(
+            x, layer.coefficients, layer.basis, layer.base, layer.base_weight, layer.bias, norm
+        )
+
+
+@pytest.mark.parametrize("degree", range(6))
+@pytest.mark.parametrize("base", ["silu", "identity", None])
+@pytest.mark.parametrize("tokens", [1, 2, 7])
+def test_every_degree_and_base(way, degree, base, tokens) -> None:
+    """Also in the tails, at knots, and for widths that no block of the kernel divides."""
+    basis = BSpline(degree=degree, grid_size=5)
+    layer = KANLinear(13, 19, basis=basis, base=base, bias=True)
+    torch.nn.init.normal_(layer.bias)  # pyright: ignore[reportArgumentType]
+    x = 3 * torch.randn(tokens, 13)
+    x[0, :6] = basis.grid[0]
+    torch.testing.assert_close(few(layer, x), dense(layer, x), rtol=1e-5, atol=2e-6)
+
+
+@native_only
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(0, 5),
+    st.integers(1, 9),
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.integers(1, 70),
+    st.integers(0, 2**16),
+)
+def test_any_shape(degree, grid_size, inputs, out, tokens, seed) -> None:
+    torch.manual_seed(seed)
+    layer = KANLinear(inputs, out, basis=BSpline(degree=degree, grid_size=grid_size))
+    x = 2 * torch.randn(tokens, inputs)
+    torch.testing.assert_close(few(layer, x), dense(layer, x), rtol=1e-5, atol=5e-6)
+
+
+def test_grids_that_moved(way) -> None:
+    """Another range, a grid a channel, and free knots."""
+    x = torch.randn(300, 6) * torch.arange(1, 7) / 3 + 1
+    for basis in (
+        BSpline(),
+        BSpline(6, per_channel=True, degree=2),
+        BSpline(equal_cells=False, degree=3),
+    ):
+        layer = KANLinear(6, 5, basis=basis)
+        adapt_layer(layer, x, uniform_share=1.0 if basis.equal_cells else 0.5)
+        torch.testing.assert_close(few(layer, x[:3]), dense(layer, x[:3]), rtol=1e-5, atol=5e-6)
+
+
+@pytest.mark.parametrize("basis", [BSpline(), BSpline(6, per_channel=True)], ids=["one", "many"])
+def test_a_norm_before(way, basis) -> None:
+    layer = KANLinear(6, 5, basis=basis)
+    gain, x = torch.rand(6) + 0.5, 3 * torch.randn(2, 4, 6)
+    normed = torch.nn.functional.rms_norm(x, (6,), gain, 1e-3)
+    got = few(layer, x, norm=(gain, 1e-3))
+    torch.testing.assert_close(got, dense(layer, normed), rtol=1e-5, atol=2e-6)
+
+
+def test_bfloat16_is_rounded_once(way) -> None:
+    """Native sums are those of float32, rounded to the nearest at the end."""
+    layer = KANLinear(64, 48, bias=True, basis=BSpline()).bfloat16()
+    x = torch.randn(3, 64).bfloat16()
+    got = few(layer, x)
+    assert got.dtype == torch.bfloat16
+    wide = KANLinear(64, 48, bias=True, basis=BSpline())
+    wide.load_state_dict(layer.state_dict())
+    expected = dense(wide, x.float())
+    if way == "native":
+        assert ((got - expected).abs() <= 2**-8 * expected.abs() + 1e-6).all()
+    else:
+        torch.testing.assert_close(got.float(), expected, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan, 1e30])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_inputs_that_are_no_numbers_do_no_harm(way, value, dtype) -> None:
+    """They spoil the outputs of their token alone, and read nothing outside the table."""
+    layer = KANLinear(6, 5, basis=BSpline()).to(dtype)
+    x = torch.randn(2, 6).to(dtype)
+    x[0, 2] = value
+    got = few(layer, x)
+    torch.testing.assert_close(got[1], few(layer, x[1:])[0])
+    if not torch.isfinite(torch.tensor(value)):
+        assert not torch.isfinite(got[0]).any()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_any_number_of_threads(way, threads) -> None:
+    layer, x = KANLinear(7, 30, basis=BSpline()), torch.randn(2, 7)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        torch.testing.assert_close(few(layer, x), dense(layer, x), rtol=1e-5, atol=2e-6)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_table_that_does_not_lie_in_order(way) -> None:
+    layer = KANLinear(6, 5, basis=BSpline())
+    layer.coefficients = torch.nn.Parameter(
+        layer.coefficients.detach().transpose(0, 2).contiguous().transpose(0, 2)
+    )
+    x = torch.randn(2, 6)
+    torch.testing.assert_close(few(layer, x), dense(layer, x), rtol=1e-5, atol=2e-6)
+
+
+def test_no_token_at_all(way) -> None:
+    assert few(KANLinear(6, 5, basis=BSpline()), torch.empty(0, 6)).shape == (0, 5)
+
+
+@native_only
+def test_a_source_that_does_not_compile_warns(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    source = tmp_path / "broken.cpp"
+    source.write_text("this is no C++")
+    with pytest.warns(UserWarning, match=r"cannot compile broken\.cpp"):
+        assert native.load_library(source) is None
+    assert not list(tmp_path.rglob("*.so"))
+
+
+@native_only
+def test_a_library_is_compiled_once(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    source = tmp_path / "one.cpp"
+    source.write_text('extern "C" int one() { return 1; }')
+    library = native.load_library(source)
+    assert library is not None
+    assert library.one() == 1
+    (kept,) = tmp_path.rglob("*.so")
+    before = kept.stat().st_mtime_ns
+    native.load_library.cache_clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert native.load_library(source) is not None
+    assert kept.stat().st_mtime_ns == before
