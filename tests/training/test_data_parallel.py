@@ -3,7 +3,7 @@
 The loop wraps models by DDP; FSDP2 is for those who bring the layers into a loop of their
 own. It hands a layer its parameters in the moment of its forward pass and takes them away
 afterwards, so it finds out code that keeps them or reads them at another time. In between
-each process holds a part of them, which starts as that part of the whole.
+each process holds a part of them, which starts and moves as that part of the whole.
 """
 
 import os
@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from kanlm.config import OptimizerSettings
-from kanlm.kan import BASES, KANLinear, SharedFunctionLinear
+from kanlm.kan import BASES, BSpline, KANLinear, SharedFunctionLinear
 from kanlm.model import KanLMConfig, KanLMForCausalLM
 from kanlm.model.decoder import KanLMDecoderLayer
 from kanlm.model.feed_forward import FEED_FORWARDS, make_feed_forward
@@ -235,10 +235,34 @@ def sharded_start(case: str, rank: int) -> dict[str, Tensor]:
     return reset(module, seed=rank)
 
 
+def edges() -> nn.Module:
+    """Two processes share the first layer's coefficients evenly, and unevenly its base and the
+    second's coefficients; of the second's base one of them has nothing."""
+    torch.manual_seed(0)
+    return nn.Sequential(KANLinear(6, 5, basis=BSpline()), KANLinear(5, 1, basis=BSpline()))
+
+
+def muon_steps(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters after a few of its steps along gradients that are drawn."""
+    settings = OptimizerSettings(kind="muon", muon_coefficients=True, learning_rate=0.01)
+    optimizer = build_optimizer(module, settings)
+    torch.manual_seed(1)
+    for _ in range(STEPS):
+        for parameter in module.parameters():
+            gradient = torch.randn(parameter.shape)
+            if isinstance(parameter, DTensor):
+                placed = parameter.device_mesh, parameter.placements
+                gradient = distribute_tensor(gradient, *placed)
+            parameter.grad = gradient
+        optimizer.step()
+    return {name: whole(parameter) for name, parameter in module.named_parameters()}
+
+
 def sharded_process(rank: int, folder: Path) -> None:
-    """Start every case, and write what came of it."""
+    """Start every case and take steps of Muon, and write what came of it."""
     with joined(rank, folder):
         found = {case: sharded_start(case, rank) for case in [*STARTS, MODEL]}
+        found["muon"] = muon_steps(wrap(edges(), "fsdp"))
     torch.save(found, folder / f"{rank}.pt")
 
 
@@ -256,3 +280,10 @@ def test_sharded_parameters_start_as_whole_ones(sharded: list, case: str) -> Non
     expected = reset(make_start(case), seed=0)
     for found in sharded:
         torch.testing.assert_close(found[case], expected, rtol=0, atol=0)
+
+
+def test_muon_moves_sharded_parameters_as_whole_ones(sharded: list) -> None:
+    """Exactly, although it narrows to bfloat16: each process computes with whole matrices."""
+    expected = muon_steps(edges())
+    for found in sharded:
+        torch.testing.assert_close(found["muon"], expected, rtol=0, atol=0)
