@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from .bases import Basis, BSpline
 from .initialization import assign_, uniform_
 from .moments import unit_normal_mean, unit_normal_products, unit_normal_projection
+from .sharding import whole_like
 
 #: How shared functions start: as this function, or drawn.
 SharedStart = Literal["silu", "gelu", "identity", "random"]
@@ -87,7 +88,7 @@ class SharedFunctions(nn.Module):
 
     def reset_parameters(self) -> None:
         if self.start == "random":
-            drawn = torch.empty_like(self.coefficients)
+            drawn = whole_like(self.coefficients)
             uniform_(drawn, 1.0)
             products = drawn.new_tensor(unit_normal_products(self.basis.starting_values))
             squares = torch.einsum("gbr,bc,gcr->gr", drawn, products, drawn)
@@ -99,7 +100,7 @@ class SharedFunctions(nn.Module):
                     f"start = {self.start!r}: no combination of the functions of "
                     f"{self.basis.label} is like it; expected random"
                 )
-            start = self.coefficients.new_tensor(self._fit)
+            start = torch.tensor(self._fit, dtype=torch.float64, device="cpu")
             assign_(self.coefficients, start.unsqueeze(-1))
 
     @cached_property

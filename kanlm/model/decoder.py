@@ -29,7 +29,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .attention import Attention, rotary_angles
 from .configuration import KanLMConfig
 from .feed_forward import Context, FeedForward, make_feed_forward
-from .layers import Linear, RMSNorm
+from .layers import Embedding, Linear, RMSNorm, start_table
 
 #: The label of a token that is not scored.
 IGNORED = -100
@@ -134,7 +134,8 @@ class KanLMPreTrainedModel(PreTrainedModel):
             TypeError: a module owns parameters and has no `reset_parameters`.
         """
         if isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=1 / math.sqrt(self.config.d_model))
+            # Also torch's own, which transformers puts in where it resizes the table.
+            start_table(module.weight)
         elif callable(reset := getattr(module, "reset_parameters", None)):
             reset()
         elif next(module.parameters(recurse=False), None) is not None:
@@ -148,7 +149,7 @@ class KanLMModel(KanLMPreTrainedModel):
         super().__init__(config)
         if config.vocab_size is None:
             raise ValueError("vocab_size is null: a model needs its number of tokens")
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
+        self.embed_tokens = Embedding(config.vocab_size, config.d_model)
         self.layers = nn.ModuleList(
             [KanLMDecoderLayer(config, layer) for layer in range(config.n_layers)]
         )

@@ -1,9 +1,24 @@
-"""The two elementary layers of the decoder: a linear map with a gain, and an RMS norm."""
+"""The elementary layers of the decoder: an embedding, a linear map with a gain, an RMS norm."""
 
 import math
 
 import torch
 from torch import Tensor, nn
+
+from ..kan.initialization import draw_
+
+
+class Embedding(nn.Embedding):
+    """A table of vectors. Products with inputs of mean square 1, as a head that is tied to it
+    forms, start with mean square 1."""
+
+    def reset_parameters(self) -> None:
+        start_table(self.weight)
+
+
+def start_table(weight: Tensor) -> None:
+    """Draw the rows of an embedding from a normal distribution, with mean square length 1."""
+    draw_(weight, nn.init.normal_, std=1 / math.sqrt(weight.shape[-1]))
 
 
 class Linear(nn.Linear):
@@ -19,7 +34,7 @@ class Linear(nn.Linear):
 
     def reset_parameters(self) -> None:
         bound = self.gain * math.sqrt(3 / self.in_features)
-        nn.init.uniform_(self.weight, -bound, bound)
+        draw_(self.weight, nn.init.uniform_, -bound, bound)
 
     @property
     def flops_per_token(self) -> int:

@@ -9,12 +9,14 @@ rational's pole to a place that is no smaller than any other.
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim._muon import _adjust_lr, _zeropower_via_newtonschulz
 from transformers import PreTrainedModel
 
 from kanlm.config import OptimizerSettings
 from kanlm.errors import UserError
 from kanlm.kan import Basis, KANLinear
+from kanlm.kan.sharding import gathered, split_as
 
 
 def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict[str, Any]]:
@@ -160,7 +162,14 @@ class MuonAndAdamW(torch.optim.Optimizer):
 
 
 class _Muon(torch.optim.Muon):
-    """torch's, for the coefficients of `KANLinear` too: (in, B, out) is (out, in · B) to it."""
+    """torch's, for the coefficients of `KANLinear` and for sharded parameters too.
+
+    Coefficients (in, B, out) are a matrix (out, in · B) to it.
+
+    torch's own step fails where shards of coefficients differ in size, or a process has none
+    of a matrix. Here a matrix is gathered for its update, which every process computes whole
+    and keeps its part of; the momentum stays sharded.
+    """
 
     def __init__(self, groups: list[dict[str, Any]], **options: Any) -> None:
         # torch looks for two dimensions in the groups that it starts with.
@@ -172,12 +181,28 @@ class _Muon(torch.optim.Muon):
         for group in coefficients:
             self.add_param_group(group)
 
-    def _init_group(self, group, params_with_grad, grads, muon_momentum_bufs) -> bool:
-        has_complex = super()._init_group(group, params_with_grad, grads, muon_momentum_bufs)
-        for tensors in (params_with_grad, grads, muon_momentum_bufs):
-            # `view`, because an update of a copy would be lost.
-            tensors[:] = [t if t.ndim == 2 else t.view(-1, t.shape[-1]).T for t in tensors]
-        return has_complex
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """As `torch.optim.Muon.step`, but with whole matrices."""
+        for group in self.param_groups:
+            parameters, gradients, momenta = [], [], []
+            self._init_group(group, parameters, gradients, momenta)
+            for parameter, gradient, momentum in zip(parameters, gradients, momenta, strict=True):
+                momentum.lerp_(gradient, 1 - group["momentum"])
+                ahead = gradient.lerp(momentum, group["momentum"])
+                update, rate = _whole_update(gathered(ahead), group)
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(split_as(parameter, update, alike=True), alpha=-rate)
+
+
+def _whole_update(gradient: Tensor, group: dict[str, Any]) -> tuple[Tensor, float]:
+    """Muon's update of a matrix or of coefficients, shaped as they are, and its rate."""
+    matrix = gradient if gradient.ndim == 2 else gradient.flatten(0, 1).T
+    rate = _adjust_lr(group["lr"], group["adjust_lr_fn"], matrix.shape)
+    update = _zeropower_via_newtonschulz(
+        matrix, group["ns_coefficients"], group["ns_steps"], group["eps"]
+    )
+    return (update if gradient.ndim == 2 else update.T).reshape(gradient.shape), rate
 
 
 def _adamw(groups: list[dict[str, Any]], settings: OptimizerSettings) -> torch.optim.AdamW:

@@ -172,6 +172,14 @@ def test_no_parameter_is_left_uninitialised(model: KanLMForCausalLM) -> None:
     assert left == []
 
 
+def test_the_embedding_resets_itself_to_the_models_start() -> None:
+    """So that a loop of its own can start a model module by module."""
+    table = make(feed_forward=KAN, vocab_size=500).model.embed_tokens
+    torch.nn.init.zeros_(table.weight)
+    table.reset_parameters()
+    assert table.weight.square().sum(-1).mean().item() == pytest.approx(1, rel=0.05)
+
+
 def test_generating_with_a_cache_equals_without(model: KanLMForCausalLM) -> None:
     prompt = tokens(batch=2, length=7)
     options: dict[str, Any] = {"max_new_tokens": 12}

@@ -2,10 +2,13 @@
 
 The loop wraps models by DDP; FSDP2 is for those who bring the layers into a loop of their
 own. It hands a layer its parameters in the moment of its forward pass and takes them away
-afterwards, so it finds out code that keeps them or reads them at another time.
+afterwards, so it finds out code that keeps them or reads them at another time. In between
+each process holds a part of them, which starts and moves as that part of the whole.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -17,12 +20,12 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from kanlm.config import OptimizerSettings
-from kanlm.kan import KANLinear, SharedFunctionLinear
+from kanlm.kan import BASES, BSpline, KANLinear, SharedFunctionLinear
 from kanlm.model import KanLMConfig, KanLMForCausalLM
 from kanlm.model.decoder import KanLMDecoderLayer
 from kanlm.model.feed_forward import FEED_FORWARDS, make_feed_forward
@@ -49,6 +52,15 @@ BLOCKS: dict[str, dict[str, Any]] = {
     "moe": {"kind": "moe", "num_experts": 8, **HIDDEN},
     "moe-undropped": {"kind": "moe", "top_k": 1, "capacity_factor": None, **HIDDEN},
     "conv-kan": {"kind": "conv-kan", **HIDDEN},
+}
+#: Also every basis, and starts that are computed.
+STARTS: dict[str, dict[str, Any]] = {
+    **BLOCKS,
+    **{
+        f"linear-{kind}": {"kind": "kan", "basis": {"kind": kind}, "start": "linear", **HIDDEN}
+        for kind in BASES
+    },
+    "lowrank-kan-silu": {"kind": "lowrank-kan", "start": "silu", **HIDDEN},
 }
 #: A decoder with several of them.
 MODEL = "model"
@@ -141,8 +153,9 @@ def wrap(module: nn.Module, wrapper: str) -> nn.Module:
     return module
 
 
-def process(rank: int, folder: Path) -> None:
-    """One of the processes: train every case under every wrapper, and write what came of it."""
+@contextmanager
+def joined(rank: int, folder: Path) -> Iterator[None]:
+    """Be one of the processes."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -152,14 +165,20 @@ def process(rank: int, folder: Path) -> None:
         world_size=PROCESSES,
         timeout=timedelta(seconds=60),
     )
+    yield
+    dist.destroy_process_group()
+
+
+def process(rank: int, folder: Path) -> None:
+    """Train every case under every wrapper, and write what came of it."""
     size = ROWS // PROCESSES
     rows = slice(rank * size, (rank + 1) * size)
     found = {}
-    for case in CASES:
-        for wrapper in WRAPPERS:
-            found[case, wrapper] = train(case, wrap(make(case), wrapper), rows)
+    with joined(rank, folder):
+        for case in CASES:
+            for wrapper in WRAPPERS:
+                found[case, wrapper] = train(case, wrap(make(case), wrapper), rows)
     torch.save(found, folder / f"{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
@@ -188,3 +207,83 @@ def test_two_processes_compute_what_one_does(found: list, case: str, wrapper: st
         *((each.parameters, expected.parameters) for each in processes),
     ]:
         torch.testing.assert_close(ours, theirs, rtol=0, atol=TOLERANCE)
+
+
+def make_start(case: str) -> nn.Module:
+    return make(case) if case == MODEL else make_feed_forward(STARTS[case], WIDTH, 1.0)
+
+
+def reset(module: nn.Module, seed: int) -> dict[str, Tensor]:
+    """Have each module reset itself, and return whole parameters and buffers."""
+    torch.manual_seed(seed)
+    for part in module.modules():
+        if callable(start := getattr(part, "reset_parameters", None)):
+            start()
+    named = [*module.named_parameters(), *module.named_buffers()]
+    return {name: whole(tensor) for name, tensor in named}
+
+
+def sharded_start(case: str, rank: int) -> dict[str, Tensor]:
+    """Built without memory, sharded, given memory and reset."""
+    with torch.device("meta"):
+        module = wrap(make_start(case), "fsdp")
+    module.to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in [*module.parameters(), *module.buffers()]:
+            (tensor.to_local() if isinstance(tensor, DTensor) else tensor).fill_(torch.nan)
+    # Seeds that differ, as some loops set them for dropout.
+    return reset(module, seed=rank)
+
+
+def edges() -> nn.Module:
+    """Two processes share the first layer's coefficients evenly, and unevenly its base and the
+    second's coefficients; of the second's base one of them has nothing."""
+    torch.manual_seed(0)
+    return nn.Sequential(KANLinear(6, 5, basis=BSpline()), KANLinear(5, 1, basis=BSpline()))
+
+
+def muon_steps(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters after a few of its steps along gradients that are drawn."""
+    settings = OptimizerSettings(kind="muon", muon_coefficients=True, learning_rate=0.01)
+    optimizer = build_optimizer(module, settings)
+    torch.manual_seed(1)
+    for _ in range(STEPS):
+        for parameter in module.parameters():
+            gradient = torch.randn(parameter.shape)
+            if isinstance(parameter, DTensor):
+                placed = parameter.device_mesh, parameter.placements
+                gradient = distribute_tensor(gradient, *placed)
+            parameter.grad = gradient
+        optimizer.step()
+    return {name: whole(parameter) for name, parameter in module.named_parameters()}
+
+
+def sharded_process(rank: int, folder: Path) -> None:
+    """Start every case and take steps of Muon, and write what came of it."""
+    with joined(rank, folder):
+        found = {case: sharded_start(case, rank) for case in [*STARTS, MODEL]}
+        found["muon"] = muon_steps(wrap(edges(), "fsdp"))
+    torch.save(found, folder / f"{rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
+    """What each process found."""
+    folder = tmp_path_factory.mktemp("sharded")
+    spawn(sharded_process, (folder,), nprocs=PROCESSES)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(PROCESSES)]
+
+
+@pytest.mark.parametrize("case", [*STARTS, MODEL])
+def test_sharded_parameters_start_as_whole_ones(sharded: list, case: str) -> None:
+    """With the numbers of the first process's seed."""
+    expected = reset(make_start(case), seed=0)
+    for found in sharded:
+        torch.testing.assert_close(found[case], expected, rtol=0, atol=0)
+
+
+def test_muon_moves_sharded_parameters_as_whole_ones(sharded: list) -> None:
+    """Exactly, although it narrows to bfloat16: each process computes with whole matrices."""
+    expected = muon_steps(edges())
+    for found in sharded:
+        torch.testing.assert_close(found["muon"], expected, rtol=0, atol=0)

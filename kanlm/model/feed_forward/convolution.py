@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...kan.initialization import assign_
+from ...kan.sharding import whole_like
 from ..layers import RMSNorm
 from .base import Context, FeedForward
 
@@ -42,7 +43,7 @@ class CausalConvolution(nn.Module):
     def reset_parameters(self) -> None:
         neighbours = self.kernel_size - 1
         share = self.NEIGHBOURS_SHARE if neighbours else 0.0
-        start = torch.empty_like(self.weight)
+        start = whole_like(self.weight)
         bound = math.sqrt(3 * share / neighbours) if neighbours else 0.0
         start.uniform_(-bound, bound)
         start[..., -1] = math.sqrt(1 - share)
