@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from kanlm.kan.kernels import use_backend
 from kanlm.model import KanLMConfig, KanLMForCausalLM
 from kanlm.model.accounting import account
 from kanlm.model.settings import ModelSettings
@@ -80,12 +81,11 @@ def test_parameters_are_numel(settings: ModelSettings) -> None:
 def products(settings: ModelSettings, length: int) -> dict[str, float]:
     """FLOPs a token of matrix products, by module, as torch sees them happen."""
     config = KanLMConfig.from_settings(settings, VOCAB)
-    # Only plain operations are seen whole: eager attention, and the dense product over a
-    # basis, which bfloat16 takes.
+    # Only plain operations are seen whole.
     config._attn_implementation = "eager"
-    model = KanLMForCausalLM(config).bfloat16().eval()
+    model = KanLMForCausalLM(config).eval()
     counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
+    with counter, torch.no_grad(), use_backend("reference"):
         model(torch.zeros(1, length, dtype=torch.long), use_cache=False)
     names = {name: f"KanLMForCausalLM.{name}" for name, _ in model.named_modules() if name}
     counts = counter.get_flop_counts()
