@@ -1,10 +1,13 @@
 """Language models with Kolmogorov-Arnold feed-forward blocks, beside MLP twins.
 
-From Python: `load` a configuration and `train` it; the rest is transformers'. Nothing
-heavy is imported before it is asked for.
+From Python: `load` a configuration and `train` it; the rest is transformers', whose Auto
+classes know the model type `kanlm` from here on. Nothing heavy is imported before it is
+asked for.
 """
 
 from typing import TYPE_CHECKING, Any
+
+from kanlm.registration import register_with_transformers
 
 if TYPE_CHECKING:
     from kanlm.config import load
@@ -28,3 +31,6 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     return getattr(import_module(_HOMES[name]), name)
+
+
+register_with_transformers()

@@ -48,13 +48,17 @@ class _Parser(argparse.ArgumentParser):
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     """Parse, and sort what argparse leaves over behind options into `paths` and `overrides`.
 
-    An override holds an equals sign, and a path may, if it exists.
+    An override holds an equals sign, and a path may, if it exists. A verb without paths has
+    None for them.
     """
     parser = _parser()
     parsed, left_over = parser.parse_known_args(arguments)
     for word in left_over:
         if word.startswith("-"):
             parser.error(f"unrecognized argument {word}")
+    if parsed.paths is None:
+        parsed.overrides += left_over
+        return parsed
     words = [*parsed.paths, *parsed.overrides, *left_over]
     parsed.paths = [Path(word) for word in words if "=" not in word or Path(word).exists()]
     parsed.overrides = [word for word in words if Path(word) not in parsed.paths]
@@ -90,6 +94,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
     _add_run_verb(verbs, "generate", _generate, "continue a prompt", False)
+    bench = verbs.add_parser("bench", help="measure speed and memory beside an MLP")
+    benchmarks = bench.add_subparsers(required=True, metavar="BENCHMARK")
+    for name, text in (
+        ("layers", "forward and backward of a block, and what it keeps for it"),
+        ("decode", "feed-forward blocks over new inputs, at several batch sizes"),
+    ):
+        verb = benchmarks.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        verb.add_argument(
+            "overrides", nargs="*", metavar="setting=value", help="settings laid over the defaults"
+        )
+        verb.set_defaults(call=_bench, benchmark=name, paths=None)
     data = verbs.add_parser("data", help="look at or prepare the text of a config")
     actions = data.add_subparsers(required=True, metavar="ACTION")
     _add_config_verb(actions, "describe", _describe, "show what a config would train on")
@@ -194,6 +209,12 @@ def _generate(arguments: argparse.Namespace) -> None:
 
     if not _print_run_configs(arguments):
         print(generate(arguments.paths[0], arguments.overrides))
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    from kanlm.experiments.bench.run import bench
+
+    print(bench(arguments.benchmark, arguments.overrides) / "results.json")
 
 
 def _describe(arguments: argparse.Namespace) -> None:

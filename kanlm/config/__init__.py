@@ -3,7 +3,7 @@
 Torch is not imported here, so that `--help` and `--print-config` answer at once.
 """
 
-from kanlm.config.checking import check_options
+from kanlm.config.checking import check, check_options
 from kanlm.config.merging import merge, nested
 from kanlm.config.reading import from_tree, load, parse_override, read_tree, to_tree, to_yaml
 from kanlm.config.schema import (
@@ -32,6 +32,7 @@ __all__ = [
     "TokenizerSettings",
     "TrackingSettings",
     "TrainingSettings",
+    "check",
     "check_options",
     "from_tree",
     "load",

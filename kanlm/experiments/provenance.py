@@ -25,15 +25,22 @@ def collect(config: Config, data_hash: Mapping[str, str]) -> dict[str, Any]:
         config: of the run or study.
         data_hash: domain → fingerprint of its corpus.
     """
+    return {
+        **environment(),
+        "parallel_runs": config.study.parallel_runs if config.study else 1,
+        "config_hash": config_hash(config),
+        "data_hash": dict(data_hash),
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Commit, versions and hardware."""
     commit, dirty = _commit(Path(__file__).parent)
     return {
         "commit": commit,
         "dirty": dirty,
         "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
         "hardware": _hardware(),
-        "parallel_runs": config.study.parallel_runs if config.study else 1,
-        "config_hash": config_hash(config),
-        "data_hash": dict(data_hash),
     }
 
 

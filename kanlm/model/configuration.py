@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, ClassVar
 
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from .feed_forward import FEED_FORWARDS
 from .matching import resolve_feed_forward
@@ -99,3 +99,6 @@ class KanLMConfig(PreTrainedConfig):
             "hybrid" if FEED_FORWARDS[spec["kind"]].caches_inputs else "full_attention"
             for spec in self.settings.feed_forward_by_layer
         ]
+
+
+AutoConfig.register(KanLMConfig.model_type, KanLMConfig)

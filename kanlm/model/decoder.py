@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     Cache,
@@ -378,6 +377,5 @@ def next_token_loss(
     )
 
 
-AutoConfig.register(KanLMConfig.model_type, KanLMConfig)
 AutoModel.register(KanLMConfig, KanLMModel)
 AutoModelForCausalLM.register(KanLMConfig, KanLMForCausalLM)

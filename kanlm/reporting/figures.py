@@ -27,7 +27,7 @@ MARKERS = ("o", "s", "^", "D", "v")
 
 #: Drawn where the page's text colour belongs; no other colour may equal it.
 _FOREGROUND = "#010203"
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "kanlm",
     "font.family": "sans-serif",
@@ -92,7 +92,7 @@ def loss_matrices(study: Study) -> list[Picture]:
     relative = TwoSlopeNorm(0, -largest, largest)
     pictures = []
     for number, (arm, matrix) in enumerate(matrices.items()):
-        with mpl.rc_context({**_STYLE, "axes.grid": False}):
+        with mpl.rc_context({**STYLE, "axes.grid": False}):
             figure = Figure(figsize=(4.8, 0.75 + 0.42 * len(matrix)), layout="constrained")
             left, right = figure.subplots(1, 2)
             _heat_map(left, matrix, "Purples", absolute, fixed, study)
@@ -110,7 +110,7 @@ def forgetting_and_gain(study: Study) -> list[Picture]:
     """Forgetting against learning gain, one small point a seed and a large one for the mean."""
     if len(study.stages) < 2:
         return []
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.8, 3.4), layout="constrained")
         axes = figure.subplots()
         for arm in study.arms:
@@ -143,7 +143,7 @@ def _curves(study: Study, domain: str | None, title: str, unit: str) -> Picture:
     """One panel; `domain` None is the training loss."""
     offsets = _stage_offsets(study.runs)
     shown: list[float] = []
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.8, 3.0), layout="constrained")
         axes = figure.subplots()
         for arm in study.arms:
@@ -274,6 +274,13 @@ def _mean(values: Any) -> float:
 
 
 # SVG
+
+
+def standalone_svg(figure: Figure) -> str:
+    """The figure as a file of its own, black on the page's ground."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return buffer.getvalue().replace(_FOREGROUND, "#000000")
 
 
 def _svg(figure: Figure, name: str) -> str:

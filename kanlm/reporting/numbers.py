@@ -43,9 +43,11 @@ def count(value: float | None, unit: str = "") -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """45.2 s, 3.33 min, 2.08 h."""
+    """1.21 ms, 45.2 s, 3.33 min, 2.08 h."""
     if seconds is None:
         return MISSING
+    if 0 < seconds < 0.1:
+        return f"{significant(1e3 * seconds)} ms"
     for size, unit in ((3600, "h"), (60, "min")):
         if seconds >= 1.5 * size:
             return f"{significant(seconds / size)} {unit}"

@@ -339,9 +339,11 @@ def print_table(table: Table) -> None:
     console = Console(highlight=False, markup=False)
     rich = rich_table(table)
     needed = Measurement.get(console, console.options.update(max_width=10_000), rich).maximum
+    # Rich never prints wider than a console is, whatever it is asked for.
+    wide = Console(highlight=False, markup=False, width=max(needed, console.width))
     console.print()
     console.print(table.title, style="bold")
-    console.print(rich, width=max(needed, console.width), crop=False, no_wrap=True)
+    wide.print(rich)
     console.print(table.note, style="dim")
 
 

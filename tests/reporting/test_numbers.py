@@ -61,7 +61,14 @@ def test_count_reads_back_to_three_digits(value: float) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(4.21, "4.21 s"), (61.4, "61.4 s"), (98.2, "1.64 min"), (5000, "83.3 min"), (7500, "2.08 h")],
+    [
+        (0.00123, "1.23 ms"),
+        (4.21, "4.21 s"),
+        (61.4, "61.4 s"),
+        (98.2, "1.64 min"),
+        (5000, "83.3 min"),
+        (7500, "2.08 h"),
+    ],
 )
 def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text

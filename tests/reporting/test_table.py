@@ -1,6 +1,7 @@
 """Tables against results.json, and in a terminal of 80 columns."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from kanlm.reporting.table import (
     forgetting_table,
     print_accounting,
     print_results,
+    print_table,
     quality_table,
     transfer_table,
 )
@@ -129,6 +131,17 @@ def test_the_terminal_shows_whole_words_in_80_columns(
         assert word in words
     assert "swiglu is ahead of kan" in " ".join(words)
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_table_wider_than_the_terminal_keeps_its_numbers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    row = ["a rather long name of an arm", *(f"{number:.3f}" for number in range(1000, 1010))]
+    print_table(Table("wide", ["arm", *(f"column {n}" for n in range(10))], [row]))
+    text = capsys.readouterr().out
+    assert "…" not in text
+    assert row in [re.split("  +", line.strip()) for line in text.splitlines()]
 
 
 def test_accounting_by_part(capsys: pytest.CaptureFixture[str]) -> None:
