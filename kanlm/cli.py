@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         "--data",
         metavar="SOURCE",
         help="stdlib-prose, stdlib-code, hub:NAME, a path or a glob; "
-        "default: the held-out text of each run's own domain",
+        "default: the text of the first run",
     )
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
     _add_run_verb(verbs, "generate", _generate, "continue a prompt", False)

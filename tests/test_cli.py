@@ -246,6 +246,33 @@ def test_evaluate_reads_another_text_with_another_stride(runs, tmp_path, capsys)
     assert one["nats"] != two["nats"]
 
 
+def test_evaluate_holds_out_of_a_trained_text_what_the_run_held_out(runs, capsys):
+    """Read as one document it would be cut in order, through what the run has learned."""
+    own = yaml.safe_load((runs / "kan" / "config.yaml").read_text())["data"]["sources"][0]["path"]
+    bits = []
+    for data in ([], ["--data", own]):
+        call("evaluate", runs / "kan", *data, "--json")
+        bits.append(json.loads(capsys.readouterr().out)["records"][0])
+    assert bits[0]["nats"] == bits[1]["nats"]
+
+
+def test_evaluate_refuses_runs_that_hold_out_different_shares(runs, tmp_path, capsys):
+    config = runs / "gelu" / "config.yaml"
+    tree = yaml.safe_load(config.read_text())
+    tree["data"]["test_fraction"] = 0.05
+    config.write_text(yaml.safe_dump(tree))
+    with pytest.raises(SystemExit) as caught:
+        call("evaluate", runs / "kan", runs / "gelu")
+    error = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert "(0.1, 0.05) and (0.1, 0.1)" in error
+    cure = ["data.validation_fraction=0.1", "data.test_fraction=0.05"]
+    assert error.endswith(" ".join(cure) + "\n")
+    call("evaluate", runs / "kan", runs / "gelu", *cure, "--json")
+    one, two = json.loads(capsys.readouterr().out)["records"]
+    assert one["bytes"] == two["bytes"]
+
+
 def test_generate_continues_the_prompt(runs, capsys):
     texts = []
     for seed in (2, 2, 3):

@@ -31,7 +31,7 @@ COMMANDS = [
     if "kanlm " in line
 ]
 (YAML,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
-(PYTHON,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PYTHON, LAYERS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 #: What a command must have written, by how it begins: run or study folder.
 WRITES = {
@@ -163,3 +163,9 @@ def test_a_command_that_starts_processes(here: Path, command: str):
     )
     assert done.returncode == 0, done.stderr
     check_written(command, here)
+
+
+def test_the_lines_about_layers():
+    namespace: dict = {}
+    exec(LAYERS, namespace)
+    assert namespace["y"].shape == (32, 10)

@@ -1,9 +1,11 @@
 """`kanlm evaluate`: finished runs side by side on the held-out documents of one text.
 
 Documents are held out by the hash of their content, with the fractions of the run's own
-data, so that a text a run was trained on is measured on what it never saw.
+data, so that a text a run was trained on is measured on what it never saw. A file that a run
+was trained on is cut into documents as that run cut it, for the same reason.
 """
 
+import glob
 import json
 import re
 from dataclasses import replace
@@ -41,11 +43,13 @@ def evaluate_runs(
         UserError: a run is not there or not finished, or the runs hold out different text.
     """
     configs = {str(run): resolve(load_config(run, overrides)) for run in runs}
+    _check_fractions(configs)
     first = next(iter(configs.values()))
+    known = [config.data for config in configs.values()]
     domain, places, facts = "", {}, {}
     corpora: dict[str, Corpus] = {}
     for name, config in configs.items():
-        data = _data(config, first.data, source)
+        data = _data(config, first.data, source, known)
         domain = data.domain
         evaluation, corpora[name] = _evaluate(Path(name), config, data)
         facts[name] = _facts(Path(name))
@@ -80,16 +84,49 @@ def evaluate_runs(
     return results
 
 
-def _data(config: Config, default: DataSettings, source: str | None) -> DataSettings:
-    """The text to evaluate on, split by the fractions of the run's own data."""
+def _check_fractions(configs: dict[str, Config]) -> None:
+    """Refuse runs that hold out different shares of a text: their documents would differ."""
+    fractions = {(c.data.validation_fraction, c.data.test_fraction) for c in configs.values()}
+    if len(fractions) == 1:
+        return
+    smallest = min(fractions, key=sum)
+    raise UserError(
+        "these runs hold out different shares of their text, (validation, test) = "
+        f"{' and '.join(map(str, sorted(fractions)))}; what all of them hold out is measured with "
+        f"data.validation_fraction={smallest[0]:g} data.test_fraction={smallest[1]:g}"
+    )
+
+
+def _data(
+    config: Config, default: DataSettings, source: str | None, known: list[DataSettings]
+) -> DataSettings:
+    """The text to evaluate on, split by the fractions of the run's own data.
+
+    Arguments:
+        default: settings of the text where `source` is None.
+        known: texts that the runs were trained on.
+    """
     if source is None:
         return replace(
             config.data, domain=default.domain, sources=default.sources, root=default.root
         )
     spec = parse_source_argument(source)
+    for data in known:
+        for own in data.sources:
+            if own["kind"] == spec["kind"] == "files" and _files(data.root, own) == _files(
+                ".", spec
+            ):
+                return replace(config.data, domain=data.domain, sources=[own], root=data.root)
     domain = re.sub(r"[/\\:]+", "-", source).strip("-.") or "text"
     # A path on the command line is the user's, not relative to the run's data.root.
     return replace(config.data, domain=domain, sources=[spec], root=".")
+
+
+def _files(root: str, spec: dict[str, Any]) -> set[Path]:
+    """The files that a source's pattern finds."""
+    return {
+        Path(path).resolve() for path in glob.glob(str(Path(root) / spec["path"]), recursive=True)
+    }
 
 
 def _evaluate(run: Path, config: Config, data: DataSettings) -> tuple[Evaluation, Corpus]:

@@ -49,8 +49,8 @@ class KANLinear(nn.Module):
     Shapes: (…, in_features) → (…, out_features).
 
     Raises:
-        ValueError: base or start is unknown, the basis is none or of another number of channels, or
-            start is `linear` and the basis can make no line.
+        ValueError: a size is less than 1, base or start is unknown, the basis is none or of
+            another number of channels, or start is `linear` and the basis can make no line.
     """
 
     #: Part of the starting variance that the basis carries beside a base.
@@ -73,6 +73,10 @@ class KANLinear(nn.Module):
         start: Start = "random",
     ) -> None:
         super().__init__()
+        if in_features < 1 or out_features < 1:
+            raise ValueError(
+                f"in_features = {in_features}, out_features = {out_features}: expected at least 1"
+            )
         if base is not None and base not in ("auto", *BASE_FUNCTIONS):
             raise ValueError(f"base = {base!r}: expected auto, silu, identity or None")
         if basis is not None and not isinstance(basis, Basis):
@@ -133,6 +137,8 @@ class KANLinear(nn.Module):
             uniform_(self.coefficients, variance / self.basis.mean_square)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self.in_features:
+            raise ValueError(f"x has {x.shape[-1]} channels: expected {self.in_features}")
         return edge_sums(x, self.coefficients, self.basis, self.base, self.base_weight, self.bias)
 
     def reads_sparsely(self, x: Tensor) -> bool:

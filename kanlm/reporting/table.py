@@ -95,7 +95,8 @@ def quality_table(results: Mapping[str, Any]) -> Table:
                 "by word",
             ],
             rows=rows,
-            note="Lower is better. Intervals are over documents."
+            note="Lower is better. Intervals are over documents (of a text in one piece, blocks of "
+            "2,048 characters); bootstrapped, they hold the truth about 9 times in 10."
             + ("" if several_seeds else " One seed: how much seeds vary is not known."),
             rules=rules[:-1],
         )

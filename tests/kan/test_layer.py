@@ -131,5 +131,9 @@ def test_the_default_is_cubic_hermite_and_local_functions_get_a_base() -> None:
 
 @pytest.mark.parametrize("basis", ["bspline", BSpline])
 def test_what_is_no_basis_is_refused(basis) -> None:
+    with pytest.raises(ValueError, match="in_features = 0, out_features = 4: expected at least 1"):
+        KANLinear(0, 4)
+    with pytest.raises(ValueError, match="x has 3 channels: expected 2"):
+        KANLinear(2, 4)(torch.randn(5, 3))
     with pytest.raises(ValueError, match=r"basis = .*: expected a Basis, such as Hermite"):
         KANLinear(4, 3, basis=basis)
