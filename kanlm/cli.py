@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -74,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Train language models with Kolmogorov-Arnold feed-forward blocks, "
         "fine-tune them on new domains, and compare them with MLP twins of the same size.",
     )
+    parser.add_argument("--version", action="version", version=f"kanlm {version('kanlm')}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     _add_config_verb(verbs, "pretrain", _pretrain, "train a model from scratch")
     _add_config_verb(verbs, "finetune", _finetune, "train a run's model on another domain")

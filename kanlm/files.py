@@ -27,8 +27,11 @@ def replacing(target: Path) -> Iterator[Path]:
     try:
         draft.mkdir(parents=True)
         yield draft
+        # Some libraries write for the owner alone; the folder's mode is what the user wants.
+        mode = draft.stat().st_mode & 0o666
         for path in draft.rglob("*"):
             if path.is_file():
+                path.chmod(mode)
                 _flush(path)
         _flush(draft)
         if target.exists():

@@ -175,6 +175,9 @@ class Smooth(Differentiable):
         ValueError: an option is out of its range.
     """
 
+    #: The `outside` that labels leave unsaid. Not the default, which may change.
+    unsaid_outside: ClassVar[Outside] = "linear"
+
     def __init__(
         self,
         num_functions: int,
@@ -197,6 +200,17 @@ class Smooth(Differentiable):
             shape = (len(start), channels or 1)
             self.register_parameter(name, nn.Parameter(torch.empty(shape)))
         self.reset_parameters()
+
+    @property
+    @abstractmethod
+    def size_label(self) -> str:
+        """Name of kind and size, such as `hermite3`."""
+
+    @property
+    def label(self) -> str:
+        """Kind, size and, unless it is the customary one, `outside`: `hermite3-squash`."""
+        suffix = "" if self.outside == self.unsaid_outside else f"-{self.outside}"
+        return self.size_label + suffix
 
     def starting_parameters(self) -> dict[str, Tensor]:
         """Name → start, (k, 1) in float64 on the CPU, of each parameter of shape (k, channels).

@@ -23,6 +23,8 @@ class Fourier(Smooth):
         half_width: half a period.
     """
 
+    unsaid_outside = "periodic"
+
     def __init__(
         self,
         channels: int | None = None,
@@ -37,7 +39,7 @@ class Fourier(Smooth):
         self.flops_per_input = 5 * frequencies
 
     @property
-    def label(self) -> str:
+    def size_label(self) -> str:
         return f"fourier{self.frequencies}"
 
     def functions(self, x: Tensor, parameters: Mapping[str, Tensor]) -> list[Tensor]:

@@ -52,7 +52,7 @@ class Implicit(Smooth):
         self.flops_per_input = 7 * hidden + 2 * hidden * outputs + 3
 
     @property
-    def label(self) -> str:
+    def size_label(self) -> str:
         return f"implicit{self.num_functions}-h{self.hidden}"
 
     def starting_parameters(self) -> dict[str, Tensor]:

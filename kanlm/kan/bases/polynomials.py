@@ -34,7 +34,7 @@ class _Polynomials(Smooth):
         self.flops_per_input = extension + 4 * max(degree - 1, 1)
 
     @property
-    def label(self) -> str:
+    def size_label(self) -> str:
         return f"{self.name}{'0' if self.spans_constants else ''}{self.degree}"
 
     def functions(self, x: Tensor, parameters: Mapping[str, Tensor]) -> list[Tensor]:
@@ -71,6 +71,7 @@ class Chebyshev(_Polynomials):
     """
 
     name = "chebyshev"
+    unsaid_outside = "squash"
 
     def __init__(
         self,
@@ -118,6 +119,7 @@ class Legendre(_Polynomials):
     """
 
     name = "legendre"
+    unsaid_outside = "squash"
 
     def __init__(
         self,

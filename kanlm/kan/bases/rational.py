@@ -54,7 +54,7 @@ class Rational(Smooth):
         self.flops_per_input = 2 * denominator + 2 + 2 * (numerator + 1) + 4
 
     @property
-    def label(self) -> str:
+    def size_label(self) -> str:
         return f"rational{self.numerator}-{self.denominator}"
 
     def starting_parameters(self) -> dict[str, Tensor]:

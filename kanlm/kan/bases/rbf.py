@@ -55,7 +55,7 @@ class RBF(Smooth):
         self.flops_per_input = centers * (4 if shape == "hat" else 6) + 3
 
     @property
-    def label(self) -> str:
+    def size_label(self) -> str:
         return (
             f"rbf{self.num_functions}" if self.shape == "gaussian" else f"hat{self.num_functions}"
         )

@@ -63,7 +63,7 @@ class Wavelet(Smooth):
         self.flops_per_input = 8 * wavelets + 3
 
     @property
-    def label(self) -> str:
+    def size_label(self) -> str:
         return f"{self.mother}{self.num_functions}"
 
     def starting_parameters(self) -> dict[str, Tensor]:

@@ -294,3 +294,19 @@ def test_channels_have_parameters_of_their_own() -> None:
             nn.init.normal_(next(basis.parameters())[:, 1])
         changed = (basis.values(x) != before).any(dim=-1)[0]
         assert changed.tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("basis", "label"),
+    [
+        (Hermite(outside="linear"), "hermite3"),
+        (Hermite(outside="squash", constant=True), "hermite03-squash"),
+        (Chebyshev(outside="squash"), "chebyshev4"),
+        (Chebyshev(outside="linear", degree=3), "chebyshev3-linear"),
+        (Fourier(frequencies=2), "fourier2"),
+        (RBF(centers=5, outside="squash"), "rbf5-squash"),
+    ],
+)
+def test_a_label_says_what_happens_outside_where_it_is_not_the_custom(basis, label) -> None:
+    """Whatever the default is: a changed one must not change what an old result means."""
+    assert basis.label == label

@@ -1,0 +1,42 @@
+"""Files and folders appear whole, or not at all."""
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from kanlm.files import replacing, write_text
+
+
+@pytest.fixture
+def group_readable():
+    before = os.umask(0o027)
+    yield
+    os.umask(before)
+
+
+def test_all_files_of_a_folder_get_the_users_mode(tmp_path: Path, group_readable) -> None:
+    """Also those that a library wrote for the owner alone, as safetensors does."""
+    with replacing(tmp_path / "model") as draft:
+        (draft / "sub").mkdir()
+        (draft / "sub" / "weights").touch(mode=0o600)
+        (draft / "config").write_text("{}")
+    modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in (tmp_path / "model").rglob("*")}
+    assert modes == {"sub": 0o750, "weights": 0o640, "config": 0o640}
+
+
+def test_an_error_leaves_the_old_folder_and_no_draft(tmp_path: Path) -> None:
+    with replacing(tmp_path / "model") as draft:
+        (draft / "config").write_text("old")
+    with pytest.raises(RuntimeError), replacing(tmp_path / "model") as draft:
+        (draft / "config").write_text("new")
+        raise RuntimeError
+    assert (tmp_path / "model" / "config").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_text_is_replaced_in_one_move(tmp_path: Path) -> None:
+    write_text(tmp_path / "deep" / "a.txt", "one")
+    write_text(tmp_path / "deep" / "a.txt", "two")
+    assert [p.read_text() for p in (tmp_path / "deep").iterdir()] == ["two"]
