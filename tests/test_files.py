@@ -29,9 +29,14 @@ def test_all_files_of_a_folder_get_the_users_mode(tmp_path: Path, group_readable
 def test_an_error_leaves_the_old_folder_and_no_draft(tmp_path: Path) -> None:
     with replacing(tmp_path / "model") as draft:
         (draft / "config").write_text("old")
-    with pytest.raises(RuntimeError), replacing(tmp_path / "model") as draft:
-        (draft / "config").write_text("new")
-        raise RuntimeError
+
+    def write_half() -> None:
+        with replacing(tmp_path / "model") as draft:
+            (draft / "config").write_text("new")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_half()
     assert (tmp_path / "model" / "config").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 

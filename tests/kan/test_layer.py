@@ -122,7 +122,7 @@ def test_no_graph_breaks() -> None:
 
 def test_the_default_is_cubic_hermite_and_local_functions_get_a_base() -> None:
     layer = KANLinear(4, 3)
-    assert layer.label == "hermite3"
+    assert layer.label == "hermite3-squash"
     assert layer.bias is not None
     assert KANLinear(4, 3, basis=BSpline()).label == "bspline1-g6-silu"
     assert KANLinear(4, 3, basis=BSpline(), base=None).label == "bspline1-g6"

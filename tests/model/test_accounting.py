@@ -160,7 +160,7 @@ def test_a_config_and_its_settings_count_the_same(settings: ModelSettings) -> No
 
 
 def test_the_label_names_the_kind_of_every_layer() -> None:
-    assert account(SETTINGS["kan"], VOCAB).feed_forward == "kan/hermite3"
+    assert account(SETTINGS["kan"], VOCAB).feed_forward == "kan/hermite3-squash"
     mixed = account(SETTINGS["a kind a layer"], VOCAB).feed_forward
     assert mixed == "1×gelu + 1×kan/bspline3-g6 + 1×swiglu + 1×relu2"
 

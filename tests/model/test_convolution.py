@@ -177,7 +177,7 @@ def test_starts_near_the_identity_with_the_variance_asked_for(width: int, block:
 
 def test_labels_and_refusals() -> None:
     spec = {"kind": "conv-kan", "hidden": 4}
-    assert make_feed_forward(spec, 8, 1.0).label == "conv4-kan/hermite3"
+    assert make_feed_forward(spec, 8, 1.0).label == "conv4-kan/hermite3-squash"
     other = make_feed_forward({**spec, "kernel_size": 3, "block": {"kind": "gelu"}}, 8, 1.0)
     assert other.label == "conv3-gelu"
     for options, message in (

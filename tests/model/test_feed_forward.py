@@ -54,19 +54,19 @@ LABELS = [
     "gelu",
     "relu2",
     "swiglu",
-    "kan/hermite3",
+    "kan/hermite3-squash",
     "kan/bspline1-g6-silu",
     "kan/bspline1-g6",
     "kan/bspline3-g4-identity",
     "kan/chebyshev4",
-    "kan-glu-gate/hermite3",
+    "kan-glu-gate/hermite2",
     "kan-glu-value/bspline1-g6-silu",
-    "kan-single/hermite3",
+    "kan-single/hermite3-squash",
     "spline-mlp/bspline3-g8",
     "spline-mlp-gate/bspline3-g8",
     "kat/rational5-4-groups8",
     "lowrank-kan/bspline1-g6-rank2",
-    "lowrank-kan/hermite3-rank1-groups4",
+    "lowrank-kan/hermite3-squash-rank1-groups4",
 ]
 
 
@@ -355,7 +355,7 @@ def test_a_partial_basis_is_laid_over_the_kinds_own() -> None:
         assert completed == {**own, **basis}
         assert completed["degree"] == degree
     other = complete_feed_forward({"kind": "spline-mlp", "basis": {"kind": "hermite"}})["basis"]
-    assert other == complete_feed_forward({"kind": "kan-glu"})["basis"]
+    assert other == complete_feed_forward({"kind": "kan"})["basis"]
     for kind in FEED_FORWARDS:
         completed = complete_feed_forward({"kind": kind})
         assert complete_feed_forward(completed) == completed

@@ -181,7 +181,7 @@ def test_mixed_experts_have_equally_many_parameters() -> None:
     assert block.experts[0].hidden == 20
     assert counts[0] == counts[2]
     assert counts[1] == counts[3] == pytest.approx(counts[0], abs=3 * 32 / 2)
-    assert block.label == "moe4-top2/kan/hermite3+swiglu"
+    assert block.label == "moe4-top2/kan/hermite3-squash+swiglu"
 
 
 def test_matching_counts_all_parameters_and_active_flops() -> None:

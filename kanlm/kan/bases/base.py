@@ -117,6 +117,20 @@ class Differentiable(Basis):
         """`values`, of which nobody asks a gradient: a basis may take shortcuts."""
         return self.values(x)
 
+    def pull_back(self, x: Tensor, gradients: Tensor) -> Tensor:
+        """Σ_b g_b dφ_b/dx, of which nobody asks a gradient.
+
+        Shapes: (…, in) and (…, B, in) → (…, in).
+        """
+        total: Tensor | None = None
+        for gradient, slope in zip(
+            gradients.unbind(-2), self.derivatives(x).unbind(-1), strict=True
+        ):
+            gradient = gradient.to(slope.dtype)
+            total = gradient * slope if total is None else total.addcmul_(gradient, slope)
+        assert total is not None
+        return total
+
     @abstractmethod
     def derivatives(self, x: Tensor) -> Tensor:
         """dφ_b/dx: (…, in) → (…, in, B). At a kink the derivative is that from the right."""

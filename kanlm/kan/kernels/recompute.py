@@ -122,12 +122,8 @@ class _Contract(torch.autograd.Function):
                 else:
                     dmatrix += expanded.T @ dy_block
             if dx is not None:
-                by_function = (dy_block @ matrix.T).unflatten(-1, (-1, x.shape[-1])).unbind(-2)
-                slopes = ctx.basis.derivatives(block).unbind(-1)
-                total = by_function[0] * slopes[0]
-                for d, slope in zip(by_function[1:], slopes[1:], strict=True):
-                    total = total.addcmul_(d.to(total.dtype), slope)
-                dx[rows] = total
+                by_function = (dy_block @ matrix.T).unflatten(-1, (-1, x.shape[-1]))
+                dx[rows] = ctx.basis.pull_back(block, by_function)
         if dmatrix is None:
             return dx, None, None, None
         by_function = dmatrix.to(coefficients.dtype).unflatten(0, (-1, x.shape[-1]))

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ..base_functions import BASE_FUNCTIONS, BaseFunction
 from ..bases import BSpline, Local
-from .native import load_library
+from ..native import load_library
 
 #: Most tokens at a time for which reading rows was faster than dense products at every width
 #: and grid tried (`kanlm bench decode`): with sparse.cpp, and with embedding_bag.

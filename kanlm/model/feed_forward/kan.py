@@ -13,6 +13,9 @@ from ..layers import Linear, RMSNorm
 from .base import FeedForward
 from .basis import make_basis
 
+#: The product with a linear map raises the degree by one.
+_QUADRATIC = {"kind": "hermite", "degree": 2, "half_width": 4.0, "outside": "linear"}
+
 
 class KAN(FeedForward):
     """Two KAN layers with an RMS norm between them: down(norm(up(x))).
@@ -115,7 +118,7 @@ class KANGLU(FeedForward):
         output_scale: float,
         *,
         learned: Literal["gate", "value"] = "gate",
-        basis: dict[str, Any] = {"kind": "hermite"},  # noqa: B006 (read, never changed)
+        basis: dict[str, Any] = _QUADRATIC,
         base: Base = "auto",
         start: Start = "random",
     ) -> None:

@@ -22,10 +22,12 @@ def run(name: str, folder: Path, *overrides: str) -> dict:
 def test_layers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = run("layers", tmp_path, "widths=[32]", "tokens=64", "rounds=2", "blocks=[kan]")
     by_key = {(row["block"], row["mode"]): row for row in results["rows"]}
-    assert set(by_key) == {(b, m) for b in ("gelu", "kan/hermite3") for m in ("eager", "compiled")}
+    assert set(by_key) == {
+        (b, m) for b in ("gelu", "kan/hermite3-squash") for m in ("eager", "compiled")
+    }
     assert by_key["gelu", "compiled"]["time_ratio"]["median"] == 1
     assert all(row["seconds"] > 0 for row in results["rows"])
-    mlp, kan = by_key["gelu", "eager"], by_key["kan/hermite3", "eager"]
+    mlp, kan = by_key["gelu", "eager"], by_key["kan/hermite3-squash", "eager"]
     # Before and after the activation.
     assert mlp["saved_bytes"] == 2 * 64 * 4 * 32 * 4
     assert kan["saved_bytes"] <= mlp["saved_bytes"]
@@ -36,7 +38,7 @@ def test_layers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "memory-by-width.svg",
     }
     assert results["provenance"]["versions"]["torch"] == torch.__version__
-    assert "kan/hermite3" in capsys.readouterr().out
+    assert "kan/hermite3-squash" in capsys.readouterr().out
 
 
 def test_decode(tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kanlm.kan import BSpline, KANLinear, adapt_layer
+from kanlm.kan import BSpline, KANLinear, adapt_layer, native
 from kanlm.kan.bases import Local
-from kanlm.kan.kernels import native, sparse, sparse_sums, use_backend
+from kanlm.kan.kernels import sparse, sparse_sums, use_backend
 
 native_only = pytest.mark.skipif(
     native.obstacle() is not None, reason=f"no native kernels: {native.obstacle()}"

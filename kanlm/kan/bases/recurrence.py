@@ -1,0 +1,89 @@
+"""Polynomials of a three-term recurrence in one pass over the inputs, by recurrence.cpp.
+
+Eager torch makes a pass over memory for every step of a recurrence. Where C++ can be compiled, a
+row of inputs goes through all steps in the first cache.
+"""
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..native import load_library
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recurrence:
+    """p_0 = 1, p_1 = first u, p_{n+1} = a_n u p_n − c_n p_{n−1} with u = scale x; the functions
+    are w_n p_n for n from 0 or 1 to the degree.
+
+    Attributes:
+        first, scale: as above.
+        limit: inputs beyond ± limit are clamped, and functions go on linearly.
+        a, c: by n, the first of each unused.
+        weights: w_0 … w_degree.
+        constant: whether there is a function for n = 0.
+    """
+
+    first: float
+    scale: float
+    limit: float
+    a: Sequence[float]
+    c: Sequence[float]
+    weights: Sequence[float]
+    constant: bool
+
+    @staticmethod
+    def can(x: Tensor) -> bool:
+        """Whether inputs like x can be taken here: float32 on a CPU, and a compiler."""
+        return x.device.type == "cpu" and x.dtype == torch.float32 and _library() is not None
+
+    def values(self, x: Tensor) -> Tensor:
+        """The functions at x: (…, in) → (…, in, B), laid out as (…, B, in)."""
+        x = x.contiguous()
+        functions = len(self.weights) - 1 + self.constant
+        values = x.new_empty(*x.shape[:-1], functions, x.shape[-1])
+        self._call("polynomial_values", x, values)
+        return values.transpose(-1, -2)
+
+    def pull_back(self, x: Tensor, gradients: Tensor) -> Tensor:
+        """Σ_b g_b dφ_b/dx: (…, in), (…, B, in) → (…, in)."""
+        x, gradients = x.contiguous(), gradients.to(x.dtype).contiguous()
+        dx = torch.empty_like(x)
+        self._call("polynomial_pull_back", x, gradients, dx)
+        return dx
+
+    def _call(self, name: str, x: Tensor, *others: Tensor) -> None:
+        numbers = [torch.tensor(row, dtype=torch.float32) for row in (self.a, self.c, self.weights)]
+        getattr(_library(), name)(
+            x.data_ptr(),
+            *(other.data_ptr() for other in others),
+            x.numel() // max(x.shape[-1], 1),
+            x.shape[-1],
+            len(self.weights) - 1,
+            self.constant,
+            self.first,
+            self.scale,
+            self.limit,
+            *(row.data_ptr() for row in numbers),
+            torch.get_num_threads(),
+        )
+
+
+@functools.cache
+def _library() -> Any:
+    library = load_library(Path(__file__).with_name("recurrence.cpp"))
+    if library is None:
+        return None
+    pointer, count, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+    rest = [*[count] * 4, *[number] * 3, *[pointer] * 3, count]
+    for name, tensors in (("polynomial_values", 2), ("polynomial_pull_back", 3)):
+        function = getattr(library, name)
+        function.argtypes = [*[pointer] * tensors, *rest]
+        function.restype = None
+    return library
