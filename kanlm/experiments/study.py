@@ -101,13 +101,13 @@ def run(config: Config, stages: list[dict[str, Any]]) -> list[Run]:
     """Bring every run of the study to its end and return them all.
 
     Raises:
-        UserError: a run failed, or the folder holds another study.
+        UserError: a run failed, or the folder holds a single run or another study.
         Interrupted: a signal stopped the run in progress, which saved itself.
     """
     arms = plan(config)
     assert config.study is not None
     folder = Path(config.output_dir)
-    claim(folder, config)
+    claim(folder, config, study=True)
     for arm in arms:
         check_runs(arm, stages)
     write_config(folder, config)

@@ -32,6 +32,7 @@ from kanlm.experiments.collect import combine_facts
 from kanlm.model.accounting import account
 from kanlm.model.matching import feed_forward_cost
 from kanlm.reporting.numbers import count
+from kanlm.training.folder import claim, write_config
 from kanlm.training.resolve import resolve
 
 ARMS = {"kan": {}, "gelu": {"model": {"feed_forward": "gelu"}}}
@@ -473,6 +474,37 @@ def test_a_folder_that_holds_another_study_is_refused(compared, capsys, here):
     assert caught.value.code == 2
     assert "holds a run with training.steps = 6, not 7" in capsys.readouterr().err
     assert len(here.folders) == started
+
+
+@pytest.mark.parametrize("begun", ["trials/a/metrics.jsonl", "seed-0/stage-0-words/config.yaml"])
+def test_a_run_and_a_study_do_not_share_a_folder(begun, tmp_path, make_tree, capsys, here):
+    """Both would write results.json, and a file with a `study:` section makes either."""
+    path = write(tmp_path, make_tree(tmp_path, study={"arms": ARMS, "stages": []}))
+    config = resolve(load(path))
+    run, whole = tmp_path / "one", tmp_path / "whole"
+    for folder, file in ((run, "metrics.jsonl"), (whole, f"kan/{begun}")):
+        (folder / file).parent.mkdir(parents=True)
+        (folder / file).touch()
+        write_config(folder, config)
+    started = len(here.folders)
+    stage = "study.stages=[{data: {domain: more}}]"
+    for folder, held, wanted, words in (
+        (run, "a single run", "a study", ["compare", str(path)]),
+        (run, "a single run", "a study", ["continual", str(path), stage]),
+        (whole, "a study", "a single run", ["pretrain", str(path)]),
+    ):
+        before = sorted(folder.rglob("*"))
+        with pytest.raises(SystemExit) as caught:
+            main([*words, f"output_dir={folder}"])
+        assert caught.value.code == 2
+        assert capsys.readouterr().err == (
+            f"kanlm: output_dir = {folder} holds {held}, where {wanted} is to be written; "
+            "choose another output_dir\n"
+        )
+        assert sorted(folder.rglob("*")) == before
+    assert len(here.folders) == started
+    claim(run, config)
+    claim(whole, config, study=True)
 
 
 def test_a_failing_arm_is_named_with_where_to_look(tmp_path, make_tree, capsys, here):
