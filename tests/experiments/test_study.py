@@ -549,3 +549,25 @@ def test_a_dry_run_prints_every_arms_accounting_and_writes_nothing(
             assert f"{number:,}" in printed
         assert count(accounting.flops_per_token["total"]) in printed
         assert count(accounting.bytes_per_decoded_token(), "B") in printed
+
+
+@pytest.mark.parametrize(
+    ("grid", "reason"),
+    [
+        ({"optimizer.learning_rat": RATES}, "unknown setting 'optimizer.learning_rat'; did you"),
+        ({"optimizer.learning_rate": [1e-3, -3e-3]}, "optimizer: learning_rate = -0.003: expected"),
+        ({"optimizer.learning_rate": []}, "study: grid[optimizer.learning_rate] = []: expected"),
+        ({"penalties.curvature": [0.0, 0.1]}, "penalties: "),
+    ],
+    ids=str,
+)
+def test_a_dry_run_refuses_what_the_study_would(grid, reason, tmp_path, make_tree, capsys):
+    parts = {"study": {"arms": ARMS, "grid": grid}}
+    path = write(tmp_path, make_tree(tmp_path, **SHORT, **parts))
+    with pytest.raises(SystemExit) as caught:
+        main(["compare", str(path), "--dry-run"])
+    assert caught.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"kanlm: {reason}")
+    assert printed.err.count("\n") == 1
+    assert not printed.out
