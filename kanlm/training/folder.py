@@ -11,6 +11,8 @@ from typing import Any
 from kanlm.config import (
     Config,
     from_tree,
+    leaves,
+    lies_in,
     merge,
     parse_override,
     read_tree,
@@ -19,6 +21,19 @@ from kanlm.config import (
 )
 from kanlm.errors import UserError
 from kanlm.files import write_text
+
+#: What the verbs that take finished runs read of a run's settings.
+READ_BY = {
+    "evaluate": (
+        "data",
+        "model.context_length",
+        "evaluation.split",
+        "evaluation.stride",
+        "evaluation.batch_size",
+        "evaluation.bootstrap_resamples",
+    ),
+    "generate": ("generation", "seed"),
+}
 
 _RUN, _STUDY = "a single run", "a study"
 
@@ -100,13 +115,21 @@ def first_difference(
     return None
 
 
-def load_config(folder: Path, overrides: list[str]) -> Config:
-    """A run's configuration with overrides laid on top.
+def load_config(folder: Path, overrides: list[str], verb: str) -> Config:
+    """A run's configuration with overrides of what `verb` reads of it laid on top.
 
     Raises:
-        UserError: no run folder, or an impossible override.
+        UserError: no run folder, or an override that is impossible or would go unread.
     """
     tree = read_config_tree(folder)
-    for override in overrides:
-        tree = merge(tree, parse_override(override))
-    return from_tree(tree)
+    parts = [parse_override(override) for override in overrides]
+    for part in parts:
+        tree = merge(tree, part)
+    config = from_tree(tree)
+    for override, part in zip(overrides, parts, strict=True):
+        if not all(lies_in(name, READ_BY[verb]) for name, _ in leaves(part)):
+            raise UserError(
+                f"override '{override}': of a run's settings `kanlm {verb}` reads only "
+                f"{', '.join(READ_BY[verb])}"
+            )
+    return config
