@@ -202,14 +202,14 @@ def _continual(arguments: argparse.Namespace) -> None:
 def _evaluate(arguments: argparse.Namespace) -> None:
     from kanlm.experiments.evaluate import evaluate_runs
 
-    if not _print_run_configs(arguments):
+    if not _print_run_configs(arguments, "evaluate"):
         evaluate_runs(arguments.paths, arguments.data, arguments.overrides, as_json=arguments.json)
 
 
 def _generate(arguments: argparse.Namespace) -> None:
     from kanlm.experiments.generate import generate
 
-    if not _print_run_configs(arguments):
+    if not _print_run_configs(arguments, "generate"):
         print(generate(arguments.paths[0], arguments.overrides))
 
 
@@ -261,14 +261,14 @@ def _resolved(config: Any, arguments: argparse.Namespace) -> Any:
     return config
 
 
-def _print_run_configs(arguments: argparse.Namespace) -> bool:
+def _print_run_configs(arguments: argparse.Namespace, verb: str) -> bool:
     """Print the runs' settings, a YAML document each, if that is asked for."""
     from kanlm import config as configs
     from kanlm.training.folder import load_config
 
     if arguments.print_config:
         documents = [
-            configs.to_yaml(load_config(run, arguments.overrides)) for run in arguments.paths
+            configs.to_yaml(load_config(run, arguments.overrides, verb)) for run in arguments.paths
         ]
         print("---\n".join(documents), end="")
     return arguments.print_config

@@ -143,11 +143,14 @@ def test_printed_settings_of_finetune_hold_what_it_inherits(write, runs, tmp_pat
     assert config.training.steps == 60
 
 
-@pytest.mark.parametrize("verb", ["evaluate", "generate"])
-def test_printed_settings_of_a_run_are_the_runs(verb, runs, capsys):
-    call(verb, runs / "kan", "--print-config", "evaluation.stride=4")
+@pytest.mark.parametrize(
+    ("verb", "override"),
+    [("evaluate", "evaluation.stride=4"), ("generate", "generation.top_k=4")],
+)
+def test_printed_settings_of_a_run_are_the_runs(verb, override, runs, capsys):
+    call(verb, runs / "kan", "--print-config", override)
     config = from_tree(yaml.safe_load(capsys.readouterr().out))
-    assert config == load(runs / "kan" / "config.yaml", ["evaluation.stride=4"])
+    assert config == load(runs / "kan" / "config.yaml", [override])
 
 
 def test_printed_settings_of_several_runs_are_several_documents(runs, capsys):
@@ -355,6 +358,32 @@ def test_a_tokenizer_that_is_not_the_base_runs(write, runs, refuse):
 )
 def test_a_missing_or_superfluous_word(words, beginning, refuse):
     assert refuse(*words).startswith(beginning)
+
+
+@pytest.mark.parametrize(
+    ("verb", "overrides", "read"),
+    [
+        ("generate", ["model.d_model=64", "evaluation.stride=4"], "generation, seed\n"),
+        (
+            "evaluate",
+            ["model.d_model=64", "seed=3", "generation.top_k=3", "evaluation.domains=[]"],
+            "data, model.context_length, evaluation.split, evaluation.stride, "
+            "evaluation.batch_size, evaluation.bootstrap_resamples\n",
+        ),
+    ],
+)
+def test_an_override_that_would_go_unread(verb, overrides, read, tmp_path, make_tree, refuse):
+    """Before a model is looked for."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(yaml.safe_dump(make_tree(tmp_path)))
+    for override in overrides:
+        line = refuse(verb, run, override)
+        assert line == (
+            f"kanlm: override '{override}': of a run's settings `kanlm {verb}` reads only {read}"
+        )
+        assert refuse(verb, run, override, "--print-config") == line
+    assert "unknown setting 'model.d_modl'" in refuse(verb, run, "model.d_modl=3")
 
 
 def test_a_missing_data_file(write, refuse, tmp_path):

@@ -4,7 +4,7 @@ Torch is not imported here, so that `--help` and `--print-config` answer at once
 """
 
 from kanlm.config.checking import check, check_options
-from kanlm.config.merging import merge, nested
+from kanlm.config.merging import leaves, lies_in, merge, nested
 from kanlm.config.reading import from_tree, load, parse_override, read_tree, to_tree, to_yaml
 from kanlm.config.schema import (
     Config,
@@ -35,6 +35,8 @@ __all__ = [
     "check",
     "check_options",
     "from_tree",
+    "leaves",
+    "lies_in",
     "load",
     "merge",
     "nested",

@@ -5,7 +5,7 @@ bare word stands for `{kind: word}`, and naming another kind replaces the sectio
 of merging into it. The optimizer's kinds share their settings, and so are merged.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 #: Sections for which a bare word stands for `{kind: word}`.
@@ -30,6 +30,20 @@ def nested(name: str, value: Any) -> dict[str, Any]:
     for part in reversed(name.split(".")):
         value = {part: value}
     return value
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The dotted name and value of every setting in a nested dictionary."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def lies_in(name: str, sections: Sequence[str]) -> bool:
+    """Whether a dotted name is one of `sections`, which may be settings, or below one."""
+    return any(name == section or name.startswith(f"{section}.") for section in sections)
 
 
 def merge(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:

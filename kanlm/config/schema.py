@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from kanlm.config.arms import check_arm, check_grid, check_own
 from kanlm.errors import nearest
 from kanlm.model.settings import ModelSettings
 
@@ -331,7 +332,8 @@ class StudySettings:
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    #: Name → partial configuration laid over this one. The first arm is the reference.
+    #: Name → partial configuration laid over this one. The first arm is the reference. What
+    #: decides on which tokens an arm is trained and scored is the same for all.
     arms: dict[str, dict[str, Any]] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0])
     #: What the twins share with the first arm, or with an arm that has no width to solve:
@@ -369,6 +371,17 @@ class StudySettings:
         for name in self.arm_grids:
             if name not in self.arms:
                 raise ValueError(f"arm_grids names '{name}'{nearest(name, self.arms)}")
+        self._check_parts()
+
+    def _check_parts(self) -> None:
+        """Check that arms, trials and stages set only what is theirs to set."""
+        for name, part in self.arms.items():
+            check_arm(part, f"arms.{name}")
+        check_grid(self.grid, "grid")
+        for name, grid in self.arm_grids.items():
+            check_grid(grid, f"arm_grids.{name}")
+        for i, part in enumerate(self.stages):
+            check_own(part, f"stages.{i}")
 
 
 @dataclass(frozen=True, kw_only=True)

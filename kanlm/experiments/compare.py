@@ -36,8 +36,15 @@ def conclude(config: Config, runs: list[study.Run]) -> Path:
 
 
 def dry_run(config: Config) -> None:
-    """Print the accounting of every arm: nothing is trained."""
+    """Print the accounting of every arm: nothing is trained.
+
+    Raises:
+        UserError: a setting for which the study itself would be refused.
+    """
     arms = study.plan(config)
+    assert config.study is not None
+    for arm in arms:
+        study.check_settings(arm, config.study.stages)
     accounts = {}
     for arm in arms:
         size = arm.config.model.vocab_size

@@ -40,9 +40,10 @@ def evaluate_runs(
         overrides: settings laid over each run's, such as `evaluation.stride=64`.
 
     Raises:
-        UserError: a run is not there or not finished, or the runs hold out different text.
+        UserError: a run is not there or not finished, the runs hold out different text, or an
+            override goes unread.
     """
-    configs = {str(run): resolve(load_config(run, overrides)) for run in runs}
+    configs = {str(run): resolve(load_config(run, overrides, "evaluate")) for run in runs}
     _check_fractions(configs)
     first = next(iter(configs.values()))
     known = [config.data for config in configs.values()]

@@ -13,9 +13,9 @@ def generate(run: Path, overrides: list[str]) -> str:
     """Return the prompt in the run's `generation` settings with its continuation.
 
     Raises:
-        UserError: no such run, or one that has not finished.
+        UserError: no such run, one that has not finished, or an override that goes unread.
     """
-    config = load_config(run, overrides)
+    config = load_config(run, overrides, "generate")
     model = load_trained(run)
     tokenizer = AutoTokenizer.from_pretrained(run / "model")
     return sample_text(model, tokenizer, config.generation, config.seed)

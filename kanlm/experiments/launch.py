@@ -61,6 +61,9 @@ def run_chains(
             while waiting or active:
                 while waiting and len(active) < parallel and not received:
                     _start_next(waiting, active, parallel, launcher, root, bars)
+                    if received and active:
+                        # It came while the process was started, and was not passed on to it.
+                        active[-1].popen.terminate()
                 for process in [p for p in active if p.ended()]:
                     active.remove(process)
                     if stopped_by := process.check():
@@ -102,14 +105,18 @@ class _Process:
         return code is not None
 
     def check(self) -> int | None:
-        """Return the signal that stopped it, after which it saved itself, or None.
+        """Return the signal that stopped it, or None.
+
+        A run that has begun saves itself and ends with a code of its own; one that was still
+        starting up is ended by the signal, and has nothing to save.
 
         Raises:
             UserError: it failed.
         """
         code = self.popen.wait()
-        if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-            return code - 128
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if code in (128 + number, -number):
+                return number
         if code:
             log = Path(self.config.output_dir) / "log.txt"
             if self.parallel > 1:

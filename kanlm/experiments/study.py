@@ -101,13 +101,13 @@ def run(config: Config, stages: list[dict[str, Any]]) -> list[Run]:
     """Bring every run of the study to its end and return them all.
 
     Raises:
-        UserError: a run failed, or the folder holds another study.
+        UserError: a run failed, or the folder holds a single run or another study.
         Interrupted: a signal stopped the run in progress, which saved itself.
     """
     arms = plan(config)
     assert config.study is not None
     folder = Path(config.output_dir)
-    claim(folder, config)
+    claim(folder, config, study=True)
     for arm in arms:
         check_runs(arm, stages)
     write_config(folder, config)
@@ -164,10 +164,7 @@ def check_runs(arm: Arm, stages: list[dict[str, Any]]) -> None:
     """
     tokenizer = open_tokenizer(arm.config.tokenizer, arm.config.data, report=print)
     corpora: dict[str, Corpus] = {}
-    for trial, stage in itertools.product(arm.trials, range(len(stages) + 1)):
-        settings = _stage_config(arm, trial, 0, stage, stages, Path(arm.name), None)
-        if stage:
-            check_inherited(to_tree(settings), to_tree(arm.config), f"stage 0 of {arm.name}")
+    for settings in check_settings(arm, stages):
         for data in (settings.data, *settings.evaluation.domains):
             key = json.dumps(to_tree(data), sort_keys=True)
             if key not in corpora:
@@ -175,6 +172,21 @@ def check_runs(arm: Arm, stages: list[dict[str, Any]]) -> None:
             check_corpus(corpora[key], settings)
             # Now, and not by several runs at once at their end.
             cached_references(corpora[key], settings.evaluation.split)
+
+
+def check_settings(arm: Arm, stages: list[dict[str, Any]]) -> list[Config]:
+    """The configurations of all an arm's trials in every stage, without reading any text.
+
+    Raises:
+        UserError: a trial or a stage is impossible, or a stage changes what it inherits.
+    """
+    configs: list[Config] = []
+    for trial, stage in itertools.product(arm.trials, range(len(stages) + 1)):
+        settings = _stage_config(arm, trial, 0, stage, stages, Path(arm.name), None)
+        if stage:
+            check_inherited(to_tree(settings), to_tree(arm.config), f"stage 0 of {arm.name}")
+        configs.append(settings)
+    return configs
 
 
 def select(arm: Arm, folder: Path, study: StudySettings) -> dict[str, Any]:

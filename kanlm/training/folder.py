@@ -4,12 +4,15 @@ A folder belongs to one configuration. Starting the same one again resumes it; s
 another there is refused, because two runs mixed in one folder prove nothing.
 """
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 from kanlm.config import (
     Config,
     from_tree,
+    leaves,
+    lies_in,
     merge,
     parse_override,
     read_tree,
@@ -19,21 +22,44 @@ from kanlm.config import (
 from kanlm.errors import UserError
 from kanlm.files import write_text
 
+#: What the verbs that take finished runs read of a run's settings.
+READ_BY = {
+    "evaluate": (
+        "data",
+        "model.context_length",
+        "evaluation.split",
+        "evaluation.stride",
+        "evaluation.batch_size",
+        "evaluation.bootstrap_resamples",
+    ),
+    "generate": ("generation", "seed"),
+}
 
-def claim(folder: Path, config: Config) -> None:
-    """Check that `folder` is empty, absent, or holds a run of this very `config`.
+_RUN, _STUDY = "a single run", "a study"
+
+
+def claim(folder: Path, config: Config, *, study: bool = False) -> None:
+    """Check that `folder` is empty, absent, or holds a run, or a study, of this very `config`.
 
     `output_dir` may differ, so that a run can be moved, and so may `study`: it may get more
     arms, seeds or trials, for each of its runs is claimed by itself.
 
     Raises:
-        UserError: naming the first setting that differs.
+        UserError: the folder holds a study where a run is to be, or a run where a study is,
+            or naming the first setting that differs.
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     path = folder / "config.yaml"
     if not path.exists():
         raise UserError(f"output_dir = {folder} exists and holds no run; choose another")
+    wanted = _STUDY if study else _RUN
+    if _contents(folder) not in (wanted, None):
+        # A file with a `study:` section makes both, whose results.json would be the same file.
+        raise UserError(
+            f"output_dir = {folder} holds {_contents(folder)}, where {wanted} is to be written; "
+            "choose another output_dir"
+        )
     different = first_difference(read_config_tree(folder), to_tree(config))
     if different is not None:
         name, theirs, ours = different
@@ -41,6 +67,14 @@ def claim(folder: Path, config: Config) -> None:
             f"output_dir = {folder} holds a run with {name} = {theirs}, not {ours}; "
             "choose another output_dir, or delete that folder"
         )
+
+
+def _contents(folder: Path) -> str | None:
+    """What has begun in a folder, in words, or None if only its config.yaml says anything."""
+    if (folder / "metrics.jsonl").exists():
+        return _RUN
+    runs = itertools.chain(folder.glob("*/seed-*"), folder.glob("*/trials"))
+    return None if next(runs, None) is None else _STUDY
 
 
 def write_config(folder: Path, config: Config) -> None:
@@ -81,13 +115,21 @@ def first_difference(
     return None
 
 
-def load_config(folder: Path, overrides: list[str]) -> Config:
-    """A run's configuration with overrides laid on top.
+def load_config(folder: Path, overrides: list[str], verb: str) -> Config:
+    """A run's configuration with overrides of what `verb` reads of it laid on top.
 
     Raises:
-        UserError: no run folder, or an impossible override.
+        UserError: no run folder, or an override that is impossible or would go unread.
     """
     tree = read_config_tree(folder)
-    for override in overrides:
-        tree = merge(tree, parse_override(override))
-    return from_tree(tree)
+    parts = [parse_override(override) for override in overrides]
+    for part in parts:
+        tree = merge(tree, part)
+    config = from_tree(tree)
+    for override, part in zip(overrides, parts, strict=True):
+        if not all(lies_in(name, READ_BY[verb]) for name, _ in leaves(part)):
+            raise UserError(
+                f"override '{override}': of a run's settings `kanlm {verb}` reads only "
+                f"{', '.join(READ_BY[verb])}"
+            )
+    return config

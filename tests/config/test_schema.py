@@ -10,6 +10,7 @@ import pytest
 from kanlm.config import (
     PenaltySettings,
     from_tree,
+    nested,
 )
 from kanlm.kan.penalties import PENALTIES
 from kanlm.training.resolve import resolve
@@ -39,6 +40,13 @@ from kanlm.training.resolve import resolve
         ({"study": {"arms": {"a": {}}, "seeds": [1, 1]}}, "study: seeds = [1, 1]"),
         ({"study": {"arms": {"kan": {}}, "arm_grids": {"kann": {}}}}, "study: arm_grids names 'kann'; did you mean 'kan'?"),
         ({"study": {"arms": {"../up": {}}}}, "study: arm '../up'"),
+        ({"study": {"arms": {"a": {}}, "grid": {"optimizer.learning_rate": []}}}, "study: grid[optimizer.learning_rate] = []: expected at least one value"),
+        ({"study": {"arms": {"a": {}}, "grid": {"optimizer.learning_rate": [1, 1.0]}}}, "study: grid[optimizer.learning_rate] = [1, 1.0]: expected at least one value, none twice"),
+        ({"study": {"arms": {"a": {}}, "arm_grids": {"a": {"model.dropout": []}}}}, "study: arm_grids.a[model.dropout] = []: expected"),
+        ({"study": {"arms": {"a": {}}, "grid": {"seed": [1, 2]}}}, "study: grid sets seed = 1, which a study sets for each of its runs: give study.seeds instead"),
+        ({"study": {"arms": {"a": {"seed": 3}}}}, "study: arms.a sets seed = 3, which a study sets for each of its runs: give study.seeds instead"),
+        ({"study": {"arms": {"a": {"output_dir": "x"}}}}, "study: arms.a sets output_dir = x, which a study sets for each of its runs: leave it out"),
+        ({"study": {"arms": {"a": {}}, "stages": [{"seed": 3}]}}, "study: stages.0 sets seed = 3, which"),
         ({"training": {"steps": 0}}, "training: steps = 0: expected a positive number"),
         ({"optimizer": {"learning_rate": float("nan")}}, "optimizer: learning_rate = nan: expected a positive number"),
         ({"optimizer": {"learning_rate": float("inf")}}, "optimizer: learning_rate = inf: expected a positive number"),
@@ -63,6 +71,54 @@ from kanlm.training.resolve import resolve
 )  # fmt: skip
 def test_an_impossible_combination_is_refused(refusal, tree, beginning):
     assert refusal(tree).startswith(beginning)
+
+
+UNLIKE = {
+    "training.steps": 12,
+    "training.batch_size": 8,
+    "training.evaluate_every": 5,
+    "training.early_stopping_patience": 2,
+    "model.context_length": 64,
+    "tokenizer.kind": "bytes",
+    "data.domain": "other",
+    "evaluation.stride": 16,
+    "shrink": True,
+}
+
+
+@pytest.mark.parametrize("name", UNLIKE)
+@pytest.mark.parametrize("place", ["arms", "grid", "arm_grids", "section"])
+def test_arms_must_see_the_same_tokens(refusal, place, name):
+    value = UNLIKE[name]
+    study, where = {
+        "arms": ({"arms": {"a": {}, "x": nested(name, value)}}, "arms.x"),
+        "grid": ({"arms": {"a": {}}, "grid": {name: [value]}}, "grid"),
+        "arm_grids": ({"arms": {"a": {}}, "arm_grids": {"a": {name: [value]}}}, "arm_grids.a"),
+        "section": (
+            {
+                "arms": {"a": {}},
+                "grid": {head: [part] for head, part in nested(name, value).items()},
+            },
+            "grid",
+        ),
+    }[place]
+    line = refusal({"study": study})
+    assert line.startswith(f"study: {where} sets {name} = {value}: every arm trains on identical")
+    assert "arms may differ in model, optimizer, schedule, penalties and training, but not" in line
+
+
+def test_arms_may_differ_in_what_changes_no_batch():
+    arm = {
+        "model": {"feed_forward": "kan-local", "d_model": 64, "dropout": 0.1, "qk_norm": True},
+        "training": {"compile": "off", "grid_schedule": {0: 4}, "polish_steps": 2},
+        "optimizer": {"kind": "muon", "learning_rate": 1e-3},
+        "schedule": {"kind": "constant", "warmup_steps": 1},
+        "penalties": {"l1": 0.1},
+    }
+    grid = {"optimizer.learning_rate": [1e-3, 3e-3], "model.dropout": [0.0, 0.1]}
+    study = from_tree({"study": {"arms": {"a": {}, "b": arm}, "grid": grid}}).study
+    assert study is not None
+    assert list(study.grid) == list(grid)
 
 
 def test_every_penalty_has_a_weight_and_none_is_taken_by_default():

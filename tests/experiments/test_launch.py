@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 import yaml
 
 from kanlm.config import Config, from_tree
-from kanlm.errors import UserError
+from kanlm.errors import Interrupted, UserError
 from kanlm.experiments.launch import run_chains
 from kanlm.training.resolve import resolve
 
@@ -85,6 +86,46 @@ def test_a_failed_run_is_named_with_its_log(
     with pytest.raises(UserError, match=r"(gelu|swiglu) ended with exit code 2, see .*log\.txt"):
         start([[bad], [good]], tmp_path)
     assert "no such file" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("parallel", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_runs_start_up_stops_the_study(
+    number: int, parallel: int, configs: list[Config], tmp_path: Path
+) -> None:
+    """They do not take signals yet, as this stand-in never does: it imports for a minute."""
+    started = tmp_path / "started"
+    program = f"import pathlib, time; pathlib.Path({str(started)!r}).touch(); time.sleep(60)"
+    launcher = shlex.join([sys.executable, "-c", program])
+
+    def interrupt() -> None:
+        while not started.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(Interrupted) as caught:
+        run_chains(
+            [[config] for config in configs], parallel=parallel, launcher=launcher, root=tmp_path
+        )
+    assert caught.value.exit_code == 128 + number
+
+
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_a_signal_between_two_runs_reaches_the_one_being_started(
+    parallel: int, configs: list[Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_process = subprocess.Popen
+
+    def start_and_signal(*words: Any, **settings: Any) -> Any:
+        process = start_process(*words, **settings)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return process
+
+    monkeypatch.setattr("kanlm.experiments.launch.subprocess.Popen", start_and_signal)
+    launcher = shlex.join([sys.executable, "-c", "import time; time.sleep(60)"])
+    with pytest.raises(Interrupted):
+        run_chains([[configs[0]]], parallel=parallel, launcher=launcher, root=tmp_path)
 
 
 @pytest.mark.slow

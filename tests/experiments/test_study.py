@@ -32,6 +32,7 @@ from kanlm.experiments.collect import combine_facts
 from kanlm.model.accounting import account
 from kanlm.model.matching import feed_forward_cost
 from kanlm.reporting.numbers import count
+from kanlm.training.folder import claim, write_config
 from kanlm.training.resolve import resolve
 
 ARMS = {"kan": {}, "gelu": {"model": {"feed_forward": "gelu"}}}
@@ -475,6 +476,37 @@ def test_a_folder_that_holds_another_study_is_refused(compared, capsys, here):
     assert len(here.folders) == started
 
 
+@pytest.mark.parametrize("begun", ["trials/a/metrics.jsonl", "seed-0/stage-0-words/config.yaml"])
+def test_a_run_and_a_study_do_not_share_a_folder(begun, tmp_path, make_tree, capsys, here):
+    """Both would write results.json, and a file with a `study:` section makes either."""
+    path = write(tmp_path, make_tree(tmp_path, study={"arms": ARMS, "stages": []}))
+    config = resolve(load(path))
+    run, whole = tmp_path / "one", tmp_path / "whole"
+    for folder, file in ((run, "metrics.jsonl"), (whole, f"kan/{begun}")):
+        (folder / file).parent.mkdir(parents=True)
+        (folder / file).touch()
+        write_config(folder, config)
+    started = len(here.folders)
+    stage = "study.stages=[{data: {domain: more}}]"
+    for folder, held, wanted, words in (
+        (run, "a single run", "a study", ["compare", str(path)]),
+        (run, "a single run", "a study", ["continual", str(path), stage]),
+        (whole, "a study", "a single run", ["pretrain", str(path)]),
+    ):
+        before = sorted(folder.rglob("*"))
+        with pytest.raises(SystemExit) as caught:
+            main([*words, f"output_dir={folder}"])
+        assert caught.value.code == 2
+        assert capsys.readouterr().err == (
+            f"kanlm: output_dir = {folder} holds {held}, where {wanted} is to be written; "
+            "choose another output_dir\n"
+        )
+        assert sorted(folder.rglob("*")) == before
+    assert len(here.folders) == started
+    claim(run, config)
+    claim(whole, config, study=True)
+
+
 def test_a_failing_arm_is_named_with_where_to_look(tmp_path, make_tree, capsys, here):
     arms = {"kan": {}, "small": {"model": {"vocab_size": 100}}}
     path = write(tmp_path, make_tree(tmp_path, **SHORT, study={"arms": arms}))
@@ -517,3 +549,25 @@ def test_a_dry_run_prints_every_arms_accounting_and_writes_nothing(
             assert f"{number:,}" in printed
         assert count(accounting.flops_per_token["total"]) in printed
         assert count(accounting.bytes_per_decoded_token(), "B") in printed
+
+
+@pytest.mark.parametrize(
+    ("grid", "reason"),
+    [
+        ({"optimizer.learning_rat": RATES}, "unknown setting 'optimizer.learning_rat'; did you"),
+        ({"optimizer.learning_rate": [1e-3, -3e-3]}, "optimizer: learning_rate = -0.003: expected"),
+        ({"optimizer.learning_rate": []}, "study: grid[optimizer.learning_rate] = []: expected"),
+        ({"penalties.curvature": [0.0, 0.1]}, "penalties: "),
+    ],
+    ids=str,
+)
+def test_a_dry_run_refuses_what_the_study_would(grid, reason, tmp_path, make_tree, capsys):
+    parts = {"study": {"arms": ARMS, "grid": grid}}
+    path = write(tmp_path, make_tree(tmp_path, **SHORT, **parts))
+    with pytest.raises(SystemExit) as caught:
+        main(["compare", str(path), "--dry-run"])
+    assert caught.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"kanlm: {reason}")
+    assert printed.err.count("\n") == 1
+    assert not printed.out
