@@ -157,11 +157,13 @@ def _lines(
         figure = Figure(figsize=(6.4, 3.6), layout="constrained")
         axes = figure.subplots()
         for index, (label, values) in enumerate(lines.items()):
-            style = {
-                "color": PALETTE[index % len(PALETTE)],
-                "marker": MARKERS[index % len(MARKERS)],
-            }
-            axes.plot(x, values, label=label, **style)
+            axes.plot(
+                x,
+                values,
+                label=label,
+                color=PALETTE[index % len(PALETTE)],
+                marker=MARKERS[index % len(MARKERS)],
+            )
         axes.set_xscale("log", base=2)
         axes.set_xticks(x, [str(each) for each in x])
         axes.set_ylim(bottom=0)

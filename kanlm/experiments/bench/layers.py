@@ -38,7 +38,7 @@ def matched_block(spec: Any, d_model: int) -> FeedForward:
     Raises:
         UserError: the kind or an option is unknown, or the block has no such width.
     """
-    described = {"kind": spec} if isinstance(spec, str) else dict(spec)
+    described: dict[str, Any] = {"kind": spec} if isinstance(spec, str) else dict(spec)
     try:
         if has_width(described):
             parameters = DEFAULT_PARAMETERS * d_model**2
