@@ -17,6 +17,8 @@ import tempfile
 import warnings
 from pathlib import Path
 
+from torch import Tensor, nn
+
 #: No `-ffast-math`: it would have every program that loads the library flush small numbers.
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-std=c++17", "-shared", "-fPIC")
 
@@ -39,6 +41,11 @@ def obstacle() -> str | None:
     return None
 
 
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor holds its numbers where `data_ptr` says, as subclasses need not."""
+    return type(tensor) in (Tensor, nn.Parameter)
+
+
 def _compiler() -> str | None:
     # Not clang++, whose OpenMP would bring a second pool of threads beside torch's.
     names = [os.environ.get("CXX"), "g++"]
@@ -49,18 +56,25 @@ def _load(source: Path) -> ctypes.CDLL | None:
     compiler = _compiler()
     assert compiler is not None
     library = _cache_folder() / f"{source.stem}-{_fingerprint(source, compiler)}.so"
-    if not library.exists():
-        library.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-            draft = Path(folder) / library.name
-            command = [compiler, *_FLAGS, str(source), "-o", str(draft)]
-            done = subprocess.run(command, check=False, capture_output=True, text=True)
-            if done.returncode:
-                reason = (done.stderr.strip() or "no reason given").splitlines()[0]
-                warnings.warn(f"{compiler} cannot compile {source.name}: {reason}", stacklevel=2)
-                return None
-            draft.replace(library)
-    return ctypes.CDLL(str(library))
+    try:
+        if not library.exists():
+            _compile(source, compiler, library)
+        return ctypes.CDLL(str(library))
+    except OSError as error:
+        reason = str(error)
+    except subprocess.CalledProcessError as error:
+        reason = (error.stderr.strip() or "no reason given").splitlines()[0]
+    warnings.warn(f"{source.name} is not compiled, and is slower for it: {reason}", stacklevel=2)
+    return None
+
+
+def _compile(source: Path, compiler: str, library: Path) -> None:
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        draft = Path(folder) / library.name
+        command = [compiler, *_FLAGS, str(source), "-o", str(draft)]
+        subprocess.run(command, check=True, capture_output=True, text=True)
+        draft.replace(library)
 
 
 def _cache_folder() -> Path:

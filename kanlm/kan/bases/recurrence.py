@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..native import load_library
+from ..native import is_plain, load_library
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,8 @@ class Recurrence:
     @staticmethod
     def can(x: Tensor) -> bool:
         """Whether inputs like x can be taken here: float32 on a CPU, and a compiler."""
-        return x.device.type == "cpu" and x.dtype == torch.float32 and _library() is not None
+        plain = is_plain(x) and x.device.type == "cpu" and x.dtype == torch.float32
+        return plain and _library() is not None
 
     def values(self, x: Tensor) -> Tensor:
         """The functions at x: (…, in) → (…, in, B), laid out as (…, B, in)."""

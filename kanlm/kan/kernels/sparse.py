@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ..base_functions import BASE_FUNCTIONS, BaseFunction
 from ..bases import BSpline, Local
-from ..native import load_library
+from ..native import is_plain, load_library
 
 #: Most tokens at a time for which reading rows was faster than dense products at every width
 #: and grid tried (`kanlm bench decode`): with sparse.cpp, and with embedding_bag.
@@ -139,7 +139,7 @@ def _normed(x: Tensor, gain: Tensor, epsilon: float) -> Tensor:
 
 def _native(x: Tensor) -> "ctypes._NamedFuncPointer | None":
     """The function of sparse.cpp for inputs like x, or None."""
-    if x.device.type != "cpu" or x.dtype not in _NAMES:
+    if not is_plain(x) or x.device.type != "cpu" or x.dtype not in _NAMES:
         return None
     return _functions().get(x.dtype)
 
@@ -163,7 +163,8 @@ def _range(basis: BSpline) -> tuple[float, float]:
 
 
 def _plain(weight: Tensor, x: Tensor) -> bool:
-    return weight.dtype == x.dtype and weight.device == x.device and weight.is_contiguous()
+    alike = weight.dtype == x.dtype and weight.device == x.device
+    return alike and is_plain(weight) and weight.is_contiguous()
 
 
 def _pointer(tensor: Tensor | None) -> int | None:

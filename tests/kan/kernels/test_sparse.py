@@ -1,7 +1,5 @@
 """Sparse sums, compiled from C++ and through torch, against the dense formula."""
 
-import warnings
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -140,30 +138,3 @@ def test_a_table_that_does_not_lie_in_order(way) -> None:
 
 def test_no_token_at_all(way) -> None:
     assert few(KANLinear(6, 5, basis=BSpline()), torch.empty(0, 6)).shape == (0, 5)
-
-
-@native_only
-def test_a_source_that_does_not_compile_warns(tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    source = tmp_path / "broken.cpp"
-    source.write_text("this is no C++")
-    with pytest.warns(UserWarning, match=r"cannot compile broken\.cpp"):
-        assert native.load_library(source) is None
-    assert not list(tmp_path.rglob("*.so"))
-
-
-@native_only
-def test_a_library_is_compiled_once(tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    source = tmp_path / "one.cpp"
-    source.write_text('extern "C" int one() { return 1; }')
-    library = native.load_library(source)
-    assert library is not None
-    assert library.one() == 1
-    (kept,) = tmp_path.rglob("*.so")
-    before = kept.stat().st_mtime_ns
-    native.load_library.cache_clear()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert native.load_library(source) is not None
-    assert kept.stat().st_mtime_ns == before
