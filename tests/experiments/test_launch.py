@@ -116,16 +116,18 @@ def test_a_signal_between_two_runs_reaches_the_one_being_started(
     parallel: int, configs: list[Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start_process = subprocess.Popen
+    started: list[subprocess.Popen] = []
 
     def start_and_signal(*words: Any, **settings: Any) -> Any:
-        process = start_process(*words, **settings)
+        started.append(start_process(*words, **settings))
         os.kill(os.getpid(), signal.SIGTERM)
-        return process
+        return started[-1]
 
     monkeypatch.setattr("kanlm.experiments.launch.subprocess.Popen", start_and_signal)
     launcher = shlex.join([sys.executable, "-c", "import time; time.sleep(60)"])
     with pytest.raises(Interrupted):
         run_chains([[configs[0]]], parallel=parallel, launcher=launcher, root=tmp_path)
+    assert [process.returncode for process in started] == [-signal.SIGTERM]
 
 
 @pytest.mark.slow
