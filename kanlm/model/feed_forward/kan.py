@@ -62,7 +62,9 @@ class KAN(FeedForward):
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.up(x)
-        if self.down.reads_sparsely(hidden):
+        # Hooks see a layer's inputs only when it is called.
+        watched = self.down._forward_pre_hooks or self.down._forward_hooks
+        if not watched and self.down.reads_sparsely(hidden):
             return self.down.sparse_sums(hidden, norm=(self.norm.weight, self.norm.epsilon))
         return self.down(self.norm(hidden))
 
