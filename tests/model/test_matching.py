@@ -42,7 +42,7 @@ specs = st.one_of(
         st.sampled_from(["silu", None]),
     ),
 )
-widths = st.sampled_from([8, 24, 64, 132])
+widths = st.sampled_from([8, 24, 64, 136])
 
 
 def cost(spec: dict, d_model: int, of: str) -> int:
@@ -176,8 +176,8 @@ def test_a_single_kind_stays_a_single_kind() -> None:
             "kind": "hermite",
             "degree": 3,
             "constant": False,
-            "half_width": 4.0,
-            "outside": "linear",
+            "half_width": 3.0,
+            "outside": "squash",
         },
     }
 
