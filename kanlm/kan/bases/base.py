@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..initialization import assign_
 from ..moments import unit_normal_mean, unit_normal_projection
+from .tanh import squashed
 
 #: What a basis does with inputs outside its range.
 #:
@@ -301,7 +302,7 @@ class Smooth(Differentiable):
         if self.outside == "periodic":
             return self.functions(x, parameters)
         if self.outside == "squash":
-            return self.functions(limit * torch.tanh(x / limit), parameters)
+            return self.functions(squashed(x, limit), parameters)
         inside = x.clamp(-limit, limit)
         tail, right = x - inside, x > 0
         low, high = (self.slopes(x.new_full((1,), end), parameters) for end in (-limit, limit))

@@ -47,25 +47,12 @@ class _Polynomials(Smooth):
         return columns if self.spans_constants else columns[1:]
 
     def evaluate(self, x: Tensor) -> Tensor:
-        if not Recurrence.can(x):
-            return super().evaluate(x)
-        return self._recurrence().values(self._bent(x))
+        return self._recurrence().values(x) if Recurrence.can(x) else super().evaluate(x)
 
     def pull_back(self, x: Tensor, gradients: Tensor) -> Tensor:
         if not Recurrence.can(x):
             return super().pull_back(x, gradients)
-        bent = self._bent(x)
-        dx = self._recurrence().pull_back(bent, gradients)
-        if self.outside == "squash":
-            # R tanh(x / R) has the slope 1 − tanh².
-            dx.addcmul_(dx * bent, bent, value=-1 / self.half_width**2)
-        return dx
-
-    def _bent(self, x: Tensor) -> Tensor:
-        """Squashed inputs; the recurrence extends others itself."""
-        if self.outside == "squash":
-            return torch.tanh(x / self.half_width).mul_(self.half_width)
-        return x
+        return self._recurrence().pull_back(x, gradients)
 
     @abstractmethod
     def _recurrence(self) -> Recurrence:
@@ -119,6 +106,7 @@ class Chebyshev(_Polynomials):
             c=[1.0] * self.degree,
             weights=[1.0] * (self.degree + 1),
             constant=self.spans_constants,
+            squash=self.outside == "squash",
         )
 
     def _polynomials(self, x: Tensor) -> list[Tensor]:
@@ -178,6 +166,7 @@ class Legendre(_Polynomials):
             c=[n / (n + 1) for n in range(self.degree)],
             weights=[math.sqrt(2 * n + 1) for n in range(self.degree + 1)],
             constant=self.spans_constants,
+            squash=self.outside == "squash",
         )
 
     def _polynomials(self, x: Tensor) -> list[Tensor]:
@@ -241,6 +230,7 @@ class Hermite(_Polynomials):
             c=[math.sqrt(n / (n + 1)) for n in range(self.degree)],
             weights=[1.0] * (self.degree + 1),
             constant=self.spans_constants,
+            squash=self.outside == "squash",
         )
 
     def _polynomials(self, x: Tensor) -> list[Tensor]:

@@ -2,101 +2,135 @@
 //
 //   p_0 = 1,  p_1 = first u,  p_{n+1} = a_n u p_n - c_n p_{n-1},   functions  w_n p_n(u)
 //
-// with u = scale times the input, clamped to [-limit, limit]; beyond, functions go on linearly.
-// Torch makes a pass over memory for every step of the recurrence; here a row of inputs stays
-// in the first cache.
+// with u = scale times the input, which is clamped to [-limit, limit] or bent into it; functions
+// of clamped inputs go on linearly. Torch makes a pass over memory for every step of the
+// recurrence; here all steps of a few neighbouring inputs stay in registers.
 
-#include <algorithm>
 #include <cstdint>
-#include <vector>
-#include <omp.h>
+#include <cstring>
+#include <type_traits>
 
 namespace {
 
+// A register of the processor: wider vectors would be kept in memory.
+#ifdef __AVX512F__
+constexpr int64_t kLanes = 16;
+#elif defined(__AVX__)
+constexpr int64_t kLanes = 8;
+#else
+constexpr int64_t kLanes = 4;
+#endif
+typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float))));
+
+constexpr int64_t kTerms = 5;  // of both polynomials of kanlm.kan.bases.tanh
+
 struct Recurrence {
-    int64_t degree;
+    int64_t degree, constant, squash;
     float first, scale, limit;
     const float *a, *c, *w;
+    // tanh(t) = t P(t²) / Q(t²) for |t| up to tanh_limit, where it is 1.
+    float tanh_limit, numerator[kTerms], denominator[kTerms];
 };
 
-// Calls use(n, values, slopes) for n = 1 … degree: rows of p_n and of its slope by the input.
-template <typename Use>
-void walk(const Recurrence& r, const float* x, int64_t inputs, float* work, const Use& use) {
-    float *u = work, *before = u + inputs, *now = before + inputs;
-    float *slope_before = now + inputs, *slope = slope_before + inputs;
-    for (int64_t i = 0; i < inputs; i++) {
-        u[i] = std::min(std::max(x[i], -r.limit), r.limit) * r.scale;
-        before[i] = 1;
-        slope_before[i] = 0;
-        now[i] = r.first * u[i];
-        slope[i] = r.first * r.scale;
+template <typename Count>
+inline Lanes load(const float* from, Count count) {
+    Lanes lanes = {};
+    std::memcpy(&lanes, from, count * sizeof(float));
+    return lanes;
+}
+
+template <typename Count>
+inline void store(float* to, Lanes lanes, Count count) {
+    std::memcpy(to, &lanes, count * sizeof(float));
+}
+
+// Comparisons with NaN are false, and leave it.
+inline Lanes clamp(Lanes x, float limit) {
+    const Lanes below = x > limit ? Lanes{} + limit : x;
+    return below < -limit ? Lanes{} - limit : below;
+}
+
+inline Lanes tanh(const Recurrence& r, Lanes x) {
+    const Lanes t = clamp(x, r.tanh_limit), square = t * t;
+    Lanes above = Lanes{} + r.numerator[kTerms - 1], under = Lanes{} + r.denominator[kTerms - 1];
+    for (int64_t k = kTerms - 2; k >= 0; k--) {
+        above = above * square + r.numerator[k];
+        under = under * square + r.denominator[k];
     }
+    return t * above / under;
+}
+
+// Where inputs x land in the range, how that moves with x, and what lies beyond it.
+struct Place { Lanes inside, slope, tail; };
+
+inline Place place(const Recurrence& r, Lanes x) {
+    if (r.squash) {
+        const Lanes t = tanh(r, x * (1 / r.limit));
+        return {r.limit * t, 1 - t * t, Lanes{}};
+    }
+    const Lanes inside = clamp(x, r.limit);
+    return {inside, Lanes{} + 1, x - inside};
+}
+
+// Calls use(n, value, slope) for n = 1 … degree: p_n and its slope by the bent input.
+template <typename Use>
+inline void walk(const Recurrence& r, Lanes inside, const Use& use) {
+    const Lanes u = inside * r.scale;
+    Lanes before = Lanes{} + 1, now = r.first * u;
+    Lanes slope_before = {}, slope = Lanes{} + r.first * r.scale;
     for (int64_t n = 1; n <= r.degree; n++) {
         use(n, now, slope);
-        if (n == r.degree) break;
-        const float a = r.a[n], c = r.c[n], as = a * r.scale;
-        for (int64_t i = 0; i < inputs; i++) {
-            const float next_slope = as * now[i] + a * u[i] * slope[i] - c * slope_before[i];
-            const float next = a * u[i] * now[i] - c * before[i];
-            before[i] = now[i];
-            slope_before[i] = slope[i];
-            now[i] = next;
-            slope[i] = next_slope;
-        }
+        if (n == r.degree) return;
+        const float a = r.a[n], c = r.c[n];
+        const Lanes next_slope = a * (u * slope + r.scale * now) - c * slope_before;
+        const Lanes next = a * u * now - c * before;
+        before = now, slope_before = slope;
+        now = next, slope = next_slope;
     }
+}
+
+template <typename Each>
+void for_each_group(int64_t rows, int64_t inputs, int64_t threads, const Each& each) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t i = 0; i < inputs; i += kLanes) {
+            // A count known to the compiler copies whole registers.
+            if (i + kLanes <= inputs) each(row, i, std::integral_constant<int64_t, kLanes>{});
+            else each(row, i, inputs - i);
+        }
 }
 
 }  // namespace
 
 // values (rows, functions, inputs) from x (rows, inputs); function 0 is constant if `constant`.
 extern "C" void polynomial_values(
-    const float* x, float* values, int64_t rows, int64_t inputs, int64_t degree, int64_t constant,
-    float first, float scale, float limit, const float* a, const float* c, const float* w,
+    const Recurrence* recurrence, const float* x, float* values, int64_t rows, int64_t inputs,
     int64_t threads
 ) {
-    const Recurrence recurrence{degree, first, scale, limit, a, c, w};
-    const int64_t functions = degree + constant;
-#pragma omp parallel num_threads(threads)
-    {
-        std::vector<float> work(5 * inputs);
-#pragma omp for schedule(static)
-        for (int64_t row = 0; row < rows; row++) {
-            const float* from = x + row * inputs;
-            float* to = values + row * functions * inputs;
-            if (constant) std::fill(to, to + inputs, w[0]);
-            walk(recurrence, from, inputs, work.data(), [&](int64_t n, const float* p, const float* slope) {
-                float* place = to + (n - 1 + constant) * inputs;
-                const float weight = w[n];
-                for (int64_t i = 0; i < inputs; i++) {
-                    const float tail = from[i] - std::min(std::max(from[i], -limit), limit);
-                    place[i] = weight * (p[i] + slope[i] * tail);
-                }
-            });
-        }
-    }
+    const Recurrence r = *recurrence;
+    for_each_group(rows, inputs, threads, [&](int64_t row, int64_t i, auto count) {
+        const Place at = place(r, load(x + row * inputs + i, count));
+        float* to = values + row * (r.degree + r.constant) * inputs + i;
+        if (r.constant) store(to, Lanes{} + r.w[0], count);
+        walk(r, at.inside, [&](int64_t n, Lanes value, Lanes slope) {
+            store(to + (n - 1 + r.constant) * inputs, r.w[n] * (value + slope * at.tail), count);
+        });
+    });
 }
 
 // dx (rows, inputs) = sum over functions of gradients (rows, functions, inputs) times slopes.
 extern "C" void polynomial_pull_back(
-    const float* x, const float* gradients, float* dx, int64_t rows, int64_t inputs, int64_t degree,
-    int64_t constant, float first, float scale, float limit, const float* a, const float* c,
-    const float* w, int64_t threads
+    const Recurrence* recurrence, const float* x, const float* gradients, float* dx, int64_t rows,
+    int64_t inputs, int64_t threads
 ) {
-    const Recurrence recurrence{degree, first, scale, limit, a, c, w};
-    const int64_t functions = degree + constant;
-#pragma omp parallel num_threads(threads)
-    {
-        std::vector<float> work(5 * inputs);
-#pragma omp for schedule(static)
-        for (int64_t row = 0; row < rows; row++) {
-            const float* from = gradients + row * functions * inputs;
-            float* to = dx + row * inputs;
-            std::fill(to, to + inputs, 0.0f);
-            walk(recurrence, x + row * inputs, inputs, work.data(), [&](int64_t n, const float*, const float* slope) {
-                const float* gradient = from + (n - 1 + constant) * inputs;
-                const float weight = w[n];
-                for (int64_t i = 0; i < inputs; i++) to[i] += weight * slope[i] * gradient[i];
-            });
-        }
-    }
+    const Recurrence r = *recurrence;
+    for_each_group(rows, inputs, threads, [&](int64_t row, int64_t i, auto count) {
+        const Place at = place(r, load(x + row * inputs + i, count));
+        const float* from = gradients + row * (r.degree + r.constant) * inputs + i;
+        Lanes sum = {};
+        walk(r, at.inside, [&](int64_t n, Lanes, Lanes slope) {
+            sum += r.w[n] * slope * load(from + (n - 1 + r.constant) * inputs, count);
+        });
+        store(dx + row * inputs + i, sum * at.slope, count);
+    });
 }

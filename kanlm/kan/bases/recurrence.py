@@ -8,6 +8,7 @@ import ctypes
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..native import is_plain, load_library
+from .tanh import DENOMINATOR, LIMIT, NUMERATOR
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +26,8 @@ class Recurrence:
 
     Attributes:
         first, scale: as above.
-        limit: inputs beyond ± limit are clamped, and functions go on linearly.
+        limit: inputs x beyond ± limit are clamped, and functions go on linearly; with squash
+            all are bent, limit · tanh(x / limit).
         a, c: by n, the first of each unused.
         weights: w_0 … w_degree.
         constant: whether there is a function for n = 0.
@@ -37,6 +40,7 @@ class Recurrence:
     c: Sequence[float]
     weights: Sequence[float]
     constant: bool
+    squash: bool
 
     @staticmethod
     def can(x: Tensor) -> bool:
@@ -60,20 +64,48 @@ class Recurrence:
         return dx
 
     def _call(self, name: str, x: Tensor, *others: Tensor) -> None:
-        numbers = [torch.tensor(row, dtype=torch.float32) for row in (self.a, self.c, self.weights)]
         getattr(_library(), name)(
+            self._structure,
             x.data_ptr(),
             *(other.data_ptr() for other in others),
             x.numel() // max(x.shape[-1], 1),
             x.shape[-1],
-            len(self.weights) - 1,
-            self.constant,
-            self.first,
-            self.scale,
-            self.limit,
-            *(row.data_ptr() for row in numbers),
             torch.get_num_threads(),
         )
+
+    @cached_property
+    def _structure(self) -> "_Structure":
+        return _Structure(
+            degree=len(self.weights) - 1,
+            constant=self.constant,
+            squash=self.squash,
+            first=self.first,
+            scale=self.scale,
+            limit=self.limit,
+            a=_floats(self.a),
+            c=_floats(self.c),
+            weights=_floats(self.weights),
+            tanh_limit=LIMIT,
+            numerator=NUMERATOR,
+            denominator=DENOMINATOR,
+        )
+
+
+class _Structure(ctypes.Structure):
+    """`Recurrence` of recurrence.cpp."""
+
+    _fields_ = [
+        *[(name, ctypes.c_int64) for name in ("degree", "constant", "squash")],
+        *[(name, ctypes.c_float) for name in ("first", "scale", "limit")],
+        *[(name, ctypes.POINTER(ctypes.c_float)) for name in ("a", "c", "weights")],
+        ("tanh_limit", ctypes.c_float),
+        ("numerator", ctypes.c_float * len(NUMERATOR)),
+        ("denominator", ctypes.c_float * len(DENOMINATOR)),
+    ]
+
+
+def _floats(numbers: Sequence[float]) -> "ctypes.Array[ctypes.c_float]":
+    return (ctypes.c_float * len(numbers))(*numbers)
 
 
 @functools.cache
@@ -81,10 +113,10 @@ def _library() -> Any:
     library = load_library(Path(__file__).with_name("recurrence.cpp"))
     if library is None:
         return None
-    pointer, count, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
-    rest = [*[count] * 4, *[number] * 3, *[pointer] * 3, count]
+    pointer, count = ctypes.c_void_p, ctypes.c_int64
     for name, tensors in (("polynomial_values", 2), ("polynomial_pull_back", 3)):
         function = getattr(library, name)
-        function.argtypes = [*[pointer] * tensors, *rest]
+        structure = ctypes.POINTER(_Structure)
+        function.argtypes = [structure, *[pointer] * tensors, count, count, count]
         function.restype = None
     return library

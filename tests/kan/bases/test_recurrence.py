@@ -22,16 +22,18 @@ def test_values_and_slopes(kind, outside, degree, constant, shape) -> None:
     x = 2 * torch.randn(*shape, dtype=torch.float64)
     x.view(-1)[:3] = torch.tensor([-2.0, 2.0, 0.0], dtype=torch.float64)[: x.numel()]
     assert Recurrence.can(x.float())
+    # tanh is off by 4e-7, and a polynomial of degree n rises by n² of its maximum (Markov).
+    atol = max(4e-6, 4e-7 * degree**2) if outside == "squash" else 4e-6
     values = basis.evaluate(x.float())
     expected = basis.values(x)
     scale = 1 + expected.abs().amax() if x.numel() else 1
     assert values.shape == expected.shape
-    torch.testing.assert_close(values.double() / scale, expected / scale, rtol=0, atol=4e-6)
+    torch.testing.assert_close(values.double() / scale, expected / scale, rtol=0, atol=atol)
     gradients = torch.randn(*shape[:-1], basis.num_functions, shape[-1], dtype=torch.float64)
     dx = (gradients.transpose(-1, -2) * basis.derivatives(x)).sum(-1)
     scale = 1 + dx.abs().amax() if x.numel() else 1
     got = basis.pull_back(x.float(), gradients.float())
-    torch.testing.assert_close(got.double() / scale, dx / scale, rtol=0, atol=4e-6)
+    torch.testing.assert_close(got.double() / scale, dx / scale, rtol=0, atol=atol)
 
 
 def test_inputs_and_gradients_that_do_not_lie_in_order() -> None:
