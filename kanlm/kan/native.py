@@ -15,12 +15,19 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 #: No `-ffast-math`: it would have every program that loads the library flush small numbers.
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-std=c++17", "-shared", "-fPIC")
+
+
+#: Which sources may include.
+_HEADER = Path(__file__).with_name("lanes.h")
 
 
 @functools.cache
@@ -44,6 +51,34 @@ def obstacle() -> str | None:
 def is_plain(tensor: Tensor) -> bool:
     """Whether a tensor holds its numbers where `data_ptr` says, as subclasses need not."""
     return type(tensor) in (Tensor, nn.Parameter)
+
+
+def holds_floats(x: Tensor) -> bool:
+    """Whether x is what functions over rows take: float32 on a CPU."""
+    return is_plain(x) and x.device.type == "cpu" and x.dtype == torch.float32
+
+
+def declare(function: Any, options: Sequence[Any], *, tensors: int) -> None:
+    """State the arguments of a function that `call` calls, of which `options` are the first."""
+    pointers = [ctypes.c_void_p, ctypes.c_int64] * tensors
+    function.argtypes = [*options, *pointers, *[ctypes.c_int64] * 3]
+    function.restype = None
+
+
+def call(function: Any, options: Sequence[Any], x: Tensor, *others: Tensor) -> None:
+    """Call a function over rows: options, every tensor's place and the distance between its
+    rows, rows, inputs, threads.
+
+    Arguments:
+        x: (N, in).
+        others: (N, …), the last to be written to. Those that are read are copied where their
+            rows are not contiguous.
+    """
+    *read, written = (x, *others)
+    read = [t if t.numel() == 0 or t[0].is_contiguous() else t.contiguous() for t in read]
+    assert written.numel() == 0 or written[0].is_contiguous()
+    tensors = [part for t in (*read, written) for part in (t.data_ptr(), t.stride(0))]
+    function(*options, *tensors, *x.shape, torch.get_num_threads())
 
 
 def _compiler() -> str | None:
@@ -84,7 +119,8 @@ def _cache_folder() -> Path:
 
 def _fingerprint(source: Path, compiler: str) -> str:
     version = subprocess.run([compiler, "--version"], check=True, capture_output=True).stdout
-    parts = (source.read_bytes(), " ".join(_FLAGS).encode(), version, _processor())
+    sources = [path.read_bytes() for path in (source, _HEADER)]
+    parts = (*sources, " ".join(_FLAGS).encode(), version, _processor())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 

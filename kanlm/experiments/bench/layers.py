@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._inductor.cpu_vec_isa import pick_vec_isa
 
 from kanlm.errors import UserError
 from kanlm.experiments.bench.saved import saved_bytes
@@ -25,6 +26,11 @@ REFERENCE = "gelu"
 
 def measure_layers(settings: LayerBenchmark, report: Callable[[str], object]) -> list[dict]:
     """One row a width, block and mode: times over the compiled MLP's, bytes kept, FLOPs."""
+    if settings.device == "cpu" and not pick_vec_isa():
+        report(
+            "torch.compile finds no vector instructions, so compiled times will mean little: it "
+            "gives up looking on a busy machine; try again on a quiet one"
+        )
     rows = []
     for width in settings.widths:
         report(f"d_model {width}")

@@ -114,14 +114,18 @@ class Basis(nn.Module, ABC):
 class Differentiable(Basis):
     """A basis whose derivatives are about as cheap as its values."""
 
-    def evaluate(self, x: Tensor) -> Tensor:
-        """`values`, of which nobody asks a gradient: a basis may take shortcuts."""
-        return self.values(x)
+    def write_values(self, x: Tensor, to: Tensor) -> None:
+        """Put the values of all functions into `to`, of which nobody asks a gradient: a basis
+        may take shortcuts.
+
+        Shapes: (N, in) and (N, B, in), of which each row is contiguous.
+        """
+        to.copy_(self.values(x).transpose(-1, -2))
 
     def pull_back(self, x: Tensor, gradients: Tensor) -> Tensor:
         """Σ_b g_b dφ_b/dx, of which nobody asks a gradient.
 
-        Shapes: (…, in) and (…, B, in) → (…, in).
+        Shapes: (N, in) and (N, B, in), of which each row is contiguous, → (N, in).
         """
         total: Tensor | None = None
         for gradient, slope in zip(
@@ -254,20 +258,22 @@ class Smooth(Differentiable):
         work = x.to(working_dtype(x.dtype))
         return functions_last(self._columns(work, self._own_parameters(work.dtype)), x)
 
-    def evaluate(self, x: Tensor) -> Tensor:
+    def write_values(self, x: Tensor, to: Tensor) -> None:
         parameters = self._own_parameters(working_dtype(x.dtype))
         if self.outside != "linear" or parameters or x.device.type != "cpu":
-            return self.values(x)
+            super().write_values(x, to)
+            return
         # Only the few inputs outside get tails. On a GPU, asking which would have to wait.
         work = x.to(working_dtype(x.dtype))
         inside = work.clamp(-self.half_width, self.half_width)
-        values = functions_last(self.functions(inside, parameters), x)
+        for row, column in zip(to.unbind(-2), self.functions(inside, parameters), strict=True):
+            row.copy_(column.expand_as(row))
         places = (work != inside).nonzero(as_tuple=True)
         ends = inside[places]
         slopes = functions_last(self.slopes(ends, parameters), ends)
         tails = slopes * (work[places] - ends).unsqueeze(-1)
-        values[places] = (functions_last(self.functions(ends, parameters), ends) + tails).to(values)
-        return values
+        values = functions_last(self.functions(ends, parameters), ends) + tails
+        to.transpose(-1, -2)[places] = values.to(to)
 
     def derivatives(self, x: Tensor) -> Tensor:
         given, x = x, x.to(working_dtype(x.dtype))

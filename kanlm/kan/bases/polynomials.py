@@ -46,8 +46,11 @@ class _Polynomials(Smooth):
         columns = self._polynomial_slopes(x)
         return columns if self.spans_constants else columns[1:]
 
-    def evaluate(self, x: Tensor) -> Tensor:
-        return self._recurrence().values(x) if Recurrence.can(x) else super().evaluate(x)
+    def write_values(self, x: Tensor, to: Tensor) -> None:
+        if Recurrence.can(x):
+            self._recurrence().write_values(x, to)
+        else:
+            super().write_values(x, to)
 
     def pull_back(self, x: Tensor, gradients: Tensor) -> Tensor:
         if not Recurrence.can(x):

@@ -7,20 +7,10 @@
 // recurrence; here all steps of a few neighbouring inputs stay in registers.
 
 #include <cstdint>
-#include <cstring>
-#include <type_traits>
+
+#include "../lanes.h"
 
 namespace {
-
-// A register of the processor: wider vectors would be kept in memory.
-#ifdef __AVX512F__
-constexpr int64_t kLanes = 16;
-#elif defined(__AVX__)
-constexpr int64_t kLanes = 8;
-#else
-constexpr int64_t kLanes = 4;
-#endif
-typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float))));
 
 constexpr int64_t kTerms = 5;  // of both polynomials of kanlm.kan.bases.tanh
 
@@ -32,26 +22,8 @@ struct Recurrence {
     float tanh_limit, numerator[kTerms], denominator[kTerms];
 };
 
-template <typename Count>
-inline Lanes load(const float* from, Count count) {
-    Lanes lanes = {};
-    std::memcpy(&lanes, from, count * sizeof(float));
-    return lanes;
-}
-
-template <typename Count>
-inline void store(float* to, Lanes lanes, Count count) {
-    std::memcpy(to, &lanes, count * sizeof(float));
-}
-
-// Comparisons with NaN are false, and leave it.
-inline Lanes clamp(Lanes x, float limit) {
-    const Lanes below = x > limit ? Lanes{} + limit : x;
-    return below < -limit ? Lanes{} - limit : below;
-}
-
 inline Lanes tanh(const Recurrence& r, Lanes x) {
-    const Lanes t = clamp(x, r.tanh_limit), square = t * t;
+    const Lanes t = clamp(x, -r.tanh_limit, r.tanh_limit), square = t * t;
     Lanes above = Lanes{} + r.numerator[kTerms - 1], under = Lanes{} + r.denominator[kTerms - 1];
     for (int64_t k = kTerms - 2; k >= 0; k--) {
         above = above * square + r.numerator[k];
@@ -68,7 +40,7 @@ inline Place place(const Recurrence& r, Lanes x) {
         const Lanes t = tanh(r, x * (1 / r.limit));
         return {r.limit * t, 1 - t * t, Lanes{}};
     }
-    const Lanes inside = clamp(x, r.limit);
+    const Lanes inside = clamp(x, -r.limit, r.limit);
     return {inside, Lanes{} + 1, x - inside};
 }
 
@@ -89,28 +61,18 @@ inline void walk(const Recurrence& r, Lanes inside, const Use& use) {
     }
 }
 
-template <typename Each>
-void for_each_group(int64_t rows, int64_t inputs, int64_t threads, const Each& each) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t row = 0; row < rows; row++)
-        for (int64_t i = 0; i < inputs; i += kLanes) {
-            // A count known to the compiler copies whole registers.
-            if (i + kLanes <= inputs) each(row, i, std::integral_constant<int64_t, kLanes>{});
-            else each(row, i, inputs - i);
-        }
-}
-
 }  // namespace
 
 // values (rows, functions, inputs) from x (rows, inputs); function 0 is constant if `constant`.
+// Rows of x lie x_stride apart, and so on.
 extern "C" void polynomial_values(
-    const Recurrence* recurrence, const float* x, float* values, int64_t rows, int64_t inputs,
-    int64_t threads
+    const Recurrence* recurrence, const float* x, int64_t x_stride, float* values,
+    int64_t values_stride, int64_t rows, int64_t inputs, int64_t threads
 ) {
     const Recurrence r = *recurrence;
     for_each_group(rows, inputs, threads, [&](int64_t row, int64_t i, auto count) {
-        const Place at = place(r, load(x + row * inputs + i, count));
-        float* to = values + row * (r.degree + r.constant) * inputs + i;
+        const Place at = place(r, load(x + row * x_stride + i, count));
+        float* to = values + row * values_stride + i;
         if (r.constant) store(to, Lanes{} + r.w[0], count);
         walk(r, at.inside, [&](int64_t n, Lanes value, Lanes slope) {
             store(to + (n - 1 + r.constant) * inputs, r.w[n] * (value + slope * at.tail), count);
@@ -120,17 +82,18 @@ extern "C" void polynomial_values(
 
 // dx (rows, inputs) = sum over functions of gradients (rows, functions, inputs) times slopes.
 extern "C" void polynomial_pull_back(
-    const Recurrence* recurrence, const float* x, const float* gradients, float* dx, int64_t rows,
-    int64_t inputs, int64_t threads
+    const Recurrence* recurrence, const float* x, int64_t x_stride, const float* gradients,
+    int64_t gradients_stride, float* dx, int64_t dx_stride, int64_t rows, int64_t inputs,
+    int64_t threads
 ) {
     const Recurrence r = *recurrence;
     for_each_group(rows, inputs, threads, [&](int64_t row, int64_t i, auto count) {
-        const Place at = place(r, load(x + row * inputs + i, count));
-        const float* from = gradients + row * (r.degree + r.constant) * inputs + i;
+        const Place at = place(r, load(x + row * x_stride + i, count));
+        const float* from = gradients + row * gradients_stride + i;
         Lanes sum = {};
         walk(r, at.inside, [&](int64_t n, Lanes, Lanes slope) {
             sum += r.w[n] * slope * load(from + (n - 1 + r.constant) * inputs, count);
         });
-        store(dx + row * inputs + i, sum * at.slope, count);
+        store(dx + row * dx_stride + i, sum * at.slope, count);
     });
 }

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..native import is_plain, load_library
+from .. import native
 from .tanh import DENOMINATOR, LIMIT, NUMERATOR
 
 
@@ -45,33 +45,18 @@ class Recurrence:
     @staticmethod
     def can(x: Tensor) -> bool:
         """Whether inputs like x can be taken here: float32 on a CPU, and a compiler."""
-        plain = is_plain(x) and x.device.type == "cpu" and x.dtype == torch.float32
-        return plain and _library() is not None
+        return native.holds_floats(x) and _library() is not None
 
-    def values(self, x: Tensor) -> Tensor:
-        """The functions at x: (…, in) → (…, in, B), laid out as (…, B, in)."""
-        x = x.contiguous()
-        functions = len(self.weights) - 1 + self.constant
-        values = x.new_empty(*x.shape[:-1], functions, x.shape[-1])
-        self._call("polynomial_values", x, values)
-        return values.transpose(-1, -2)
+    def write_values(self, x: Tensor, to: Tensor) -> None:
+        """See `Differentiable.write_values`."""
+        native.call(_library().polynomial_values, [self._structure], x, to)
 
     def pull_back(self, x: Tensor, gradients: Tensor) -> Tensor:
-        """Σ_b g_b dφ_b/dx: (…, in), (…, B, in) → (…, in)."""
-        x, gradients = x.contiguous(), gradients.to(x.dtype).contiguous()
-        dx = torch.empty_like(x)
-        self._call("polynomial_pull_back", x, gradients, dx)
+        """See `Differentiable.pull_back`."""
+        dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+        arguments = x, gradients.to(x.dtype), dx
+        native.call(_library().polynomial_pull_back, [self._structure], *arguments)
         return dx
-
-    def _call(self, name: str, x: Tensor, *others: Tensor) -> None:
-        getattr(_library(), name)(
-            self._structure,
-            x.data_ptr(),
-            *(other.data_ptr() for other in others),
-            x.numel() // max(x.shape[-1], 1),
-            x.shape[-1],
-            torch.get_num_threads(),
-        )
 
     @cached_property
     def _structure(self) -> "_Structure":
@@ -110,13 +95,9 @@ def _floats(numbers: Sequence[float]) -> "ctypes.Array[ctypes.c_float]":
 
 @functools.cache
 def _library() -> Any:
-    library = load_library(Path(__file__).with_name("recurrence.cpp"))
+    library = native.load_library(Path(__file__).with_name("recurrence.cpp"))
     if library is None:
         return None
-    pointer, count = ctypes.c_void_p, ctypes.c_int64
-    for name, tensors in (("polynomial_values", 2), ("polynomial_pull_back", 3)):
-        function = getattr(library, name)
-        structure = ctypes.POINTER(_Structure)
-        function.argtypes = [structure, *[pointer] * tensors, count, count, count]
-        function.restype = None
+    native.declare(library.polynomial_values, [ctypes.POINTER(_Structure)], tensors=2)
+    native.declare(library.polynomial_pull_back, [ctypes.POINTER(_Structure)], tensors=3)
     return library

@@ -7,9 +7,8 @@
 - `reference`: the formula in plain torch, `Basis.contract`. Autograd keeps the expanded basis,
   B times the input. Every transform of torch applies.
 - `recompute`: the same products, but only input and coefficients are kept for backward, and
-  the basis is evaluated again. Eagerly it goes through the tokens in blocks that stay in
-  cache; under torch.compile one generated kernel evaluates the basis for one product.
-- `piecewise-linear`: for linear B-splines on a CPU, hat by hat, nothing stored.
+  the basis is evaluated again. Eagerly it goes through the tokens in blocks, with the base as one
+  more function; under torch.compile one generated kernel evaluates the basis for one product.
 - `sparse`: for local bases and few tokens, without gradients: reads only the coefficients of
   functions that differ from zero.
 """

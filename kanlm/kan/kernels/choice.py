@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..base_functions import BASE_FUNCTIONS, BaseFunction
-from ..bases import Basis, BSpline, Differentiable, Local
-from .piecewise_linear import contract_piecewise_linear
-from .recompute import SILU, contract_compiled, contract_recomputing
+from ..bases import Basis, Differentiable, Local
+from .compiled import contract_compiled
+from .recompute import contract_recomputing
 from .sparse import most_tokens, sparse_sums
 
-Backend = Literal["auto", "reference", "recompute", "piecewise-linear", "sparse"]
+Backend = Literal["auto", "reference", "recompute", "sparse"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 
 _chosen: Backend = "auto"
@@ -66,15 +66,8 @@ def edge_sums(
     if backend == "sparse":
         assert isinstance(basis, Local)
         return sparse_sums(x, coefficients, basis, base, base_weight, bias)
-    y = _FUNCTIONS[backend](x, coefficients, basis)
-    if base is not None:
-        assert base_weight is not None
-        if backend == "reference":
-            y = y + F.linear(BASE_FUNCTIONS[base](x), base_weight)
-        elif base == "silu":
-            y = y + _recompute(x, base_weight.T.unsqueeze(1), SILU)
-        else:
-            y = y + F.linear(x, base_weight)
+    sums = _reference if backend == "reference" else _recompute
+    y = sums(x, coefficients, basis, base, base_weight)
     return y if bias is None else y + bias.to(y.dtype)
 
 
@@ -91,10 +84,7 @@ def _backend(x: Tensor, coefficients: Tensor, basis: Basis) -> str:
         return _chosen
     if _no_sparse(x, coefficients, basis) is None and _few(x):
         return "sparse"
-    for backend in ("piecewise-linear", "recompute"):
-        if _OBSTACLES[backend](x, coefficients, basis) is None:
-            return backend
-    return "reference"
+    return "reference" if _no_recompute(x, coefficients, basis) else "recompute"
 
 
 def _few(x: Tensor) -> bool:
@@ -104,11 +94,31 @@ def _few(x: Tensor) -> bool:
 # What each backend computes, and what it cannot
 
 
-def _recompute(x: Tensor, coefficients: Tensor, basis: Basis) -> Tensor:
+def _reference(
+    x: Tensor,
+    coefficients: Tensor,
+    basis: Basis,
+    base: BaseFunction | None,
+    base_weight: Tensor | None,
+) -> Tensor:
+    y = basis.contract(x, coefficients)
+    if base is None:
+        return y
+    assert base_weight is not None
+    return y + F.linear(BASE_FUNCTIONS[base](x), base_weight)
+
+
+def _recompute(
+    x: Tensor,
+    coefficients: Tensor,
+    basis: Basis,
+    base: BaseFunction | None,
+    base_weight: Tensor | None,
+) -> Tensor:
     if torch.compiler.is_compiling():
-        return contract_compiled(x, coefficients, basis)
+        return contract_compiled(x, coefficients, basis, base, base_weight)
     assert isinstance(basis, Differentiable)
-    return contract_recomputing(x, coefficients, basis)
+    return contract_recomputing(x, coefficients, basis, base, base_weight)
 
 
 def _no_recompute(x: Tensor, coefficients: Tensor, basis: Basis) -> str | None:
@@ -125,21 +135,6 @@ def _no_recompute(x: Tensor, coefficients: Tensor, basis: Basis) -> str | None:
     return None
 
 
-def _piecewise_linear(x: Tensor, coefficients: Tensor, basis: Basis) -> Tensor:
-    assert isinstance(basis, BSpline)
-    return contract_piecewise_linear(x, basis.grid.to(x.dtype)[0], coefficients)
-
-
-def _no_piecewise_linear(x: Tensor, coefficients: Tensor, basis: Basis) -> str | None:
-    if not isinstance(basis, BSpline) or basis.degree != 1 or len(basis.knots) > 1:
-        return f"takes linear B-splines on one grid, and this is {basis.label}"
-    if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
-        return "is for a CPU without autocast"
-    if x.dtype not in (torch.float32, torch.float64):
-        return f"takes float32 and float64, and these inputs are {x.dtype}"
-    return None
-
-
 def _no_sparse(x: Tensor, coefficients: Tensor, basis: Basis) -> str | None:
     if not isinstance(basis, Local):
         return f"takes local bases, and {basis.label} is none"
@@ -152,14 +147,8 @@ def _no_sparse(x: Tensor, coefficients: Tensor, basis: Basis) -> str | None:
     return None
 
 
-_FUNCTIONS: dict[str, Callable[[Tensor, Tensor, Basis], Tensor]] = {
-    "reference": lambda x, coefficients, basis: basis.contract(x, coefficients),
-    "recompute": _recompute,
-    "piecewise-linear": _piecewise_linear,
-}
 _OBSTACLES: dict[str, Callable[[Tensor, Tensor, Basis], str | None]] = {
     "reference": lambda x, coefficients, basis: None,
     "recompute": _no_recompute,
-    "piecewise-linear": _no_piecewise_linear,
     "sparse": _no_sparse,
 }

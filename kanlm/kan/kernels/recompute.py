@@ -5,15 +5,13 @@ most of a layer's memory; evaluating them again costs a few passes over the inpu
 products of 2 B · out operations an input.
 """
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
-from ..bases import Basis, Differentiable
+from ..base_functions import BASE_FUNCTIONS, BASE_GRADIENTS, BASE_SLOPES, BaseFunction
+from ..bases import Differentiable
 
 #: Tokens that are expanded at a time. On a CPU a block and its gradient then stay in the
 #: outer cache, and the products are still as fast as large ones; on a GPU it bounds memory.
@@ -21,14 +19,23 @@ _CPU_BLOCK = 2048
 _GPU_BLOCK = 2**14
 
 
-def contract_recomputing(x: Tensor, coefficients: Tensor, basis: Differentiable) -> Tensor:
-    """`basis.contract` for eager torch. Gradients can be differentiated again, and torch.func's
+def contract_recomputing(
+    x: Tensor,
+    coefficients: Tensor,
+    basis: Differentiable,
+    base: BaseFunction | None = None,
+    base_weight: Tensor | None = None,
+) -> Tensor:
+    """Sums over edges for eager torch. Gradients can be differentiated again, and torch.func's
     transforms apply, both with the whole expansion in memory.
+
+    The base is one more function, so that one product adds up all.
 
     Arguments:
         x: (…, in).
         coefficients: (in, B, out).
         basis: without parameters: it gets no gradient.
+        base: function beside the basis, with `base_weight` (out, in).
 
     Returns: (…, out), in the dtype of autocast if that is on.
     """
@@ -36,47 +43,19 @@ def contract_recomputing(x: Tensor, coefficients: Tensor, basis: Differentiable)
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     flat = x.reshape(-1, x.shape[-1])
     with torch.autocast(device, enabled=False):
-        y = _Contract.apply(flat, coefficients, basis, dtype)
+        y = _Contract.apply(flat, coefficients, base_weight, basis, base, dtype)
     return y.reshape(*x.shape[:-1], coefficients.shape[-1])
 
 
-def contract_compiled(x: Tensor, coefficients: Tensor, basis: Basis) -> Tensor:
-    """`basis.contract` for code that torch.compile traces.
+class Expanding(Protocol):
+    """What the products need of a `Differentiable` basis."""
 
-    Expansion and reordered coefficients are checkpointed: left to itself, the partitioner
-    keeps both. The product is not, or backward would compute it again.
-    """
-    expanded = _recomputed(lambda x: _functions_first(basis.values(x)), x)
-    return expanded @ _recomputed(lambda c: c.transpose(0, 1).flatten(0, 1), coefficients)
+    @property
+    def num_functions(self) -> int: ...
 
+    def write_values(self, x: Tensor, to: Tensor) -> None: ...
 
-def _recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    y = checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
-    assert isinstance(y, Tensor)
-    return y
-
-
-class _SiLU(Differentiable):
-    """x σ(x) as a basis of one function, so that a base is recomputed, too."""
-
-    num_functions = 1
-    label = "silu"  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
-
-    def values(self, x: Tensor) -> Tensor:
-        return F.silu(x).unsqueeze(-1)
-
-    def derivatives(self, x: Tensor) -> Tensor:
-        s = torch.sigmoid(x)
-        return (s * (1 + x * (1 - s))).unsqueeze(-1)
-
-    def starting_values(self, x: Tensor) -> Tensor:
-        return self.values(x)
-
-    def reset_parameters(self) -> None: ...
-
-
-#: The base function `silu`, to be contracted with its weights as (in, 1, out).
-SILU = _SiLU()
+    def pull_back(self, x: Tensor, gradients: Tensor) -> Tensor: ...
 
 
 class _Contract(torch.autograd.Function):
@@ -87,89 +66,180 @@ class _Contract(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        x: Tensor, coefficients: Tensor, basis: Differentiable, dtype: torch.dtype
+        x: Tensor,
+        coefficients: Tensor,
+        base_weight: Tensor | None,
+        basis: Differentiable,
+        base: BaseFunction | None,
+        dtype: torch.dtype,
     ) -> Tensor:
-        matrix = _matrix(coefficients, dtype)
-        y = x.new_empty(x.shape[0], coefficients.shape[-1], dtype=dtype)
-        for rows in _blocks(x):
-            torch.mm(_functions_first(basis.evaluate(x[rows])).to(dtype), matrix, out=y[rows])
-        return y
+        return sums(x, coefficients, base_weight, basis, base, dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, coefficients, ctx.basis, ctx.dtype = inputs
-        ctx.save_for_backward(x, coefficients)
-        ctx.save_for_forward(x, coefficients)
+        *tensors, ctx.basis, ctx.base, ctx.dtype = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (dy,) = gradients
-        x, coefficients = ctx.saved_tensors
+        x, coefficients, base_weight = ctx.saved_tensors
         if torch.is_grad_enabled():  # for `create_graph`
-            return *_differentiable_gradients(x, coefficients, dy, ctx.basis), None, None
-        need_dx, need_dc = ctx.needs_input_grad[:2]
-        matrix = _matrix(coefficients, ctx.dtype)
-        # Blocks are added up in float32 at least.
-        wide = torch.promote_types(ctx.dtype, torch.float32)
-        dmatrix = torch.zeros_like(matrix, dtype=wide) if need_dc else None
-        dx = torch.empty_like(x) if need_dx else None
-        for rows in _blocks(x):
-            block, dy_block = x[rows], dy[rows]
-            if dmatrix is not None:
-                expanded = _functions_first(ctx.basis.evaluate(block)).to(ctx.dtype)
-                if ctx.dtype == wide:
-                    dmatrix.addmm_(expanded.T, dy_block)
-                else:
-                    dmatrix += expanded.T @ dy_block
-            if dx is not None:
-                by_function = (dy_block @ matrix.T).unflatten(-1, (-1, x.shape[-1]))
-                dx[rows] = ctx.basis.pull_back(block, by_function)
-        if dmatrix is None:
-            return dx, None, None, None
-        by_function = dmatrix.to(coefficients.dtype).unflatten(0, (-1, x.shape[-1]))
-        return dx, by_function.transpose(0, 1), None, None
+            found = _differentiable_gradients(x, coefficients, base_weight, dy, ctx.basis, ctx.base)
+            return *found, None, None, None
+        need_dx, *need_weights = ctx.needs_input_grad[:3]
+        needs = need_dx, any(need_weights)
+        found = gradients_of_sums(
+            dy, x, coefficients, base_weight, ctx.basis, ctx.base, ctx.dtype, needs
+        )
+        return *found, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
-        dx, dcoefficients = tangents[:2]
-        x, coefficients = ctx.saved_tensors
+        dx, dcoefficients, dbase = tangents[:3]
+        x, coefficients, base_weight = ctx.saved_tensors
         dy = torch.zeros((), device=x.device, dtype=ctx.dtype)
         if dx is not None:
-            moved = _functions_first(ctx.basis.derivatives(x) * dx.unsqueeze(-1))
-            dy = dy + moved.to(ctx.dtype) @ _matrix(coefficients, ctx.dtype)
-        if dcoefficients is not None:
-            expanded = _functions_first(ctx.basis.values(x)).to(ctx.dtype)
-            dy = dy + expanded @ _matrix(dcoefficients, ctx.dtype)
+            moved = _slopes(x, ctx.basis, ctx.base) * dx.unsqueeze(-2)
+            matrix = _matrix(coefficients, base_weight, ctx.dtype)
+            dy = dy + moved.flatten(-2).to(ctx.dtype) @ matrix
+        if dcoefficients is not None or dbase is not None:
+            moved = torch.zeros_like(coefficients) if dcoefficients is None else dcoefficients
+            if base_weight is not None and dbase is None:
+                dbase = torch.zeros_like(base_weight)
+            expanded = _values(x, ctx.basis, ctx.base).flatten(-2).to(ctx.dtype)
+            dy = dy + expanded @ _matrix(moved, dbase, ctx.dtype)
         return dy
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
-        x, coefficients, basis, dtype = args
+        *tensors, basis, base, dtype = args
 
-        def sums(x: Tensor, coefficients: Tensor) -> Tensor:
-            return _functions_first(basis.values(x)).to(dtype) @ _matrix(coefficients, dtype)
+        def sums(x: Tensor, coefficients: Tensor, base_weight: Tensor | None = None) -> Tensor:
+            expanded = _values(x, basis, base).flatten(-2).to(dtype)
+            return expanded @ _matrix(coefficients, base_weight, dtype)
 
-        return torch.vmap(sums, in_dims[:2])(x, coefficients), 0
+        given = [each for each in zip(tensors, in_dims, strict=False) if each[0] is not None]
+        tensors, dims = zip(*given, strict=True)
+        return torch.vmap(sums, dims)(*tensors), 0
+
+
+def sums(
+    x: Tensor,
+    coefficients: Tensor,
+    base_weight: Tensor | None,
+    basis: Expanding,
+    base: BaseFunction | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Sums over edges, block by block: (N, in) → (N, out) in `dtype`."""
+    matrix = _matrix(coefficients, base_weight, dtype)
+    y = x.new_empty(x.shape[0], coefficients.shape[-1], dtype=dtype)
+    for rows in _blocks(x):
+        torch.mm(_expanded(x[rows], basis, base).to(dtype), matrix, out=y[rows])
+    return y
+
+
+def gradients_of_sums(
+    dy: Tensor,
+    x: Tensor,
+    coefficients: Tensor,
+    base_weight: Tensor | None,
+    basis: Expanding,
+    base: BaseFunction | None,
+    dtype: torch.dtype,
+    needs: tuple[bool, bool] = (True, True),
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x, coefficients and base weights, block by block, of which nobody asks one.
+
+    Arguments:
+        needs: whether that of x is asked for, and whether those of the weights are.
+    """
+    need_dx, need_weights = needs
+    matrix = _matrix(coefficients, base_weight, dtype)
+    # Blocks are added up in float32 at least.
+    wide = torch.promote_types(dtype, torch.float32)
+    dmatrix = torch.zeros_like(matrix, dtype=wide) if need_weights else None
+    dx = torch.empty_like(x) if need_dx else None
+    for rows in _blocks(x):
+        block, dy_block = x[rows], dy[rows]
+        if dmatrix is not None:
+            expanded = _expanded(block, basis, base).to(dtype)
+            if dtype == wide:
+                dmatrix.addmm_(expanded.T, dy_block)
+            else:
+                dmatrix += expanded.T @ dy_block
+        if dx is not None:
+            by_function = (dy_block @ matrix.T).unflatten(-1, (-1, x.shape[-1]))
+            dx[rows] = _pulled_back(block, by_function, basis, base)
+    if dmatrix is None:
+        return dx, None, None
+    by_function = dmatrix.to(coefficients.dtype).unflatten(0, (-1, x.shape[-1]))
+    dcoefficients = by_function[: coefficients.shape[1]].transpose(0, 1)
+    return dx, dcoefficients, None if base_weight is None else by_function[-1].T
+
+
+# Functions of basis and base, base last, functions before channels: (N, in) → (N, F, in)
+
+
+def _expanded(x: Tensor, basis: Expanding, base: BaseFunction | None) -> Tensor:
+    """All values, flattened to (N, F · in), of which nobody asks a gradient."""
+    functions = basis.num_functions
+    values = x.new_empty(x.shape[0], functions + (base is not None), x.shape[1])
+    basis.write_values(x, values[:, :functions])
+    if base is not None:
+        values[:, -1] = BASE_FUNCTIONS[base](x)
+    return values.flatten(1)
+
+
+def _pulled_back(
+    x: Tensor, gradients: Tensor, basis: Expanding, base: BaseFunction | None
+) -> Tensor:
+    """Sum of gradients (N, F, in) times slopes, of which nobody asks a gradient: (N, in)."""
+    if base is None:
+        return basis.pull_back(x, gradients)
+    dx = basis.pull_back(x, gradients[:, :-1])
+    return dx.add_(BASE_GRADIENTS[base](gradients[:, -1].to(dx.dtype), x))
+
+
+def _values(x: Tensor, basis: Differentiable, base: BaseFunction | None) -> Tensor:
+    values = basis.values(x).transpose(-1, -2)
+    if base is None:
+        return values
+    return torch.cat([values, BASE_FUNCTIONS[base](x).unsqueeze(-2)], dim=-2)
+
+
+def _slopes(x: Tensor, basis: Differentiable, base: BaseFunction | None) -> Tensor:
+    slopes = basis.derivatives(x).transpose(-1, -2)
+    if base is None:
+        return slopes
+    return torch.cat([slopes, BASE_SLOPES[base](x).unsqueeze(-2)], dim=-2)
 
 
 def _differentiable_gradients(
-    x: Tensor, coefficients: Tensor, dy: Tensor, basis: Differentiable
-) -> tuple[Tensor, Tensor]:
-    """Gradients of x and of the coefficients, by operations that autograd knows."""
-    products = torch.einsum("no,ibo->nib", dy.to(coefficients.dtype), coefficients)
-    dx = (products.to(x.dtype) * basis.derivatives(x)).sum(dim=-1)
-    values = basis.values(x).to(coefficients.dtype)
-    return dx, torch.einsum("nib,no->ibo", values, dy.to(coefficients.dtype))
+    x: Tensor,
+    coefficients: Tensor,
+    base_weight: Tensor | None,
+    dy: Tensor,
+    basis: Differentiable,
+    base: BaseFunction | None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gradients of x, coefficients and base weights, by operations that autograd knows."""
+    dy = dy.to(coefficients.dtype)
+    matrix = _matrix(coefficients, base_weight, coefficients.dtype)
+    products = (dy @ matrix.T).unflatten(-1, (-1, x.shape[-1])).to(x.dtype)
+    dx = (products * _slopes(x, basis, base)).sum(dim=-2)
+    values = _values(x, basis, base).to(coefficients.dtype)
+    by_function = torch.einsum("nbi,no->ibo", values, dy)
+    dbase = None if base_weight is None else by_function[:, -1].T
+    return dx, by_function[:, : coefficients.shape[1]], dbase
 
 
-def _functions_first(values: Tensor) -> Tensor:
-    """(…, in, B) → (…, B · in), as bases lay it out."""
-    return values.transpose(-1, -2).flatten(-2)
-
-
-def _matrix(coefficients: Tensor, dtype: torch.dtype) -> Tensor:
-    """(in, B, out) → (B · in, out)."""
-    return coefficients.transpose(0, 1).flatten(0, 1).to(dtype)
+def _matrix(coefficients: Tensor, base_weight: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """(in, B, out) and (out, in) → (F · in, out)."""
+    rows = coefficients.transpose(0, 1).flatten(0, 1)
+    return (rows if base_weight is None else torch.cat([rows, base_weight.T])).to(dtype)
 
 
 def _blocks(x: Tensor) -> list[slice]:

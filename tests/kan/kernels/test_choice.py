@@ -12,11 +12,11 @@ from kanlm.kan.kernels import BACKENDS, choice, reads_sparsely, use_backend
     [
         (Hermite(), 100, True, "recompute"),
         (Hermite(), 1, False, "recompute"),
-        (BSpline(), 100, True, "piecewise-linear"),
-        (BSpline(), 1, True, "piecewise-linear"),
+        (BSpline(), 100, True, "recompute"),
+        (BSpline(), 1, True, "recompute"),
         (BSpline(), 1, False, "sparse"),
         (BSpline(degree=3), 1, False, "sparse"),
-        (BSpline(), 10_000, False, "piecewise-linear"),
+        (BSpline(), 10_000, False, "recompute"),
         (BSpline(degree=3), 100, True, "recompute"),
         (Rational(), 100, True, "reference"),
     ],
@@ -42,8 +42,6 @@ def test_backends_agree(backend) -> None:
 @pytest.mark.parametrize(
     ("basis", "backend", "message"),
     [
-        (Chebyshev(), "piecewise-linear", "takes linear B-splines on one grid.*chebyshev4"),
-        (BSpline(degree=2), "piecewise-linear", "takes linear B-splines on one grid"),
         (Chebyshev(), "sparse", "takes local bases, and chebyshev4 is none"),
         (BSpline(), "sparse", "knows no gradients"),
         (Rational(), "recompute", "knows no gradient of a basis's parameters"),

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
+from torch.nn import functional as F
 
 from kanlm.experiments.bench.saved import saved_bytes
 from kanlm.kan import RBF, BSpline, Chebyshev, Fourier, Hermite, KANLinear, Legendre
@@ -49,16 +50,19 @@ def test_agrees_with_the_formula(basis, shape, monkeypatch) -> None:
 
 
 @every_basis
-def test_gradients_of_both_orders(basis) -> None:
+@pytest.mark.parametrize("base", [None, "silu", "identity"])
+def test_gradients_of_both_orders(basis, base) -> None:
     basis = basis.double()
     x = draw(4, 3, scale=2).requires_grad_()
-    coefficients = draw(3, basis.num_functions, 2, seed=1).requires_grad_()
+    weights = [draw(3, basis.num_functions, 2, seed=1).requires_grad_()]
+    if base is not None:
+        weights.append(draw(2, 3, seed=2).requires_grad_())
 
-    def contract(x, coefficients):
-        return contract_recomputing(x, coefficients, basis)
+    def contract(x, coefficients, base_weight=None):
+        return contract_recomputing(x, coefficients, basis, base, base_weight)
 
-    assert gradcheck(contract, (x, coefficients))
-    assert gradgradcheck(contract, (x, coefficients))
+    assert gradcheck(contract, (x, *weights))
+    assert gradgradcheck(contract, (x, *weights))
 
 
 @every_basis
@@ -73,14 +77,32 @@ def test_gradients_of_both_orders(basis) -> None:
     ],
 )
 def test_function_transforms(basis, transform) -> None:
+    """With a base, too."""
     basis = basis.double()
     x, coefficients = draw(6, 3, scale=2), draw(3, basis.num_functions, 5, seed=1)
+    base_weight = draw(5, 3, seed=2)
+
+    def contract(x, c):
+        return contract_recomputing(x, c, basis, "silu", base_weight)
+
+    def expected(x, c):
+        return basis.contract(x, c) + F.linear(F.silu(x), base_weight)
+
     torch.testing.assert_close(
-        transform(lambda x, c: contract_recomputing(x, c, basis), x, coefficients),
-        transform(basis.contract, x, coefficients),
+        transform(contract, x, coefficients),
+        transform(expected, x, coefficients),
         rtol=1e-10,
         atol=1e-10,
     )
+
+
+def test_a_knot_that_no_input_is_near_gets_no_gradient_at_all() -> None:
+    """A rounding error there would be a full step to AdamW."""
+    layer = KANLinear(8, 5, basis=BSpline(grid_size=6))
+    layer(torch.rand(50, 8) * 0.9 + 0.05).square().sum().backward()
+    assert layer.coefficients.grad is not None
+    touched = (layer.coefficients.grad != 0).any(dim=-1).any(dim=0)
+    assert touched.tolist() == [False, False, False, True, True, False, False]
 
 
 @pytest.mark.parametrize("compiled", [False, True])
