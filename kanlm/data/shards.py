@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -85,7 +85,24 @@ class ShardedSource:
             if found != value:
                 where = folder / MANIFEST
                 raise UserError(f"{where}: {key} is {found}, expected {value}; {_delete(folder)}")
-        _verify(folder, self.manifest.shards)
+        digests = [item for shard in self.manifest.shards for item in shard.sha256.items()]
+        self._digests = {folder / name: digest for name, digest in digests}
+        self._stamps = {path: _stamp(path) for path in self._digests}
+        _verify(self._digests, folder)
+
+    def check_unchanged(self) -> None:
+        """Compare with its checksum what has another size or time of change than when opened.
+
+        Raises:
+            UserError: a file is gone or holds something else.
+        """
+        changed = {
+            path: self._digests[path]
+            for path, stamp in self._stamps.items()
+            if _stamp(path) != stamp
+        }
+        _verify(changed, self.folder)
+        self._stamps.update({path: _stamp(path) for path in changed})
 
     @property
     def ending(self) -> int:
@@ -227,17 +244,22 @@ def _read_manifest(folder: Path) -> Manifest:
         raise UserError(f"{path}: not a manifest of shards; {_delete(folder)}") from None
 
 
-def _verify(folder: Path, shards: Sequence[Shard]) -> None:
-    """Compare every file with its checksum, on several threads."""
-    expected = [
-        (folder / name, digest) for shard in shards for name, digest in shard.sha256.items()
-    ]
+def _verify(digests: Mapping[Path, str], folder: Path) -> None:
+    """Compare files with their checksums, on several threads."""
     with ThreadPoolExecutor() as pool:
-        for (path, _), problem in zip(
-            expected, pool.map(lambda item: _problem(*item), expected), strict=True
-        ):
+        problems = pool.map(lambda item: _problem(*item), digests.items())
+        for path, problem in zip(digests, problems, strict=True):
             if problem:
                 raise UserError(f"{path}: {problem}; {_delete(folder)}")
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Size and time of change of a file, None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 def _problem(path: Path, digest: str) -> str | None:

@@ -30,6 +30,7 @@ from rich.progress import Progress, TaskID
 from kanlm.config import Config
 from kanlm.errors import Interrupted, UserError
 from kanlm.training.folder import claim, is_finished, write_config
+from kanlm.training.stopping import EXIT_CODES, SIGNALS
 from kanlm.training.tracking import progress_bar, say, training_status
 
 #: Seconds between looks at the processes.
@@ -105,7 +106,7 @@ class _Process:
         return code is not None
 
     def check(self) -> int | None:
-        """Return the signal that stopped it, or None.
+        """Return the exit code with which it stopped and saved itself, or None.
 
         A run that has begun saves itself and ends with a code of its own; one that was still
         starting up is ended by the signal, and has nothing to save.
@@ -114,9 +115,10 @@ class _Process:
             UserError: it failed.
         """
         code = self.popen.wait()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if code in (128 + number, -number):
-                return number
+        if code in EXIT_CODES:
+            return code
+        if -code in SIGNALS:
+            return 128 - code
         if code:
             log = Path(self.config.output_dir) / "log.txt"
             if self.parallel > 1:
@@ -201,19 +203,19 @@ def _bars(parallel: int) -> Iterator[Progress]:
 
 @contextmanager
 def _signals_passed_on(active: list[_Process]) -> Iterator[list[int]]:
-    """Note SIGINT and SIGTERM instead of dying before the runs, which save themselves.
+    """Note a signal's exit code instead of dying before the runs, which save themselves.
 
-    Both are passed on as SIGTERM: the terminal sends Ctrl-C to the runs too, and a second
+    All are passed on as SIGTERM: the terminal sends Ctrl-C to the runs too, and a second
     SIGINT would end them unsaved.
     """
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
+        received.append(128 + number)
         for process in active:
             process.popen.terminate()
 
-    before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
+    before = {n: signal.signal(n, note) for n in SIGNALS}
     try:
         yield received
     finally:

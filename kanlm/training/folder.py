@@ -35,14 +35,17 @@ READ_BY = {
     "generate": ("generation", "seed"),
 }
 
+#: Settings that may differ from start to start, because no number depends on them.
+_FREE = ("output_dir", "study", "training.time_limit_minutes")
+
 _RUN, _STUDY = "a single run", "a study"
 
 
 def claim(folder: Path, config: Config, *, study: bool = False) -> None:
     """Check that `folder` is empty, absent, or holds a run, or a study, of this very `config`.
 
-    `output_dir` may differ, so that a run can be moved, and so may `study`: it may get more
-    arms, seeds or trials, for each of its runs is claimed by itself.
+    `output_dir` may differ, so that a run can be moved, and so may the time limit and `study`:
+    it may get more arms, seeds or trials, for each of its runs is claimed by itself.
 
     Raises:
         UserError: the folder holds a study where a run is to be, or a run where a study is,
@@ -104,7 +107,7 @@ def first_difference(
     """The dotted name and both values of the first setting that differs, or None."""
     for key in [*theirs, *(key for key in ours if key not in theirs)]:
         name, a, b = f"{prefix}{key}", theirs.get(key), ours.get(key)
-        if name in ("output_dir", "study") or a == b:
+        if name in _FREE or a == b:
             continue
         if isinstance(a, dict) and isinstance(b, dict):
             deeper = first_difference(a, b, f"{name}.")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from kanlm.config import Config, from_tree, merge, to_tree
 from kanlm.errors import Interrupted, UserError
@@ -22,8 +23,6 @@ def changed(config: Config, **parts) -> Config:
 
 
 def weights(folder: str) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
     return load_file(Path(folder) / "model" / "model.safetensors")
 
 
@@ -195,8 +194,9 @@ def test_early_stopping_ends_and_keeps_the_best_model(config: Config):
     assert outcome is not None
     assert outcome.progress.step < 100
     assert outcome.progress.stale_validations == 2
-    best = Path(stopping.output_dir) / "checkpoints" / "best" / "model.safetensors"
-    assert best.exists()
+    best = Path(stopping.output_dir) / "checkpoints" / "step-00000002" / "model.safetensors"
+    saved, kept = load_file(best), weights(stopping.output_dir)
+    assert all(torch.equal(saved[name], tensor) for name, tensor in kept.items())
 
 
 def test_a_folder_of_other_settings_is_refused(config: Config):
