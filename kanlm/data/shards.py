@@ -11,25 +11,35 @@ import functools
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from kanlm.data.splits import SPLITS
 from kanlm.errors import UserError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+#: Of tokens on disk.
+DTYPES = ("uint16", "uint32")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One pair of files: whole documents of one split."""
+    """One pair of files: whole documents of one split.
+
+    Raises:
+        ValueError: a name that is not one of ours, which could lead out of the folder.
+    """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     split: str
     name: str
@@ -40,10 +50,18 @@ class Shard:
     #: File name → hex sha256.
     sha256: dict[str, str]
 
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS or not re.fullmatch(rf"{self.split}-\d{{5,}}", self.name):
+            raise ValueError(f"{self.name!r} is no name of a shard of {self.split!r}")
+        if self.sha256.keys() != {tokens_file(self.name), documents_file(self.name)}:
+            raise ValueError(f"the checksums of {self.name} are not those of its files")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What a folder of shards was made of."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     format_version: int
     #: Of the source: what decides reuse, what it is, and the hash of the text read.
@@ -115,11 +133,33 @@ class ShardedSource:
 
     def tokens(self, shard: Shard) -> np.ndarray:
         """Map the shard's tokens, (tokens,) of the manifest's dtype."""
-        return np.load(self.folder / tokens_file(shard.name), mmap_mode="r")
+        shape = (shard.tokens,)
+        return self._array(tokens_file(shard.name), shape, self.manifest.dtype, mmap_mode="r")
 
     def documents(self, shard: Shard) -> np.ndarray:
         """Return tokens, words and bytes of each document, (documents, 3) int64."""
-        return np.load(self.folder / documents_file(shard.name))
+        rows = self._array(documents_file(shard.name), (shard.documents, 3), "int64")
+        if rows.min(initial=0) < 0 or rows.sum(axis=0).tolist() != [
+            shard.tokens,
+            shard.words,
+            shard.bytes,
+        ]:
+            raise self._other(documents_file(shard.name))
+        return rows
+
+    def _array(self, name: str, shape: tuple[int, ...], dtype: str, **options: Any) -> np.ndarray:
+        try:
+            array = np.load(self.folder / name, allow_pickle=False, **options)
+        except (ValueError, OSError, EOFError):
+            raise self._other(name) from None
+        if array.shape != shape or array.dtype != dtype:
+            raise self._other(name)
+        return array
+
+    def _other(self, name: str) -> UserError:
+        return UserError(
+            f"{self.folder / name}: not what the manifest says; {_delete(self.folder)}"
+        )
 
 
 def tokens_file(name: str) -> str:
@@ -236,11 +276,13 @@ def _read_manifest(folder: Path) -> Manifest:
             raise UserError(
                 f"{path}: format_version is {version}, expected {FORMAT_VERSION}; {_delete(folder)}"
             )
-        tree["shards"] = [Shard(**shard) for shard in tree["shards"]]
-        return Manifest(**tree)
+        manifest = TypeAdapter(Manifest).validate_json(json.dumps(tree), strict=True)
+        if manifest.dtype not in DTYPES or manifest.counts != count_splits(manifest.shards):
+            raise ValueError
+        return manifest
     except FileNotFoundError:
         raise UserError(f"{path}: missing; {_delete(folder)}") from None
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         raise UserError(f"{path}: not a manifest of shards; {_delete(folder)}") from None
 
 

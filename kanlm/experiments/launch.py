@@ -19,7 +19,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -189,7 +189,8 @@ def _last_training_line(path: Path) -> dict[str, Any] | None:
         whole = file.read().split(b"\n")[1:-1]
     for line in reversed(whole):
         if line.startswith(b'{"kind": "train"'):
-            return json.loads(line)
+            with suppress(ValueError, RecursionError):
+                return json.loads(line)
     return None
 
 

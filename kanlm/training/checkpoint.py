@@ -23,6 +23,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from kanlm.errors import UserError, first_line
 from kanlm.faults import point
@@ -272,6 +273,24 @@ def load_trained(run: Path, **settings: Any) -> KanLMForCausalLM:
         raise UserError(f"{place / 'config.json'} cannot be read: {error}") from None
     load_weights(model, place / "model.safetensors")
     return model
+
+
+def load_tokenizer(run: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer in a finished run's `model/`; code that lies there is not run.
+
+    Raises:
+        UserError: the run is not finished, or its tokenizer cannot be read.
+    """
+    place = model_folder(run)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            place, trust_remote_code=False, local_files_only=True
+        )
+    except Exception as error:  # What tokenizers raises is a bare Exception.
+        raise UserError(f"{place}: the tokenizer cannot be read: {first_line(error)}") from None
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise UserError(f"{place}: the tokenizer has no fast version (tokenizer.json)")
+    return tokenizer
 
 
 def _optimizer_tensors(

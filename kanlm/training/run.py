@@ -21,7 +21,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from kanlm.config import Config, DataSettings, from_tree, merge, to_tree
 from kanlm.data.corpus import Corpus, open_corpus, open_tokenizer
@@ -34,7 +34,7 @@ from kanlm.files import replacing
 from kanlm.model import KanLMConfig, KanLMForCausalLM
 from kanlm.model.accounting import Accounting, account
 from kanlm.model.grids import with_grid_size
-from kanlm.training.checkpoint import load_trained, model_folder
+from kanlm.training.checkpoint import load_tokenizer, load_trained
 from kanlm.training.compilation import compile_model
 from kanlm.training.folder import claim, read_config_tree, write_config
 from kanlm.training.lock import check_free, held
@@ -191,7 +191,7 @@ def _silent(line: str) -> None:
 def _tokenizer(config: Config, report: Callable[[str], None]) -> PreTrainedTokenizerFast:
     if config.initialize_from is None:
         return open_tokenizer(config.tokenizer, config.data, report=report)
-    return AutoTokenizer.from_pretrained(model_folder(Path(config.initialize_from)))
+    return load_tokenizer(Path(config.initialize_from))
 
 
 def _model(config: Config, tokenizer: PreTrainedTokenizerFast) -> KanLMForCausalLM:
