@@ -67,8 +67,8 @@ def run_chains(
                         active[-1].popen.terminate()
                 for process in [p for p in active if p.ended()]:
                     active.remove(process)
-                    if stopped_by := process.check():
-                        received.append(stopped_by)
+                    if code := process.check(asked=bool(received)):
+                        received.append(code)
                     elif process.later:
                         waiting.appendleft(process.later)
                 if received and not active:
@@ -91,6 +91,8 @@ class _Process:
     name: str
     popen: Any
     command: list[str]
+    #: Whether a launcher starts it.
+    launched: bool
     later: deque[Config]
     parallel: int
     bars: Progress
@@ -105,11 +107,15 @@ class _Process:
         self._show()
         return code is not None
 
-    def check(self) -> int | None:
+    def check(self, *, asked: bool) -> int | None:
         """Return the exit code with which it stopped and saved itself, or None.
 
         A run that has begun saves itself and ends with a code of its own; one that was still
-        starting up is ended by the signal, and has nothing to save.
+        starting up is ended by the signal, and has nothing to save. A launcher has its own
+        codes for the end of what it started.
+
+        Arguments:
+            asked: whether the runs have been asked to stop.
 
         Raises:
             UserError: it failed.
@@ -119,6 +125,8 @@ class _Process:
             return code
         if -code in SIGNALS:
             return 128 - code
+        if asked and code and self.launched:
+            return 128 + signal.SIGTERM
         if code:
             log = Path(self.config.output_dir) / "log.txt"
             if self.parallel > 1:
@@ -171,7 +179,9 @@ def _start_next(
             popen = subprocess.Popen(
                 command, env=_environment(parallel), stdout=log, stderr=subprocess.STDOUT
             )
-    active.append(_Process(config, name, popen, command, chain, parallel, bars, task))
+    active.append(
+        _Process(config, name, popen, command, bool(launcher), chain, parallel, bars, task)
+    )
 
 
 def _environment(parallel: int) -> dict[str, str]:
