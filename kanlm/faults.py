@@ -12,6 +12,7 @@ from collections import Counter
 
 #: Name → what has been done there, and what has not.
 POINTS = {
+    "before-config": "the folder is the run's, config.yaml is not written",
     "before-update": "gradients are there, the weights are still the old ones",
     "between-optimizer-and-log": "the weights are new, the log line is not written",
     "inside-grid-change": "the model has its new grids, the optimizer still the old ones",

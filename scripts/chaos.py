@@ -28,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,7 +49,13 @@ STEPS = 24
 #: Seconds in which the other process must end after one was killed.
 PATIENCE = 30.0
 #: Points passed once in a run, so that each time is another run's first.
-PASSED_ONCE = ("after-training", "before-results", "inside-resume", "inside-log-rewrite")
+PASSED_ONCE = (
+    "before-config",
+    "inside-resume",
+    "inside-log-rewrite",
+    "after-training",
+    "before-results",
+)
 #: Points that only the main process passes.
 MAIN_ONLY = (
     "before-checkpoint-write",
@@ -106,7 +113,7 @@ class Attempt:
                         self.codes[pid] = os.waitstatus_to_exitcode(status)
             if seconds is not None and time.monotonic() - self.started > seconds:
                 return len(self.codes) == len(self.pids)
-            if self.killed and not self._left_in_time():
+            if self.killed and not self._seen_off():
                 return False
             time.sleep(0.002)
         return True
@@ -116,8 +123,11 @@ class Attempt:
         """Whether one of them was killed."""
         return -signal.SIGKILL in self.codes.values()
 
-    def _left_in_time(self) -> bool:
-        self.first_death = getattr(self, "first_death", time.monotonic())
+    def _seen_off(self) -> bool:
+        """Ask the others to go, as torchrun does; whether it is not yet time to lose patience."""
+        if not hasattr(self, "first_death"):
+            self.first_death = time.monotonic()
+            self.send(signal.SIGTERM, range(len(self.pids)))
         return time.monotonic() - self.first_death < PATIENCE
 
     def send(self, number: int, ranks: Sequence[int]) -> None:
@@ -255,14 +265,15 @@ class Chaos:
     def _stop(
         self, config: Path, run: Path, processes: int, number: int | None, code: int, rank: int
     ) -> int | None:
+        text = config.read_text()
         if number is None:
-            text = config.read_text()
             # Over at the first look at the clock, then lifted, which changes no number.
             config.write_text(text.replace("time_limit_minutes: null", "time_limit_minutes: 1e-6"))
             attempt = Attempt(config, processes, {})
         else:
             attempt = Attempt(config, processes, {})
-            while not (run / "metrics.jsonl").exists() and not attempt.wait(0):
+            # Before its first step it has nothing to save, and just ends.
+            while not _last_step(run) and not attempt.wait(0):
                 time.sleep(0.005)
             attempt.send(number, [rank])
         self._see_off(attempt)
@@ -399,7 +410,7 @@ def _fork(config: Path, log: Path, rank: int, processes: int, port: str, fault: 
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 1
         except BaseException:
-            sys.excepthook(*sys.exc_info())
+            traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()
     finally:

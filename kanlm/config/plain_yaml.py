@@ -9,12 +9,12 @@ import re
 
 import yaml
 
-#: Bytes of a file, values in it with aliases written out, and levels of nesting.
+#: Characters of a file, values in it with aliases written out, and levels of nesting.
 LARGEST_FILE, MOST_VALUES, DEEPEST = 2**20, 50_000, 50
 _PLAIN = re.compile(r"tag:yaml\.org,2002:(null|bool|int|float|str|seq|map|merge)")
 
 
-def check_yaml(text: bytes) -> None:
+def check_yaml(text: str) -> None:
     """Check one document.
 
     Raises:
@@ -22,7 +22,7 @@ def check_yaml(text: bytes) -> None:
         yaml.YAMLError: it is no YAML.
     """
     if len(text) > LARGEST_FILE:
-        raise ValueError(f"{len(text)} bytes, expected at most {LARGEST_FILE}")
+        raise ValueError(f"{len(text)} characters, expected at most {LARGEST_FILE}")
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         depth += isinstance(event, yaml.CollectionStartEvent)

@@ -104,10 +104,9 @@ def _read_file(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in seen:
         raise UserError(f"{path}: `base:` leads back to the same file")
     try:
-        # As bytes, so that YAML finds the encoding and says what is wrong with it.
-        text = path.read_bytes()
+        text = path.read_text(encoding="utf-8")
         check_yaml(text)
-        tree = OmegaConf.to_container(OmegaConf.load(io.BytesIO(text)))
+        tree = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
     except FileNotFoundError:
         raise UserError(f"{path}: no such config file") from None
     except (YAMLError, OmegaConfBaseException, ValueError, OSError) as error:

@@ -51,7 +51,7 @@ def claim(folder: Path, config: Config, *, study: bool = False) -> None:
         UserError: the folder holds a study where a run is to be, or a run where a study is,
             or naming the first setting that differs.
     """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.exists() or (folder.is_dir() and not _used(folder)):
         return
     path = folder / "config.yaml"
     if not path.exists():
@@ -70,6 +70,11 @@ def claim(folder: Path, config: Config, *, study: bool = False) -> None:
             f"output_dir = {folder} holds a run with {name} = {theirs}, not {ours}; "
             "choose another output_dir, or delete that folder"
         )
+
+
+def _used(folder: Path) -> bool:
+    """Whether a folder holds more than what a job leaves that dies as it begins."""
+    return any(path.name not in (".lock", ".config.yaml.draft") for path in folder.iterdir())
 
 
 def _contents(folder: Path) -> str | None:

@@ -93,6 +93,7 @@ def _run(
     trainer = _trainer(config, accelerator, model, tokenizer, corpora, stop, folder)
     # Nothing is wrong with the settings: the folder becomes this run's.
     on_main(accelerator, lambda: stack.enter_context(held(folder)))
+    point("before-config")
     on_main(accelerator, lambda: write_config(folder, config))
     try:
         trainer.train()
