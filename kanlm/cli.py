@@ -2,8 +2,8 @@
 
 Nothing heavy is imported until a verb runs, so that `--help` answers at once. A
 `UserError` becomes one line on standard error and exit code 2; an interruption that was
-saved exits with 128 plus the signal's number. Options, files and overrides may come in
-any order.
+saved exits with 128 plus the signal's number, or 75 when the time limit was over. Options,
+files and overrides may come in any order.
 """
 
 import argparse
@@ -29,14 +29,20 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         parsed.call(parsed)
     except UserError as error:
-        print(f"kanlm: {error}", file=sys.stderr)
+        _tell(error)
         sys.exit(2)
     except Interrupted as stop:
-        print(f"kanlm: {stop}", file=sys.stderr)
+        _tell(stop)
         sys.exit(stop.exit_code)
     except KeyboardInterrupt:
         print("kanlm: stopped; the same command goes on from what was saved last", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+
+
+def _tell(error: UserError | Interrupted) -> None:
+    """Print the one line, once for all processes of a run."""
+    if not error.told_elsewhere:
+        print(f"kanlm: {error}", file=sys.stderr)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -74,6 +80,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="kanlm",
         description="Train language models with Kolmogorov-Arnold feed-forward blocks, "
         "fine-tune them on new domains, and compare them with MLP twins of the same size.",
+        epilog="Exit codes: 0 done; 2 a mistake, named in one line; saved and to be gone on with "
+        "by the same command: 130 after Ctrl-C, 143 after SIGTERM, 138 after SIGUSR1, 75 when "
+        "training.time_limit_minutes were over.",
     )
     parser.add_argument("--version", action="version", version=f"kanlm {version('kanlm')}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")

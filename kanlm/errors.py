@@ -11,17 +11,25 @@ from collections.abc import Iterable
 class UserError(Exception):
     """Something the user can put right: a setting, a file, a folder, the network."""
 
+    #: Whether another process of the same run prints it.
+    told_elsewhere = False
+
 
 class Interrupted(Exception):
-    """A signal asked for a stop, and what was running has saved itself.
+    """A signal or a time limit asked for a stop, and what was running has saved itself.
 
     Arguments:
-        signal_number: SIGINT or SIGTERM; the exit code is 128 more.
+        exit_code: 128 and the signal's number, or `EXIT_TIME_LIMIT`.
     """
 
-    def __init__(self, signal_number: int) -> None:
+    def __init__(self, exit_code: int) -> None:
         super().__init__("stopped and saved; the same command goes on from here")
-        self.exit_code = 128 + signal_number
+        self.exit_code = exit_code
+        self.told_elsewhere = False
+
+
+#: Exit code where `training.time_limit_minutes` are over: sysexits.h's "try again later".
+EXIT_TIME_LIMIT = 75
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -1,6 +1,7 @@
 """Writing that leaves either the whole file or folder, or nothing.
 
-Everything is written under another name, flushed to disk and moved into place.
+Everything is written under another name, flushed to disk and moved into place. A link that
+somebody left under such a name is not followed, so nothing is written outside the folder.
 """
 
 import errno
@@ -13,6 +14,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from kanlm.errors import UserError
+from kanlm.faults import point
 
 
 @contextmanager
@@ -23,7 +25,7 @@ def replacing(target: Path) -> Iterator[Path]:
         UserError: the disk is full or the folder cannot be written; nothing is left behind.
     """
     draft = target.with_name(f".{target.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
+    _remove(draft)
     try:
         draft.mkdir(parents=True)
         yield draft
@@ -32,10 +34,9 @@ def replacing(target: Path) -> Iterator[Path]:
         for path in draft.rglob("*"):
             if path.is_file():
                 path.chmod(mode)
-                _flush(path)
+            _flush(path)
         _flush(draft)
-        if target.exists():
-            shutil.rmtree(target)
+        discard(target)
         draft.rename(target)
         _flush(target.parent)
     except (OSError, SafetensorError) as error:
@@ -44,6 +45,25 @@ def replacing(target: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
+
+
+def discard(folder: Path) -> None:
+    """Delete a folder, if it is there, such that it is never seen half deleted."""
+    if folder.is_symlink():
+        raise OSError(errno.ELOOP, "it is a link to another folder")
+    if folder.exists():
+        doomed = folder.with_name(f".{folder.name}.deleted")
+        _remove(doomed)
+        folder.rename(doomed)
+        point("inside-pruning")
+        _remove(doomed)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what killed processes left of drafts and of deleted folders in `folder`."""
+    for pattern in (".*.draft", ".*.deleted"):
+        for path in folder.glob(pattern):
+            _remove(path)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -55,7 +75,9 @@ def write_text(path: Path, text: str) -> None:
     draft = path.with_name(f".{path.name}.draft")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(text)
+        draft.unlink(missing_ok=True)
+        with draft.open("x") as file:
+            file.write(text)
         _flush(draft)
         draft.replace(path)
     except OSError as error:
@@ -71,6 +93,15 @@ def cannot_write(path: Path, error: Exception) -> UserError:
     return UserError(
         f"{path} cannot be written: {'no space is left on the disk' if full else reason}"
     )
+
+
+def _remove(path: Path) -> None:
+    """Delete a file, a link or a folder as far as that is possible."""
+    if path.is_symlink() or path.is_file():
+        with suppress(OSError):
+            path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _flush(path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from kanlm.errors import UserError
 from kanlm.files import replacing, write_text
 
 
@@ -45,3 +46,45 @@ def test_text_is_replaced_in_one_move(tmp_path: Path) -> None:
     write_text(tmp_path / "deep" / "a.txt", "one")
     write_text(tmp_path / "deep" / "a.txt", "two")
     assert [p.read_text() for p in (tmp_path / "deep").iterdir()] == ["two"]
+
+
+def test_a_link_under_a_drafts_name_is_not_written_through(tmp_path: Path) -> None:
+    """Somebody else's folder must not make us write in a third place."""
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    place = tmp_path / "run"
+    place.mkdir()
+    (place / ".a.txt.draft").symlink_to(victim)
+    (place / ".model.draft").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").mkdir()
+    write_text(place / "a.txt", "new")
+    with replacing(place / "model") as draft:
+        (draft / "config").write_text("new")
+    assert victim.read_text() == "precious"
+    assert not list((tmp_path / "elsewhere").iterdir())
+    assert (place / "a.txt").read_text() == (place / "model" / "config").read_text() == "new"
+    (place / "linked").symlink_to(tmp_path / "elsewhere")
+
+    def write() -> None:
+        with replacing(place / "linked") as draft:
+            (draft / "config").write_text("new")
+
+    with pytest.raises(UserError, match="linked cannot be written: it is a link"):
+        write()
+
+
+def test_a_read_only_folder_is_said_in_one_line(tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may write everywhere")
+    tmp_path.chmod(0o500)
+
+    def write() -> None:
+        with replacing(tmp_path / "model") as draft:
+            (draft / "config").touch()
+
+    try:
+        for attempt in (write, lambda: write_text(tmp_path / "a.txt", "a")):
+            with pytest.raises(UserError, match="cannot be written: Permission denied"):
+                attempt()
+    finally:
+        tmp_path.chmod(0o700)

@@ -8,6 +8,8 @@ of merging into it. The optimizer's kinds share their settings, and so are merge
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from kanlm.errors import UserError, first_line
+
 #: Sections for which a bare word stands for `{kind: word}`.
 KIND_SECTIONS = (
     "tokenizer",
@@ -47,13 +49,21 @@ def lies_in(name: str, sections: Sequence[str]) -> bool:
 
 
 def merge(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay `upper` over `lower`. Lists, and sections that change their kind, are replaced."""
+    """Lay `upper` over `lower`. Lists, and sections that change their kind, are replaced.
+
+    Raises:
+        UserError: a key or value is of a kind that no setting has.
+    """
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     below: dict[str, Any] = expand_kinds(dict(lower))
     above: dict[str, Any] = expand_kinds(dict(upper))
     _forget_other_kinds(below, above)
-    merged = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(below), above))
+    try:
+        merged = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(below), above))
+    except (OmegaConfBaseException, ValueError, RecursionError) as error:
+        raise UserError(f"settings cannot be merged: {first_line(error)}") from None
     assert isinstance(merged, dict)
     return {str(key): value for key, value in merged.items()}
 

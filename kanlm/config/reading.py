@@ -9,13 +9,16 @@ OmegaConf reads and merges, pydantic checks types.
 """
 
 import dataclasses
+import io
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from kanlm.config.checking import check
 from kanlm.config.merging import expand_kinds, merge, nested
+from kanlm.config.plain_yaml import check_yaml
 from kanlm.config.schema import Config
 from kanlm.errors import UserError, first_line
 
@@ -26,7 +29,20 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
     Raises:
         UserError: a file is missing or no YAML, or a setting is unknown or impossible.
     """
-    return from_tree(read_tree(path, overrides or []))
+    overrides = overrides or []
+    _refuse_commands(read_tree(path, []), path)
+    return from_tree(read_tree(path, overrides))
+
+
+def _refuse_commands(tree: Mapping[str, Any], path: str | Path) -> None:
+    """A file from somebody else must not be able to start a program."""
+    study = tree.get("study")
+    command = study.get("launcher") if isinstance(study, dict) else None
+    if command is not None:
+        raise UserError(
+            f"{path}: study.launcher is a command, and is taken from the command line alone: "
+            f"give it as study.launcher={shlex.quote(str(command))}, and null here"
+        )
 
 
 def read_tree(path: str | Path, overrides: list[str]) -> dict[str, Any]:
@@ -88,10 +104,12 @@ def _read_file(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in seen:
         raise UserError(f"{path}: `base:` leads back to the same file")
     try:
-        tree = OmegaConf.to_container(OmegaConf.load(path))
+        text = path.read_text(encoding="utf-8")
+        check_yaml(text)
+        tree = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
     except FileNotFoundError:
         raise UserError(f"{path}: no such config file") from None
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+    except (YAMLError, OmegaConfBaseException, ValueError, OSError) as error:
         raise UserError(f"{path}: cannot be read as YAML: {first_line(error)}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: expected a mapping of settings at the top")

@@ -118,8 +118,21 @@ class TrainingSettings:
     checkpoint_every: int | None = 500
     #: Checkpoints kept: the newest ones.
     keep_checkpoints: int = 2
+    #: Also save, and keep, a checkpoint of the least validation loss, as early stopping does.
+    keep_best_checkpoint: bool = False
     #: Stop after this many validations without a new best, and keep the best model.
     early_stopping_patience: int | None = None
+    #: Minutes after which a run saves itself and exits with code 75; another start has as
+    #: many again. It may differ from start to start.
+    time_limit_minutes: float | None = None
+    #: Steps in a row that may be left out, for a loss or gradient that is not finite or for
+    #: a spike, before the run gives up.
+    max_skipped_steps: int = 10
+    #: A loss that is this many standard deviations above those of up to 128 steps before is
+    #: noted as a spike; null looks for none.
+    loss_spike_deviations: float | None = 6.0
+    #: Leave the step of a spike out.
+    skip_loss_spikes: bool = False
     #: Iterations of L-BFGS over the basis coefficients alone, on one fixed batch after the
     #: last step; 0 leaves them as training did. Validation is logged before and after.
     polish_steps: int = 0
@@ -137,7 +150,12 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         _positive(self, "steps", "batch_size", "micro_batch_size", "gradient_clip", "log_every")
         _positive(self, "evaluate_every", "sample_every", "checkpoint_every", "keep_checkpoints")
-        _positive(self, "early_stopping_patience", "polish_batch_size")
+        _positive(self, "early_stopping_patience", "polish_batch_size", "time_limit_minutes")
+        _positive(self, "max_skipped_steps", "loss_spike_deviations")
+        if self.skip_loss_spikes and self.loss_spike_deviations is None:
+            raise ValueError("skip_loss_spikes needs loss_spike_deviations")
+        if self.keep_best_checkpoint and self.evaluate_every is None:
+            raise ValueError("keep_best_checkpoint needs evaluate_every")
         if self.early_stopping_patience is not None and self.evaluate_every is None:
             raise ValueError("early_stopping_patience needs evaluate_every")
         self._check_polish()

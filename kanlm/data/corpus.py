@@ -154,6 +154,21 @@ class Corpus:
         texts = [(entry.sharded.manifest.content_hash, entry.weight) for entry in self.sources]
         return hash_json([texts, rules])
 
+    @property
+    def tokens_hash(self) -> str:
+        """Hex sha256 of the very tokens and shares: what a run is to go on with."""
+        shards = [[shard.sha256 for shard in e.sharded.manifest.shards] for e in self.sources]
+        return hash_json([self.fingerprint, shards])
+
+    def check_unchanged(self) -> None:
+        """Check that the shards are what they were when they were opened.
+
+        Raises:
+            UserError: one is gone or holds something else.
+        """
+        for entry in self.sources:
+            entry.sharded.check_unchanged()
+
     def _join(self, name: str) -> Split:
         joined = join_splits([entry.splits[name] for entry in self.sources])
         if joined.n_documents:

@@ -8,15 +8,16 @@ that prepare the same thing, the second waits for the first and reuses its work.
 
 import fcntl
 import hashlib
-import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+from pydantic import TypeAdapter
 from transformers import PreTrainedTokenizerFast
 
 from kanlm.config import DataSettings
@@ -64,6 +65,8 @@ class Piece:
 @dataclass
 class Progress:
     """What a killed preparation leaves behind."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     single_document: bool
     cursor: Cursor | None = None
@@ -290,15 +293,18 @@ def _read_progress(partial: Path) -> Progress | None:
     path = partial / PROGRESS
     if not path.exists():
         return None
-    tree = json.loads(path.read_bytes())
-    tree["shards"] = [Shard(**shard) for shard in tree["shards"]]
-    return Progress(**tree)
+    try:
+        # JSON mode is strict about types.
+        return TypeAdapter(Progress).validate_json(path.read_bytes(), strict=True)
+    except (ValueError, OSError):
+        raise UserError(f"{path}: damaged; delete {partial} to prepare it anew") from None
 
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[None]:
     """Hold a lock that the operating system releases if this process dies."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f".{folder.name}.lock").open("w") as file:
+    path = folder.parent / f".{folder.name}.lock"
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666), "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

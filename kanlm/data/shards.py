@@ -11,25 +11,35 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from kanlm.data.splits import SPLITS
 from kanlm.errors import UserError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+#: Of tokens on disk.
+DTYPES = ("uint16", "uint32")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One pair of files: whole documents of one split."""
+    """One pair of files: whole documents of one split.
+
+    Raises:
+        ValueError: a name that is not one of ours, which could lead out of the folder.
+    """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     split: str
     name: str
@@ -40,10 +50,18 @@ class Shard:
     #: File name → hex sha256.
     sha256: dict[str, str]
 
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS or not re.fullmatch(rf"{self.split}-\d{{5,}}", self.name):
+            raise ValueError(f"{self.name!r} is no name of a shard of {self.split!r}")
+        if self.sha256.keys() != {tokens_file(self.name), documents_file(self.name)}:
+            raise ValueError(f"the checksums of {self.name} are not those of its files")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What a folder of shards was made of."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     format_version: int
     #: Of the source: what decides reuse, what it is, and the hash of the text read.
@@ -85,7 +103,24 @@ class ShardedSource:
             if found != value:
                 where = folder / MANIFEST
                 raise UserError(f"{where}: {key} is {found}, expected {value}; {_delete(folder)}")
-        _verify(folder, self.manifest.shards)
+        digests = [item for shard in self.manifest.shards for item in shard.sha256.items()]
+        self._digests = {folder / name: digest for name, digest in digests}
+        self._stamps = {path: _stamp(path) for path in self._digests}
+        _verify(self._digests, folder)
+
+    def check_unchanged(self) -> None:
+        """Compare with its checksum what has another size or time of change than when opened.
+
+        Raises:
+            UserError: a file is gone or holds something else.
+        """
+        changed = {
+            path: self._digests[path]
+            for path, stamp in self._stamps.items()
+            if _stamp(path) != stamp
+        }
+        _verify(changed, self.folder)
+        self._stamps.update({path: _stamp(path) for path in changed})
 
     @property
     def ending(self) -> int:
@@ -98,11 +133,33 @@ class ShardedSource:
 
     def tokens(self, shard: Shard) -> np.ndarray:
         """Map the shard's tokens, (tokens,) of the manifest's dtype."""
-        return np.load(self.folder / tokens_file(shard.name), mmap_mode="r")
+        shape = (shard.tokens,)
+        return self._array(tokens_file(shard.name), shape, self.manifest.dtype, mmap_mode="r")
 
     def documents(self, shard: Shard) -> np.ndarray:
         """Return tokens, words and bytes of each document, (documents, 3) int64."""
-        return np.load(self.folder / documents_file(shard.name))
+        rows = self._array(documents_file(shard.name), (shard.documents, 3), "int64")
+        if rows.min(initial=0) < 0 or rows.sum(axis=0).tolist() != [
+            shard.tokens,
+            shard.words,
+            shard.bytes,
+        ]:
+            raise self._other(documents_file(shard.name))
+        return rows
+
+    def _array(self, name: str, shape: tuple[int, ...], dtype: str, **options: Any) -> np.ndarray:
+        try:
+            array = np.load(self.folder / name, allow_pickle=False, **options)
+        except (ValueError, OSError, EOFError):
+            raise self._other(name) from None
+        if array.shape != shape or array.dtype != dtype:
+            raise self._other(name)
+        return array
+
+    def _other(self, name: str) -> UserError:
+        return UserError(
+            f"{self.folder / name}: not what the manifest says; {_delete(self.folder)}"
+        )
 
 
 def tokens_file(name: str) -> str:
@@ -219,25 +276,32 @@ def _read_manifest(folder: Path) -> Manifest:
             raise UserError(
                 f"{path}: format_version is {version}, expected {FORMAT_VERSION}; {_delete(folder)}"
             )
-        tree["shards"] = [Shard(**shard) for shard in tree["shards"]]
-        return Manifest(**tree)
+        manifest = TypeAdapter(Manifest).validate_json(json.dumps(tree), strict=True)
+        if manifest.dtype not in DTYPES or manifest.counts != count_splits(manifest.shards):
+            raise ValueError
+        return manifest
     except FileNotFoundError:
         raise UserError(f"{path}: missing; {_delete(folder)}") from None
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         raise UserError(f"{path}: not a manifest of shards; {_delete(folder)}") from None
 
 
-def _verify(folder: Path, shards: Sequence[Shard]) -> None:
-    """Compare every file with its checksum, on several threads."""
-    expected = [
-        (folder / name, digest) for shard in shards for name, digest in shard.sha256.items()
-    ]
+def _verify(digests: Mapping[Path, str], folder: Path) -> None:
+    """Compare files with their checksums, on several threads."""
     with ThreadPoolExecutor() as pool:
-        for (path, _), problem in zip(
-            expected, pool.map(lambda item: _problem(*item), expected), strict=True
-        ):
+        problems = pool.map(lambda item: _problem(*item), digests.items())
+        for path, problem in zip(digests, problems, strict=True):
             if problem:
                 raise UserError(f"{path}: {problem}; {_delete(folder)}")
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Size and time of change of a file, None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 def _problem(path: Path, digest: str) -> str | None:

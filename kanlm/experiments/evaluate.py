@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
 
 from kanlm.config import Config, DataSettings
 from kanlm.data.corpus import Corpus, open_corpus
@@ -24,7 +23,7 @@ from kanlm.evaluation.references import cached_references
 from kanlm.experiments.provenance import collect
 from kanlm.experiments.results import Place, Record, derive
 from kanlm.reporting.table import print_table, quality_table
-from kanlm.training.checkpoint import load_trained
+from kanlm.training.checkpoint import load_tokenizer, load_trained
 from kanlm.training.folder import load_config
 from kanlm.training.resolve import resolve
 
@@ -133,7 +132,7 @@ def _files(root: str, spec: dict[str, Any]) -> set[Path]:
 def _evaluate(run: Path, config: Config, data: DataSettings) -> tuple[Evaluation, Corpus]:
     model = load_trained(run)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer = AutoTokenizer.from_pretrained(run / "model")
+    tokenizer = load_tokenizer(run)
     corpus = open_corpus(data, tokenizer)
     evaluation = evaluate(
         model.to(device),  # pyright: ignore

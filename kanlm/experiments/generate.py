@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-from transformers import AutoTokenizer
-
-from kanlm.training.checkpoint import load_trained
+from kanlm.training.checkpoint import load_tokenizer, load_trained
 from kanlm.training.folder import load_config
 from kanlm.training.sampling import sample_text
 
@@ -17,5 +15,5 @@ def generate(run: Path, overrides: list[str]) -> str:
     """
     config = load_config(run, overrides, "generate")
     model = load_trained(run)
-    tokenizer = AutoTokenizer.from_pretrained(run / "model")
+    tokenizer = load_tokenizer(run)
     return sample_text(model, tokenizer, config.generation, config.seed)

@@ -19,7 +19,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -30,6 +30,7 @@ from rich.progress import Progress, TaskID
 from kanlm.config import Config
 from kanlm.errors import Interrupted, UserError
 from kanlm.training.folder import claim, is_finished, write_config
+from kanlm.training.stopping import EXIT_CODES, SIGNALS
 from kanlm.training.tracking import progress_bar, say, training_status
 
 #: Seconds between looks at the processes.
@@ -66,8 +67,8 @@ def run_chains(
                         active[-1].popen.terminate()
                 for process in [p for p in active if p.ended()]:
                     active.remove(process)
-                    if stopped_by := process.check():
-                        received.append(stopped_by)
+                    if code := process.check(asked=bool(received)):
+                        received.append(code)
                     elif process.later:
                         waiting.appendleft(process.later)
                 if received and not active:
@@ -90,6 +91,8 @@ class _Process:
     name: str
     popen: Any
     command: list[str]
+    #: Whether a launcher starts it.
+    launched: bool
     later: deque[Config]
     parallel: int
     bars: Progress
@@ -104,19 +107,26 @@ class _Process:
         self._show()
         return code is not None
 
-    def check(self) -> int | None:
-        """Return the signal that stopped it, or None.
+    def check(self, *, asked: bool) -> int | None:
+        """Return the exit code with which it stopped and saved itself, or None.
 
         A run that has begun saves itself and ends with a code of its own; one that was still
-        starting up is ended by the signal, and has nothing to save.
+        starting up is ended by the signal, and has nothing to save. A launcher has its own
+        codes for the end of what it started.
+
+        Arguments:
+            asked: whether the runs have been asked to stop.
 
         Raises:
             UserError: it failed.
         """
         code = self.popen.wait()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if code in (128 + number, -number):
-                return number
+        if code in EXIT_CODES:
+            return code
+        if -code in SIGNALS:
+            return 128 - code
+        if asked and code and self.launched:
+            return 128 + signal.SIGTERM
         if code:
             log = Path(self.config.output_dir) / "log.txt"
             if self.parallel > 1:
@@ -169,7 +179,9 @@ def _start_next(
             popen = subprocess.Popen(
                 command, env=_environment(parallel), stdout=log, stderr=subprocess.STDOUT
             )
-    active.append(_Process(config, name, popen, command, chain, parallel, bars, task))
+    active.append(
+        _Process(config, name, popen, command, bool(launcher), chain, parallel, bars, task)
+    )
 
 
 def _environment(parallel: int) -> dict[str, str]:
@@ -187,7 +199,8 @@ def _last_training_line(path: Path) -> dict[str, Any] | None:
         whole = file.read().split(b"\n")[1:-1]
     for line in reversed(whole):
         if line.startswith(b'{"kind": "train"'):
-            return json.loads(line)
+            with suppress(ValueError, RecursionError):
+                return json.loads(line)
     return None
 
 
@@ -201,19 +214,19 @@ def _bars(parallel: int) -> Iterator[Progress]:
 
 @contextmanager
 def _signals_passed_on(active: list[_Process]) -> Iterator[list[int]]:
-    """Note SIGINT and SIGTERM instead of dying before the runs, which save themselves.
+    """Note a signal's exit code instead of dying before the runs, which save themselves.
 
-    Both are passed on as SIGTERM: the terminal sends Ctrl-C to the runs too, and a second
+    All are passed on as SIGTERM: the terminal sends Ctrl-C to the runs too, and a second
     SIGINT would end them unsaved.
     """
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
+        received.append(128 + number)
         for process in active:
             process.popen.terminate()
 
-    before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
+    before = {n: signal.signal(n, note) for n in SIGNALS}
     try:
         yield received
     finally:

@@ -2,16 +2,20 @@
 
 A folder `checkpoints/step-00000500/` appears whole or not at all: it is written under
 another name, flushed to disk and renamed, and only then does the file `latest` name it.
-Nothing in it can run code when it is read.
+Nothing in it can run code when it is read, and nothing is read that its index does not
+vouch for: where a file is damaged, the checkpoint before takes its place.
 
-    model.safetensors      weights and persistent buffers
+    model.safetensors      weights and persistent buffers, grids among them
     optimizer.safetensors  the optimizer's moments, by parameter name
     random-R.safetensors   random-number states of rank R
     state.json             step, counters, and what the loop must remember
+    index.json             size and SHA-256 of each of these, written last
 """
 
+import itertools
 import json
-import shutil
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +23,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from kanlm.errors import UserError
-from kanlm.files import replacing, write_text
+from kanlm.errors import UserError, first_line
+from kanlm.faults import point
+from kanlm.files import cannot_write, discard, replacing, sweep, write_text
 from kanlm.model import KanLMConfig, KanLMForCausalLM
+from kanlm.training.seal import damage, seal
 
 
 def save_checkpoint(
@@ -33,40 +40,107 @@ def save_checkpoint(
     random_states: list[dict[str, torch.Tensor]],
     state: dict[str, Any],
     keep: int,
+    best_step: int | None = None,
 ) -> Path:
-    """Write `folder/step-N` atomically, move `latest` to it and prune to `keep`.
+    """Write `folder/step-N` atomically, move `latest` to it and delete what is not kept.
+
+    Arguments:
+        keep: how many of the newest are kept.
+        best_step: of a checkpoint that is kept besides.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
     """
-    target = folder / f"step-{step:08d}"
+    target = _place(folder, step)
+    point("before-checkpoint-write")
     with replacing(target) as draft:
         save_file(weights(model), draft / "model.safetensors")
+        point("inside-checkpoint-write")
         save_file(_optimizer_tensors(model, optimizer), draft / "optimizer.safetensors")
+        point("inside-checkpoint-write")
         for rank, tensors in enumerate(random_states):
             save_file(tensors, draft / f"random-{rank}.safetensors")
         (draft / "state.json").write_text(json.dumps({"step": step, **state}, indent=1))
+        point("inside-checkpoint-write")
+        seal(draft)
+        point("before-checkpoint-move")
+    point("after-write-before-latest")
     write_text(folder / "latest", target.name)
-    for old in sorted(folder.glob("step-*"))[:-keep]:
-        if old != target:
-            shutil.rmtree(old)
+    _prune(folder, step, keep, best_step)
     return target
 
 
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The folder that `latest` names, or None where no checkpoint was finished."""
-    pointer = folder / "latest"
-    if not pointer.exists():
-        return None
-    found = folder / pointer.read_text().strip()
-    if found.parent != folder or not (found / "state.json").exists():
-        raise UserError(f"{pointer} names '{found.name}', which is no checkpoint in {folder}")
-    return found
+def _place(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:08d}"
+
+
+def _steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints in a folder, the newest first."""
+    found = (re.fullmatch(r"step-(\d{8,})", path.name) for path in folder.glob("step-*"))
+    return sorted((int(match[1]) for match in found if match), reverse=True)
+
+
+def _prune(folder: Path, step: int, keep: int, best_step: int | None) -> None:
+    """Delete checkpoints older than the `keep` newest up to `step`, the best excepted."""
+    old = itertools.islice((s for s in _steps(folder) if s <= step), keep, None)
+    try:
+        for doomed in old:
+            if doomed != best_step:
+                discard(_place(folder, doomed))
+        sweep(folder)
+    except OSError as error:
+        raise cannot_write(folder, error) from None
+
+
+def checkpoint_to_resume(folder: Path, report: Callable[[str], None]) -> Path | None:
+    """The checkpoint that `latest` names, or, where it is damaged, the newest intact one.
+
+    Arguments:
+        report: takes a line on a damaged checkpoint that is passed over.
+
+    Returns:
+        None where no checkpoint was ever finished.
+
+    Raises:
+        UserError: there are checkpoints, and none is intact.
+    """
+    places = [_place(folder, step) for step in _steps(folder)]
+    pointer, problems = folder / "latest", []
+    if pointer.exists():
+        name = pointer.read_text(errors="replace").strip()
+        if folder / name in places:
+            places = sorted(places, key=lambda place: place.name != name)
+        else:
+            problems.append(f"{pointer} names {name!r}, which is no checkpoint there")
+    for place in places:
+        problem = damage(place)
+        if problem is None:
+            if problems:
+                report(f"{problems[0]}; going on from {place.name}")
+            return place
+        problems.append(f"{place} is damaged: {problem}")
+    if problems:
+        others = f", and no other is intact of {len(places)}" if len(places) > 1 else ""
+        raise UserError(f"{problems[0]}{others}; delete {folder} to start from the beginning")
+    return None
+
+
+def best_checkpoint(folder: Path, step: int) -> Path:
+    """The checkpoint of a step, known to be intact.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    place = _place(folder, step)
+    problem = damage(place)
+    if problem is not None:
+        raise UserError(f"{place} is damaged: {problem}; it holds the best model")
+    return place
 
 
 def checkpoint_step(checkpoint: Path) -> int:
     """Updates done when the checkpoint was written."""
-    return json.loads((checkpoint / "state.json").read_text())["step"]
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def load_checkpoint(
@@ -78,15 +152,40 @@ def load_checkpoint(
         UserError: a file cannot be read, or the weights are of another architecture.
     """
     load_weights(model, checkpoint / "model.safetensors")
-    tensors = _read(checkpoint / "optimizer.safetensors")
+    path = checkpoint / "optimizer.safetensors"
+    tensors = _read(path)
     for name, parameter in model.named_parameters():
         moments = {
-            key.rpartition(":")[2]: value
-            for key, value in tensors.items()
+            key.rpartition(":")[2]: tensors.pop(key)
+            for key in list(tensors)
             if key.rpartition(":")[0] == name
         }
+        for key, value in moments.items():
+            if value.ndim and value.shape != parameter.shape:
+                raise UserError(
+                    f"{path} is of another architecture: {name}:{key} is {tuple(value.shape)} "
+                    f"there, for a parameter that is {tuple(parameter.shape)} in this model"
+                )
         optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in moments.items()}
-    return json.loads((checkpoint / "state.json").read_text())
+    if tensors:
+        raise UserError(f"{path} is of another architecture: {min(tensors)} is of no parameter")
+    return read_state(checkpoint)
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """The contents of state.json.
+
+    Raises:
+        UserError: it is not a JSON object.
+    """
+    path = checkpoint / "state.json"
+    try:
+        state = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {first_line(error)}") from None
+    if not isinstance(state, dict):
+        raise UserError(f"{path} cannot be read: it holds no object")
+    return state
 
 
 def random_state() -> dict[str, torch.Tensor]:
@@ -101,15 +200,18 @@ def load_random_state(checkpoint: Path, rank: int) -> None:
     """Put the random-number generators of a rank's process into place.
 
     Raises:
-        UserError: the checkpoint was written by fewer processes.
+        UserError: the checkpoint was written by fewer processes, or holds something else.
     """
     path = checkpoint / f"random-{rank}.safetensors"
     if not path.exists():
         raise UserError(f"{path} is missing: the run was started with fewer processes")
     state = _read(path)
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+    try:
+        torch.set_rng_state(state["cpu"])
+        if "cuda" in state and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise UserError(f"{path} holds no random state: {first_line(error)}") from None
 
 
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -121,12 +223,6 @@ def weights(model: nn.Module) -> dict[str, torch.Tensor]:
             seen.add(id(tensor))
             tensors[name] = tensor.detach().contiguous()
     return tensors
-
-
-def save_weights(model: nn.Module, folder: Path) -> None:
-    """Write `folder/model.safetensors`, replacing the folder atomically."""
-    with replacing(folder) as draft:
-        save_file(weights(model), draft / "model.safetensors")
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -177,6 +273,24 @@ def load_trained(run: Path, **settings: Any) -> KanLMForCausalLM:
         raise UserError(f"{place / 'config.json'} cannot be read: {error}") from None
     load_weights(model, place / "model.safetensors")
     return model
+
+
+def load_tokenizer(run: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer in a finished run's `model/`; code that lies there is not run.
+
+    Raises:
+        UserError: the run is not finished, or its tokenizer cannot be read.
+    """
+    place = model_folder(run)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            place, trust_remote_code=False, local_files_only=True
+        )
+    except Exception as error:  # What tokenizers raises is a bare Exception.
+        raise UserError(f"{place}: the tokenizer cannot be read: {first_line(error)}") from None
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise UserError(f"{place}: the tokenizer has no fast version (tokenizer.json)")
+    return tokenizer
 
 
 def _optimizer_tensors(

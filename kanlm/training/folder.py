@@ -35,20 +35,23 @@ READ_BY = {
     "generate": ("generation", "seed"),
 }
 
+#: Settings that may differ from start to start, because no number depends on them.
+_FREE = ("output_dir", "study", "training.time_limit_minutes")
+
 _RUN, _STUDY = "a single run", "a study"
 
 
 def claim(folder: Path, config: Config, *, study: bool = False) -> None:
     """Check that `folder` is empty, absent, or holds a run, or a study, of this very `config`.
 
-    `output_dir` may differ, so that a run can be moved, and so may `study`: it may get more
-    arms, seeds or trials, for each of its runs is claimed by itself.
+    `output_dir` may differ, so that a run can be moved, and so may the time limit and `study`:
+    it may get more arms, seeds or trials, for each of its runs is claimed by itself.
 
     Raises:
         UserError: the folder holds a study where a run is to be, or a run where a study is,
             or naming the first setting that differs.
     """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.exists() or (folder.is_dir() and not _used(folder)):
         return
     path = folder / "config.yaml"
     if not path.exists():
@@ -67,6 +70,11 @@ def claim(folder: Path, config: Config, *, study: bool = False) -> None:
             f"output_dir = {folder} holds a run with {name} = {theirs}, not {ours}; "
             "choose another output_dir, or delete that folder"
         )
+
+
+def _used(folder: Path) -> bool:
+    """Whether a folder holds more than what a job leaves that dies as it begins."""
+    return any(path.name not in (".lock", ".config.yaml.draft") for path in folder.iterdir())
 
 
 def _contents(folder: Path) -> str | None:
@@ -104,7 +112,7 @@ def first_difference(
     """The dotted name and both values of the first setting that differs, or None."""
     for key in [*theirs, *(key for key in ours if key not in theirs)]:
         name, a, b = f"{prefix}{key}", theirs.get(key), ours.get(key)
-        if name in ("output_dir", "study") or a == b:
+        if name in _FREE or a == b:
             continue
         if isinstance(a, dict) and isinstance(b, dict):
             deeper = first_difference(a, b, f"{name}.")

@@ -68,16 +68,27 @@ class Meter:
             )
             for name in _SUMMED
         }
+        self._step = {name: torch.zeros_like(total) for name, total in self._sums.items()}
         self.monitor.start(window.statistics if main else {})
 
     def add(self, name: str, value: Tensor) -> None:
-        """Add to one of the sums, without waiting for the device."""
-        self._sums[name] += value
+        """Add to one of the sums of the step in progress, without waiting for the device."""
+        self._step[name] += value
 
-    def count_step(self, seconds: float) -> None:
-        """One step more, which took so long."""
-        self._steps += 1
-        self._seconds += seconds
+    @property
+    def step_loss(self) -> Tensor:
+        """Of the step in progress: this process's part of all that is minimised over tokens."""
+        return self._step["loss"] + self._step["auxiliary_loss"]
+
+    def end_step(self, seconds: float, *, taken: bool) -> None:
+        """Take the step in progress into the window, with the time it took, or leave it out."""
+        if taken:
+            self._steps += 1
+            self._seconds += seconds
+            for name, value in self._step.items():
+                self._sums[name] += value
+        for value in self._step.values():
+            value.zero_()
 
     def read(self) -> Window:
         """The sums over all processes, which must all ask at once: this waits for the device."""

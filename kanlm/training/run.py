@@ -11,6 +11,7 @@ import os
 import resource
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from kanlm.config import Config, DataSettings, from_tree, merge, to_tree
 from kanlm.data.corpus import Corpus, open_corpus, open_tokenizer
@@ -28,16 +29,19 @@ from kanlm.data.loader import Batches
 from kanlm.data.tokenizer import end_of_document
 from kanlm.errors import UserError
 from kanlm.evaluation.perplexity import Evaluation, evaluate
+from kanlm.faults import point
 from kanlm.files import replacing
 from kanlm.model import KanLMConfig, KanLMForCausalLM
 from kanlm.model.accounting import Accounting, account
 from kanlm.model.grids import with_grid_size
-from kanlm.training.checkpoint import load_trained, model_folder
+from kanlm.training.checkpoint import load_tokenizer, load_trained
 from kanlm.training.compilation import compile_model
 from kanlm.training.folder import claim, read_config_tree, write_config
+from kanlm.training.lock import check_free, held
 from kanlm.training.optimizer import build_optimizer
-from kanlm.training.processes import sum_over_processes
+from kanlm.training.processes import on_main, sum_over_processes
 from kanlm.training.sampling import sample_text
+from kanlm.training.stopping import Stop
 from kanlm.training.tracking import say
 from kanlm.training.trainer import Progress, Trainer
 
@@ -67,7 +71,18 @@ def run(config: Config) -> Outcome | None:
     """
     folder = Path(config.output_dir)
     claim(folder, config)
+    limit = config.training.time_limit_minutes
+    stop = Stop(None if limit is None else 60 * limit)
     accelerator = _accelerator(config)
+    on_main(accelerator, lambda: check_free(folder))
+    with ExitStack() as stack:
+        return _run(config, accelerator, stop, folder, stack)
+
+
+def _run(
+    config: Config, accelerator: Accelerator, stop: Stop, folder: Path, stack: ExitStack
+) -> Outcome | None:
+    """`run` in a folder that is free; `stack` keeps it from others to the end."""
     with accelerator.main_process_first():
         report = say if accelerator.is_main_process else _silent
         tokenizer = _tokenizer(config, report)
@@ -75,10 +90,11 @@ def run(config: Config) -> Outcome | None:
     for corpus in corpora:
         check_corpus(corpus, config)
     model = _model(config, tokenizer)
-    trainer = _trainer(config, accelerator, model, tokenizer, corpora, folder)
+    trainer = _trainer(config, accelerator, model, tokenizer, corpora, stop, folder)
     # Nothing is wrong with the settings: the folder becomes this run's.
-    if accelerator.is_main_process:
-        write_config(folder, config)
+    on_main(accelerator, lambda: stack.enter_context(held(folder)))
+    point("before-config")
+    on_main(accelerator, lambda: write_config(folder, config))
     try:
         trainer.train()
         evaluations = {
@@ -95,6 +111,7 @@ def run(config: Config) -> Outcome | None:
     with replacing(folder / "model") as draft:
         trainer.bare_model.save_pretrained(draft)
         tokenizer.save_pretrained(draft)
+    point("before-results")
     return Outcome(
         folder=folder,
         accounting=account(model.config),
@@ -175,7 +192,7 @@ def _silent(line: str) -> None:
 def _tokenizer(config: Config, report: Callable[[str], None]) -> PreTrainedTokenizerFast:
     if config.initialize_from is None:
         return open_tokenizer(config.tokenizer, config.data, report=report)
-    return AutoTokenizer.from_pretrained(model_folder(Path(config.initialize_from)))
+    return load_tokenizer(Path(config.initialize_from))
 
 
 def _model(config: Config, tokenizer: PreTrainedTokenizerFast) -> KanLMForCausalLM:
@@ -202,6 +219,7 @@ def _trainer(
     model: KanLMForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     corpora: list[Corpus],
+    stop: Stop,
     folder: Path,
 ) -> Trainer:
     compiled = compile_model(model, config.training.compile, accelerator)
@@ -223,6 +241,9 @@ def _trainer(
         ],
         sample=lambda model: sample_text(model, tokenizer, config.generation, config.seed),
         tokens_per_byte=train.n_tokens / int(train.document_bytes.sum()),
+        data_hash=corpora[0].tokens_hash,
+        check_data=corpora[0].check_unchanged,
+        stop=stop,
         folder=folder,
     )
 

@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from kanlm.config import Config, to_tree
+from kanlm.errors import UserError
+from kanlm.faults import point
 from kanlm.files import cannot_write, write_text
 
 console = Console(highlight=False)
@@ -73,7 +75,8 @@ class Tracker:
         if not self.main:
             return self
         path = self.folder / "metrics.jsonl"
-        keep = _lines_up_to(path, self.step) if self.step else []
+        keep = lines_up_to(path, self.step) if self.step else []
+        point("inside-log-rewrite")
         write_text(path, "".join(keep))
         # Unbuffered, so that nothing is left to be written where writing failed.
         self.file = path.open("ab", buffering=0)
@@ -105,7 +108,7 @@ class Tracker:
         """Write one line of metrics and send its numbers to wandb.
 
         Arguments:
-            kind: `train`, `validation`, `grid`, `polish` or `sample`.
+            kind: `train`, `validation`, `grid`, `polish`, `sample` or `unusual`.
             step: updates done.
             values: numbers and strings; a `domain` becomes part of the wandb names.
 
@@ -152,9 +155,33 @@ class Tracker:
         self.wandb_id = self.wandb_run.id
 
 
-def _lines_up_to(path: Path, step: int) -> list[str]:
-    """The whole lines of a metrics file whose step is at most `step`."""
-    if not path.exists():
+def lines_up_to(path: Path, step: int) -> list[str]:
+    """The whole lines of a metrics file whose step is at most `step`.
+
+    Raises:
+        UserError: a whole line is none that was written here.
+    """
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
         return []
-    lines = path.read_text().splitlines(keepends=True)
-    return [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    # What a crash of the machine left behind the last whole line is not a line.
+    whole = [line for line in lines if line.endswith(b"\n")]
+    return [
+        line.decode()
+        for number, line in enumerate(whole, 1)
+        if _step_of(line, f"{path}, line {number}") <= step
+    ]
+
+
+def _step_of(line: bytes, where: str) -> int:
+    try:
+        values = json.loads(line)
+        step = values["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise UserError(f"{where}: expected a JSON object with a step") from None
+    if not isinstance(values, dict) or not isinstance(step, int):
+        raise UserError(f"{where}: expected a JSON object with a whole number for a step")
+    return step

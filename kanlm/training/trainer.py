@@ -8,40 +8,43 @@ random states.
 
 import gc
 import math
-import signal
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
-from kanlm.config import Config
+from kanlm.config import Config, check
 from kanlm.data.loader import Batches
 from kanlm.errors import Interrupted, UserError
+from kanlm.faults import point
 from kanlm.kan.grid import Refit
 from kanlm.kan.penalties import penalty
 from kanlm.model import KanLMForCausalLM
 from kanlm.model.grids import adapt_model, first_sequences, occupancies, refine_model
 from kanlm.training import checkpoint as checkpoints
 from kanlm.training.grids import carry_optimizer, changes_at, grid_size_at
+from kanlm.training.health import Health
 from kanlm.training.meter import Meter, Window
 from kanlm.training.optimizer import learning_rates, set_learning_rate
 from kanlm.training.polish import coefficients, polish
-from kanlm.training.processes import sum_over_processes
+from kanlm.training.processes import on_main, sum_over_processes, told_elsewhere
 from kanlm.training.schedule import learning_rate_ratio
-from kanlm.training.signals import StopSignal
-from kanlm.training.tracking import Tracker, training_status
+from kanlm.training.stopping import EXIT_CODES, Stop
+from kanlm.training.tracking import Tracker, say, training_status
 
 
 @dataclass
 class Progress:
     """What the loop must remember between steps, and a checkpoint between processes."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     step: int = 0
     tokens: int = 0
@@ -53,6 +56,9 @@ class Progress:
     wandb_id: str | None = None
     #: As of the last reading of the meter.
     window: Window = field(default_factory=Window)
+    health: Health = field(default_factory=Health)
+    #: Of the text trained on; a resumed run must have the same.
+    data_hash: str = ""
 
 
 class Trainer:
@@ -72,7 +78,14 @@ class Trainer:
             domain; the first is the domain trained on.
         sample: continues the prompt with the unwrapped model.
         tokens_per_byte: of the training text, to show the loss in bits per byte.
+        data_hash: of the training text.
+        check_data: raises UserError if the text has changed since it was opened.
+        stop: says when to.
         folder: the run's folder.
+
+    Raises:
+        UserError: no checkpoint is intact, or the one to go on from is of another model, text
+            or number of processes.
     """
 
     def __init__(
@@ -87,6 +100,9 @@ class Trainer:
         validate: Callable[[nn.Module], list[dict[str, Any]]],
         sample: Callable[[nn.Module], str],
         tokens_per_byte: float,
+        data_hash: str,
+        check_data: Callable[[], None],
+        stop: Stop,
         folder: Path,
     ) -> None:
         self.config = config
@@ -95,8 +111,11 @@ class Trainer:
         self.validate = validate
         self.sample = sample
         self.tokens_per_byte = tokens_per_byte
+        self.check_data = check_data
+        self.stop = stop
+        self.stop_agreed: int | None = None
         self.folder = folder
-        self.state = Progress()
+        self.state = Progress(data_hash=data_hash)
         if config.training.batch_size % accelerator.num_processes:
             raise UserError(
                 f"training.batch_size = {config.training.batch_size} does not divide among "
@@ -105,19 +124,26 @@ class Trainer:
         self.build_optimizer = build_optimizer
         self.compile_model = compile_model
         self.penalty_weights = config.penalties.weights
-        self.stop = StopSignal()
         self._place(model, build_optimizer(model), Window())
         self._resume()
 
     def train(self) -> None:
-        """Run the remaining steps. Raises Interrupted after saving, on SIGINT or SIGTERM."""
+        """Run the remaining steps.
+
+        Raises:
+            Interrupted: after saving, on a signal or where the time limit is over.
+            UserError: nothing can be written, the text has changed, or too many steps in a
+                row had to be left out.
+        """
         with self._tracker() as self.tracker, self.stop.noted(self.tracker.note):
             while not self._finished():
                 self._change_grids()
                 self.train_step()
                 self._after_step()
         if self.config.training.early_stopping_patience is not None:
-            checkpoints.load_weights(self.bare_model, self._best_path)
+            best = on_main(self.accelerator, self._best_checkpoint)
+            checkpoints.load_weights(self.bare_model, best / "model.safetensors")
+        point("after-training")
 
     def leave(self) -> None:
         """Part from the other processes; the model remains, unwrapped.
@@ -175,14 +201,47 @@ class Trainer:
         norm = accelerator.clip_grad_norm_(self.model.parameters(), clip)
         assert norm is not None
         self.meter.add("gradient_norm", norm)
-        set_learning_rate(self.optimizer, self.learning_rate)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         self.meter.add("tokens", tokens)
+        loss, norms = self._shared_figures(norm)
+        point("before-update")
+        taken, unusual = self.state.health.judge(loss, norms, training)
+        if taken:
+            set_learning_rate(self.optimizer, self.learning_rate)
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         self.state.step += 1
         seconds = time.perf_counter() - started
-        self.meter.count_step(seconds)
+        self.meter.end_step(seconds, taken=taken)
         self.state.seconds += seconds
+        if unusual is not None:
+            self._note_unusual(unusual, taken)
+
+    def _shared_figures(self, norm: torch.Tensor) -> tuple[float, float]:
+        """The global batch's loss and the sum of all processes' `norm`; and agree on a stop.
+
+        One all-reduce a step, for which the device is waited for: what is not finite in one
+        process is so in all afterwards, and they stop after the same step.
+        """
+        stops = [float(self.stop.exit_code == code) for code in EXIT_CODES]
+        own = torch.stack([self.meter.step_loss, norm.double()])
+        figures = torch.cat([own, torch.tensor(stops, dtype=torch.float64, device=own.device)])
+        loss, norms, *stops = sum_over_processes(self.accelerator, figures).tolist()
+        self.stop_agreed = next((c for c, n in zip(EXIT_CODES, stops, strict=True) if n), None)
+        return loss, norms
+
+    def _note_unusual(self, unusual: str, taken: bool) -> None:
+        """Log a step that was left out or is a spike, and give up after too many in a row."""
+        step, health, training = self.state.step, self.state.health, self.config.training
+        self.tracker.log("unusual", step, {"what": unusual, "skipped": not taken})
+        self.tracker.note(f"step {step}: {unusual}{'' if taken else '; the step is left out'}")
+        if health.skipped_in_a_row < training.max_skipped_steps:
+            return
+        error = UserError(
+            f"step {step}: {unusual}; {health.skipped_in_a_row} steps in a row were left out "
+            "(training.max_skipped_steps), the last good checkpoint is kept; try a lower "
+            "optimizer.learning_rate or training.gradient_clip, or look at the text there"
+        )
+        raise error if self.accelerator.is_main_process else told_elsewhere(error)
 
     def _change_grids(self) -> None:
         """Refine or move the splines' grids where that is due before the next update.
@@ -232,6 +291,7 @@ class Trainer:
         model, optimizer, window = self.bare_model, self._bare_optimizer, self.meter.read()
         before = dict(model.named_parameters())
         matrices = change()
+        point("inside-grid-change")
         carried = carry_optimizer(
             optimizer,
             before,
@@ -269,30 +329,45 @@ class Trainer:
         return self.config.optimizer.learning_rate * ratio
 
     def save(self) -> None:
-        """Write a checkpoint from which the run continues bit for bit."""
+        """Write a checkpoint from which the run continues bit for bit.
+
+        Raises:
+            UserError: nothing can be written, or the text has changed meanwhile, so that the
+                steps since the last checkpoint count for nothing.
+        """
         self.state.window = self.meter.read()
         random_states = gather_object([checkpoints.random_state()])
-        if self.accelerator.is_main_process:
-            checkpoints.save_checkpoint(
-                self.folder / "checkpoints",
-                self.state.step,
-                self.bare_model,
-                self._bare_optimizer,
-                random_states,
-                {**asdict(self.state), "wandb_id": self.tracker.wandb_id},
-                self.config.training.keep_checkpoints,
-            )
-        self.accelerator.wait_for_everyone()
+        on_main(self.accelerator, lambda: self._write_checkpoint(random_states))
+
+    def _write_checkpoint(self, random_states: list[dict[str, torch.Tensor]]) -> None:
+        self.check_data()
+        checkpoints.save_checkpoint(
+            self.folder / "checkpoints",
+            self.state.step,
+            self.bare_model,
+            self._bare_optimizer,
+            random_states,
+            {**asdict(self.state), "wandb_id": self.tracker.wandb_id},
+            self.config.training.keep_checkpoints,
+            self.state.best_step if self._keeps_best else None,
+        )
 
     def _resume(self) -> None:
-        found = checkpoints.latest_checkpoint(self.folder / "checkpoints")
+        place = self.folder / "checkpoints"
+        found = on_main(self.accelerator, lambda: checkpoints.checkpoint_to_resume(place, say))
         if found is None:
             return
-        self._take_grids_of(checkpoints.checkpoint_step(found))
-        state = checkpoints.load_checkpoint(found, self.bare_model, self._bare_optimizer)
-        window = Window(**state.pop("window"))
-        self.state = Progress(**state)
-        self.meter.start(window)
+        data_hash = self.state.data_hash
+        self.state = check(Progress, checkpoints.read_state(found), str(found / "state.json"))
+        if self.state.data_hash != data_hash:
+            raise UserError(
+                f"{found} was trained on other text than there is now in data "
+                f"'{self.config.data.domain}': bring that text back, or choose another output_dir"
+            )
+        self._take_grids_of(self.state.step)
+        checkpoints.load_checkpoint(found, self.bare_model, self._bare_optimizer)
+        point("inside-resume")
+        self.meter.start(self.state.window)
         checkpoints.load_random_state(found, self.accelerator.process_index)
 
     def _take_grids_of(self, step: int) -> None:
@@ -309,8 +384,12 @@ class Trainer:
         return getattr(self.optimizer, "optimizer", self.optimizer)
 
     @property
-    def _best_path(self) -> Path:
-        return self.folder / "checkpoints" / "best" / "model.safetensors"
+    def _keeps_best(self) -> bool:
+        training = self.config.training
+        return training.keep_best_checkpoint or training.early_stopping_patience is not None
+
+    def _best_checkpoint(self) -> Path:
+        return checkpoints.best_checkpoint(self.folder / "checkpoints", self.state.best_step)
 
     def _tracker(self) -> Tracker:
         return Tracker(
@@ -329,6 +408,7 @@ class Trainer:
 
     def _after_step(self) -> None:
         """Log, validate, sample, save and stop, where one is due."""
+        point("between-optimizer-and-log")
         training = self.config.training
         last = self.state.step == training.steps
         if last or self._due(training.log_every):
@@ -339,11 +419,25 @@ class Trainer:
                 self._polish(loss)
         if self._finished() or self._due(training.sample_every):
             self._sample()
-        if self._finished() or self._due(training.checkpoint_every):
+        self._save_and_stop()
+
+    def _save_and_stop(self) -> None:
+        """Save and stop, where one is due, but not while steps are being left out.
+
+        What is saved then might be broken, and would push out what is not.
+        """
+        finished = self._finished()
+        if self.state.health.skipped_in_a_row and not finished:
+            return
+        stop = None if finished else self._stop_requested()
+        is_best = self._keeps_best and self.state.best_step == self.state.step
+        due = self._due(self.config.training.checkpoint_every)
+        if finished or due or is_best or stop is not None:
             self.save()
-        if not self._finished() and self._stop_requested():
-            self.save()
-            raise Interrupted(self.stop.number or signal.SIGTERM)
+        if stop is not None:
+            interrupted = Interrupted(stop)
+            interrupted.told_elsewhere = not self.accelerator.is_main_process
+            raise interrupted
 
     def _due(self, every: int | None) -> bool:
         return every is not None and self.state.step % every == 0
@@ -379,9 +473,11 @@ class Trainer:
     # Logging
 
     def _log(self) -> None:
-        """Write the means since the last log line."""
+        """Write the means since the last log line, if a step was taken."""
         window = self.meter.read()
         self.meter.start(Window())
+        if not window.steps:
+            return
         self.state.tokens += window.tokens
         means = window.means()
         values = {
@@ -392,6 +488,8 @@ class Trainer:
             "tokens": self.state.tokens,
             "seconds": self.state.seconds,
             "tokens_per_second": means["tokens_per_second"],
+            "skipped_steps": self.state.health.skipped_steps,
+            "loss_spikes": self.state.health.loss_spikes,
             **self.meter.monitor.figures(window.statistics),
         }
         if self.penalty_weights:
@@ -416,8 +514,6 @@ class Trainer:
         if self.state.best_loss is None or loss < self.state.best_loss:
             self.state.best_loss, self.state.best_step = loss, self.state.step
             self.state.stale_validations = 0
-            if self.config.training.early_stopping_patience is not None:
-                self._save_best()
         else:
             self.state.stale_validations += 1
         return loss
@@ -434,22 +530,14 @@ class Trainer:
         if values:
             self.tracker.log("grid", self.state.step, values)
 
-    def _save_best(self) -> None:
-        if self.accelerator.is_main_process:
-            checkpoints.save_weights(self.bare_model, self._best_path.parent)
-        self.accelerator.wait_for_everyone()
-
     def _sample(self) -> None:
         if self.accelerator.is_main_process:
             text = self.sample(self.bare_model)
             prompt = self.config.generation.prompt
             self.tracker.log("sample", self.state.step, {"prompt": prompt, "text": text})
 
-    def _stop_requested(self) -> bool:
-        """Whether any process was signalled; several processes agree at log lines only."""
+    def _stop_requested(self) -> int | None:
+        """The exit code if a stop is wanted; several processes have agreed on it in the step."""
         if self.accelerator.num_processes == 1:
-            return self.stop.number is not None
-        if not self._due(self.config.training.log_every):
-            return False
-        flag = torch.tensor(float(self.stop.number or 0), device=self.accelerator.device)
-        return sum_over_processes(self.accelerator, flag).item() > 0
+            return self.stop.exit_code
+        return self.stop_agreed

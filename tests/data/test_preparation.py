@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from kanlm.data import preparation
 from kanlm.data.preparation import prepare, training_documents
-from kanlm.data.shards import tokens_file
+from kanlm.data.shards import file_sha256, tokens_file
 from kanlm.data.sources import make_source
 from kanlm.data.splits import split_of_digest, text_digest
 from kanlm.data.tokenizer import encode
@@ -131,6 +131,57 @@ def test_a_damaged_shard_is_refused_by_name(stories, make_data, byte_tokenizer, 
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("name", ["../../outside/train-00000", "/tmp/train-00000", "train-0", ""])
+@pytest.mark.parametrize("place", ["name", "sha256"])
+def test_a_manifest_names_no_file_elsewhere(stories, make_data, byte_tokenizer, place, name):
+    data = make_data(stories(80))
+    folder = prepare(open_source(data), byte_tokenizer, data).folder
+    path = folder / "manifest.json"
+    tree = json.loads(path.read_text())
+    shard = tree["shards"][0]
+    if place == "name":
+        shard["name"] = name
+    else:
+        shard["sha256"] = {f"{name}.tokens.npy": digest for digest in shard["sha256"].values()}
+    path.write_text(json.dumps(tree))
+    with pytest.raises(UserError, match=r"manifest\.json: not a manifest of shards"):
+        prepare(open_source(data), byte_tokenizer, data)
+
+
+def test_arrays_that_pickle_would_have_to_read_are_refused(
+    stories, make_data, byte_tokenizer, tmp_path
+):
+    """Also where somebody has made the checksum fit."""
+
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "canary",))
+
+    data = make_data(stories(80))
+    folder = prepare(open_source(data), byte_tokenizer, data).folder
+    tree = json.loads((folder / "manifest.json").read_text())
+    shard = tree["shards"][0]
+    for name in shard["sha256"]:
+        np.save(folder / name, np.array([Evil()], dtype=object), allow_pickle=True)
+        shard["sha256"][name] = file_sha256(folder / name)
+    (folder / "manifest.json").write_text(json.dumps(tree))
+    opened = prepare(open_source(data), byte_tokenizer, data)
+    for read in (opened.tokens, opened.documents):
+        with pytest.raises(UserError, match="not what the manifest says"):
+            read(opened.manifest.shards[0])
+    assert not (tmp_path / "canary").exists()
+
+
+def test_a_damaged_progress_is_refused_by_name(stories, make_data, byte_tokenizer):
+    data = make_data(stories(80))
+    folder = prepare(open_source(data), byte_tokenizer, data).folder
+    partial = folder.rename(folder.with_name(folder.name + ".partial"))
+    for content in ("{", "[]", '{"single_document": 1}', '{"single_document": false, "x": 1}'):
+        (partial / "progress.json").write_text(content)
+        with pytest.raises(UserError, match=r"progress\.json: damaged; delete"):
+            prepare(open_source(data), byte_tokenizer, data)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -139,6 +190,9 @@ def test_a_damaged_shard_is_refused_by_name(stories, make_data, byte_tokenizer, 
         ({"format_version": 0}, "format_version is 0, expected 1"),
         ({"shards": None}, "not a manifest of shards"),
         (None, "not a manifest of shards"),
+        ({"dtype": "object"}, "not a manifest of shards"),
+        ({"counts": {}}, "not a manifest of shards"),
+        ({"more": 1}, "not a manifest of shards"),
     ],
 )
 def test_a_manifest_that_does_not_fit_is_refused(stories, make_data, byte_tokenizer, change, said):

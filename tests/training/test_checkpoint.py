@@ -3,6 +3,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from kanlm import files
@@ -10,6 +11,7 @@ from kanlm.config import OptimizerSettings
 from kanlm.errors import UserError
 from kanlm.training import checkpoint as checkpoints
 from kanlm.training.optimizer import build_optimizer
+from kanlm.training.seal import seal
 
 
 class Tied(nn.Module):
@@ -37,18 +39,26 @@ def step(model: Tied, optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad()
 
 
-def save(folder, number, model, optimizer, keep=2):
+def save(folder, number, model, optimizer, keep=2, best_step=None):
     random = {"cpu": torch.get_rng_state()}
     return checkpoints.save_checkpoint(
-        folder, number, model, optimizer, [random], {"best": 0.5}, keep
+        folder, number, model, optimizer, [random], {"best": 0.5}, keep, best_step
     )
+
+
+def find(folder, said=None):
+    """The checkpoint to resume; lines that were reported go to `said`."""
+    lines = []
+    found = checkpoints.checkpoint_to_resume(folder, lines.append)
+    assert lines == (said or [])
+    return found
 
 
 def test_loading_goes_on_bit_for_bit(tmp_path):
     model, optimizer = trained()
     save(tmp_path, 3, model, optimizer)
     other, other_optimizer = trained(seed=1)
-    found = checkpoints.latest_checkpoint(tmp_path)
+    found = find(tmp_path)
     assert found is not None
     state = checkpoints.load_checkpoint(found, other, other_optimizer)
     assert state == {"step": 3, "best": 0.5}
@@ -64,7 +74,7 @@ def test_only_the_newest_are_kept_and_latest_names_the_last(tmp_path):
     for number in (1, 2, 3):
         save(tmp_path, number, model, optimizer)
     assert sorted(p.name for p in tmp_path.glob("step-*")) == ["step-00000002", "step-00000003"]
-    found = checkpoints.latest_checkpoint(tmp_path)
+    found = find(tmp_path)
     assert found is not None
     assert found.name == "step-00000003"
 
@@ -79,13 +89,106 @@ def test_another_architecture_is_refused_by_name(tmp_path):
         checkpoints.load_checkpoint(place, wider, build_optimizer(wider, OptimizerSettings()))
 
 
-def test_a_truncated_file_is_named(tmp_path):
+FILES = ["model.safetensors", "optimizer.safetensors", "random-0.safetensors", "state.json"]
+
+
+def damage(path, kind):
+    content = bytearray(path.read_bytes())
+    if kind == "gone":
+        path.unlink()
+    elif kind == "truncated":
+        path.write_bytes(content[:-1])
+    else:
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("file", [*FILES, "index.json"])
+@pytest.mark.parametrize("kind", ["truncated", "flipped", "gone"])
+def test_a_damaged_file_makes_the_previous_checkpoint_take_over(tmp_path, file, kind):
+    model, optimizer = trained()
+    previous = save(tmp_path, 1, model, optimizer)
+    newest = save(tmp_path, 2, model, optimizer)
+    damage(newest / file, kind)
+    said = []
+    assert checkpoints.checkpoint_to_resume(tmp_path, said.append) == previous
+    (line,) = said
+    # A wrong checksum may be the file's or the index's fault.
+    named = "" if file == "index.json" else f"{file} "
+    assert line.startswith(f"{newest} is damaged: {named}")
+    assert line.endswith("; going on from step-00000001")
+    assert "\n" not in line
+
+
+def test_without_an_intact_checkpoint_nothing_is_begun_anew_by_itself(tmp_path):
+    model, optimizer = trained()
+    for number in (1, 2):
+        damage(save(tmp_path, number, model, optimizer) / "state.json", "truncated")
+    with pytest.raises(UserError, match=r"step-00000002 is damaged: .* no other is intact of 2"):
+        find(tmp_path)
+
+
+def test_a_lost_pointer_costs_nothing(tmp_path):
+    model, optimizer = trained()
+    newest = save(tmp_path, 7, model, optimizer)
+    (tmp_path / "latest").unlink()
+    assert find(tmp_path) == newest
+
+
+def test_a_pointer_put_back_by_hand_is_followed(tmp_path):
+    model, optimizer = trained()
+    places = [save(tmp_path, number, model, optimizer) for number in (1, 2)]
+    (tmp_path / "latest").write_text(places[0].name)
+    assert find(tmp_path) == places[0]
+
+
+def test_the_best_is_kept_until_there_is_a_better(tmp_path):
+    model, optimizer = trained()
+    for number, best in [(1, 1), (2, 1), (3, 1), (4, 1), (5, 5), (6, 5), (7, 5)]:
+        save(tmp_path, number, model, optimizer, best_step=best)
+        kept = [int(p.name.removeprefix("step-")) for p in sorted(tmp_path.glob("step-*"))]
+        assert kept == sorted({best, max(1, number - 1), number})
+
+
+def test_a_newer_damaged_checkpoint_does_not_push_out_an_intact_one(tmp_path):
+    model, optimizer = trained()
+    for number in (4, 8, 12):
+        place = save(tmp_path, number, model, optimizer)
+    damage(place / "model.safetensors", "truncated")
+    save(tmp_path, 10, model, optimizer)
+    assert {p.name for p in tmp_path.glob("step-*")} >= {"step-00000008", "step-00000010"}
+
+
+def test_what_a_kill_left_behind_is_swept_away(tmp_path):
+    model, optimizer = trained()
+    for name in (".step-00000001.draft", ".step-00000001.deleted"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").touch()
+    save(tmp_path, 2, model, optimizer)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-00000002"]
+
+
+@pytest.mark.parametrize(
+    ("file", "tensors", "said"),
+    [
+        ("optimizer.safetensors", {"scale:exp_avg": torch.ones(7)}, "another architecture: scale"),
+        ("optimizer.safetensors", {"x:exp_avg": torch.ones(3)}, "x:exp_avg is of no parameter"),
+        ("random-0.safetensors", {"cpu": torch.ones(3)}, "holds no random state"),
+        ("random-0.safetensors", {"gpu": torch.ones(3)}, "holds no random state"),
+    ],
+)
+def test_a_sealed_checkpoint_of_something_else_is_refused(tmp_path, file, tensors, said):
     model, optimizer = trained()
     place = save(tmp_path, 1, model, optimizer)
-    file = place / "optimizer.safetensors"
-    file.write_bytes(file.read_bytes()[:-10])
-    with pytest.raises(UserError, match=r"optimizer\.safetensors cannot be read"):
+    save_file(tensors, place / file)
+    seal(place)
+
+    def load():
         checkpoints.load_checkpoint(place, model, optimizer)
+        checkpoints.load_random_state(place, 0)
+
+    with pytest.raises(UserError, match=said):
+        load()
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint_and_nothing_else(tmp_path, monkeypatch):
@@ -113,16 +216,33 @@ def test_a_killed_write_is_not_taken_for_a_checkpoint(tmp_path, monkeypatch):
         patch.setattr(files, "_flush", killed)
         with pytest.raises(KeyboardInterrupt):
             save(tmp_path, 2, model, optimizer)
-    found = checkpoints.latest_checkpoint(tmp_path)
+    found = find(tmp_path)
     assert found is not None
     assert json.loads((found / "state.json").read_text())["step"] == 1
 
 
-def test_latest_cannot_lead_out_of_the_folder(tmp_path):
-    (tmp_path / "outside").mkdir()
-    (tmp_path / "outside" / "state.json").write_text("{}")
+@pytest.mark.parametrize("name", ["../outside", "..", ".", "", "/tmp", "step-1", "\0", "\xff"])
+def test_latest_cannot_lead_out_of_the_folder(tmp_path, name):
+    model, optimizer = trained()
+    save(tmp_path / "outside", 1, model, optimizer)
     folder = tmp_path / "checkpoints"
     folder.mkdir()
-    (folder / "latest").write_text("../outside")
+    (folder / "latest").write_text(name)
     with pytest.raises(UserError, match="no checkpoint"):
-        checkpoints.latest_checkpoint(folder)
+        find(folder)
+
+
+def test_a_link_is_neither_followed_nor_deleted_through(tmp_path):
+    """Somebody else's run folder must not make us write or delete in a third place."""
+    model, optimizer = trained()
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis").write_text("I")
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / "step-00000001").symlink_to(tmp_path / "precious")
+    (folder / ".step-00000002.draft").symlink_to(tmp_path / "precious")
+    (folder / ".latest.draft").symlink_to(tmp_path / "precious" / "thesis")
+    with pytest.raises(UserError, match="link"):
+        save(folder, 2, model, optimizer, keep=1)
+    assert [p.name for p in (tmp_path / "precious").iterdir()] == ["thesis"]
+    assert (tmp_path / "precious" / "thesis").read_text() == "I"

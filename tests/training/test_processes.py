@@ -1,9 +1,11 @@
 """Two real processes over gloo compute what one does."""
 
 import json
+import math
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -157,6 +159,7 @@ def test_wrappers_go_before_the_process_group(config: Config, tmp_path: Path):
         """
 import gc
 import sys
+import time
 
 from accelerate import Accelerator
 from torch.nn.parallel import DistributedDataParallel
@@ -188,3 +191,54 @@ main(sys.argv[1:])
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("wrappers left 0") == 2
+
+
+def test_one_process_s_trouble_is_everybodys(config: Config, tmp_path: Path):
+    """A gradient that is no number in one is left out by both; a crash of one ends the other."""
+    program = tmp_path / "program.py"
+    crashed = tmp_path / "crashed"
+    program.write_text(
+        f"""
+import math, pathlib, sys
+from kanlm.cli import main
+from kanlm.training.trainer import Trainer
+
+step = Trainer.train_step
+
+
+def disturbed(self):
+    second = self.accelerator.process_index == 1
+    if self.state.step == 6 and second:
+        pathlib.Path({str(crashed)!r}).touch()
+        raise ZeroDivisionError
+    parameter = next(self.bare_model.parameters())
+    ill = self.state.step == 3 and second
+    hook = parameter.register_hook(lambda gradient: gradient * (math.nan if ill else 1))
+    step(self)
+    hook.remove()
+
+
+Trainer.train_step = disturbed
+main(sys.argv[1:])
+"""
+    )
+    path = tmp_path / "two.yaml"
+    part = {"output_dir": str(tmp_path / "two"), "training": {"log_every": 1}}
+    path.write_text(to_yaml(resolve(from_tree(merge(to_tree(config), part)))))
+    command = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", str(program)]
+    done = subprocess.run(
+        [sys.executable, "-m", *command, "pretrain", str(path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert time.time() - crashed.stat().st_mtime < 20
+    assert done.returncode != 0
+    assert "ZeroDivisionError" in done.stderr
+    two = replace(config, output_dir=str(tmp_path / "two"))
+    (unusual,) = lines(two, "unusual")
+    assert (unusual["step"], unusual["skipped"]) == (4, True)
+    trained = lines(two, "train")
+    assert [line["step"] for line in trained] == [1, 2, 3, 5, 6]
+    assert all(math.isfinite(line["loss"]) for line in trained)

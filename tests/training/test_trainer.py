@@ -3,16 +3,23 @@
 import json
 import math
 import os
+import resource
 import signal
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from kanlm.config import Config, from_tree, merge, to_tree
+from kanlm.config import Config, from_tree, merge, to_tree, to_yaml
+from kanlm.data.corpus import open_corpus, open_tokenizer
+from kanlm.data.shards import file_sha256
 from kanlm.errors import Interrupted, UserError
+from kanlm.experiments.single import train
 from kanlm.training import run as runs
+from kanlm.training.lock import held
 from kanlm.training.resolve import resolve
 from kanlm.training.trainer import Trainer
 
@@ -22,8 +29,6 @@ def changed(config: Config, **parts) -> Config:
 
 
 def weights(folder: str) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
     return load_file(Path(folder) / "model" / "model.safetensors")
 
 
@@ -126,6 +131,157 @@ def test_a_crash_goes_on_from_the_last_checkpoint_bit_for_bit(
     assert_same_run(config.output_dir, other.output_dir)
 
 
+def disturb_gradient(monkeypatch: pytest.MonkeyPatch, at: set[int], value: float) -> None:
+    """Make the gradient of one parameter `value` in these steps."""
+    step = Trainer.train_step
+
+    def disturbed(self: Trainer) -> None:
+        parameter = next(self.bare_model.parameters())
+        hook = parameter.register_hook(
+            lambda gradient: torch.full_like(gradient, value) if self.state.step in at else gradient
+        )
+        step(self)
+        hook.remove()
+
+    monkeypatch.setattr(Trainer, "train_step", disturbed)
+
+
+def test_a_step_without_a_finite_gradient_is_left_out_and_counted(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Weights and moments are those of a run in which that update did nothing at all."""
+    config = changed(config, training={"log_every": 1, "steps": 6, "checkpoint_every": 1})
+    with monkeypatch.context() as patch:
+        clock = iter(range(10**9, 0, -1))
+        patch.setattr("time.time", lambda: float(next(clock)))
+        disturb_gradient(patch, {3}, math.nan)
+        outcome = runs.run(config)
+    assert outcome is not None
+    assert outcome.progress.health.skipped_steps == 1
+    lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    (unusual,) = [line for line in lines if line["kind"] == "unusual"]
+    assert (unusual["step"], unusual["skipped"]) == (4, True)
+    assert "norm nan" in unusual["what"]
+    trained = [line for line in lines if line["kind"] == "train"]
+    assert [(line["step"], line["skipped_steps"]) for line in trained] == [
+        (1, 0),
+        (2, 0),
+        (3, 0),
+        (5, 1),
+        (6, 1),
+    ]
+    # The clock of the wall went backwards all the time.
+    assert all(line["seconds"] > 0 and line["tokens_per_second"] > 0 for line in trained)
+    other = replace(config, output_dir=str(tmp_path / "other"))
+    update = torch.optim.AdamW.step
+    calls = iter(range(100))
+
+    def idle(self, closure=None):
+        return None if next(calls) == 3 else update(self, closure)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", idle)
+    runs.run(other)
+    theirs = weights(other.output_dir)
+    for name, tensor in weights(config.output_dir).items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+def test_too_many_such_steps_end_the_run_and_leave_the_last_good_checkpoint(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    part = {"checkpoint_every": 1, "keep_checkpoints": 1, "max_skipped_steps": 3, "steps": 12}
+    config = changed(config, training=part)
+    disturb_gradient(monkeypatch, set(range(5, 12)), math.inf)
+    with pytest.raises(UserError, match=r"step 8: .* norm inf; 3 steps in a row were left out"):
+        runs.run(config)
+    kept = [path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")]
+    assert kept == ["step-00000005"]
+
+
+def change_text(config: Config) -> None:
+    """Make the shards of another text, consistently, under the same name."""
+    (folder,) = Path(config.data.cache_dir).glob("words-*/")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (shard,) = [s for s in manifest["shards"] if s["split"] == "train"]
+    path = folder / f"{shard['name']}.tokens.npy"
+    tokens = np.load(path)
+    tokens[:100] = tokens[0]
+    np.save(path, tokens)
+    shard["sha256"][path.name] = file_sha256(path)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def crash_at(monkeypatch: pytest.MonkeyPatch, step: int, act=None) -> None:
+    """Call `act` before this step, and crash where there is none."""
+    train_step = Trainer.train_step
+
+    def crashing(self: Trainer) -> None:
+        if self.state.step == step:
+            if act is None:
+                raise ZeroDivisionError
+            act()
+        train_step(self)
+
+    monkeypatch.setattr(Trainer, "train_step", crashing)
+
+
+def test_a_run_does_not_go_on_with_another_text(config: Config, monkeypatch: pytest.MonkeyPatch):
+    with monkeypatch.context() as patch:
+        crash_at(patch, 6)
+        with pytest.raises(ZeroDivisionError):
+            runs.run(config)
+    change_text(config)
+    with pytest.raises(UserError, match="was trained on other text"):
+        runs.run(config)
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_shard_that_changes_under_a_run_ends_it_before_the_next_checkpoint(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: bool
+):
+    def change() -> None:
+        (path,) = Path(config.data.cache_dir).glob("words-*/train-*.tokens.npy")
+        if gone:
+            path.unlink()
+            return
+        with path.open("r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            file.write(b"\7")
+
+    crash_at(monkeypatch, 6, change)
+    with pytest.raises(UserError, match="missing" if gone else "does not match the manifest"):
+        runs.run(config)
+    kept = [path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")]
+    assert kept == ["step-00000004"]
+
+
+def test_a_second_job_in_the_same_folder_is_refused(config: Config, tmp_path: Path):
+    with held(tmp_path / "run"):
+        (tmp_path / "run" / "config.yaml").write_text(to_yaml(config))
+        with pytest.raises(UserError, match="in use by process"):
+            runs.run(config)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("largest", [2**10, 2**13, 2**15, 2**16])
+def test_a_write_that_fails_anywhere_is_one_line_and_the_run_goes_on_later(
+    config: Config, tmp_path: Path, largest: int, capsys: pytest.CaptureFixture[str]
+):
+    """No file may grow over a size, as on a disk that fills up: the first, or a later one."""
+    open_corpus(config.data, open_tokenizer(config.tokenizer, config.data))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, before[1]))
+    try:
+        with capsys.disabled(), pytest.raises(UserError, match="cannot be written: ") as caught:
+            train(config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "run").rglob("*.draft"))
+    train(config)
+    assert (tmp_path / "run" / "results.json").exists()
+
+
 def test_micro_batches_change_nothing_but_rounding(config: Config, tmp_path: Path):
     exact = changed(config, model={"dropout": 0.0}, training={"precision": "fp64"})
     split = changed(exact, output_dir=str(tmp_path / "micro"), training={"micro_batch_size": 1})
@@ -195,8 +351,9 @@ def test_early_stopping_ends_and_keeps_the_best_model(config: Config):
     assert outcome is not None
     assert outcome.progress.step < 100
     assert outcome.progress.stale_validations == 2
-    best = Path(stopping.output_dir) / "checkpoints" / "best" / "model.safetensors"
-    assert best.exists()
+    best = Path(stopping.output_dir) / "checkpoints" / "step-00000002" / "model.safetensors"
+    saved, kept = load_file(best), weights(stopping.output_dir)
+    assert all(torch.equal(saved[name], tensor) for name, tensor in kept.items())
 
 
 def test_a_folder_of_other_settings_is_refused(config: Config):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from kanlm.data.sources.base import Cursor, Source, hash_json
-from kanlm.errors import UserError, nearest
+from kanlm.errors import UserError, first_line, nearest
 
 CHUNK_BYTES = 2**20
 
@@ -194,6 +194,9 @@ def _jsonl(path: Path, file: IO[bytes], column: str) -> Iterator[str]:
             raise UserError(
                 f"{where}: malformed JSON: {error.msg} at column {error.colno}"
             ) from None
+        except (ValueError, RecursionError) as error:
+            # Brackets in brackets, or a number of thousands of digits.
+            raise UserError(f"{where}: cannot be read: {first_line(error)}") from None
         if not isinstance(row, dict):
             raise UserError(f"{where}: expected a JSON object with the column '{column}'")
         if column not in row:

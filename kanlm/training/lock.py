@@ -1,0 +1,67 @@
+"""One job in one run folder, however often it is started.
+
+The operating system gives the lock back when the process dies, by whatever cause.
+"""
+
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from kanlm.errors import UserError
+from kanlm.files import cannot_write
+
+_NAME = ".lock"
+
+
+def check_free(folder: Path) -> None:
+    """Check that no job is at work in a folder, before anything is prepared for it.
+
+    Raises:
+        UserError: naming the job.
+    """
+    try:
+        file = (folder / _NAME).open()
+    except OSError:
+        return
+    with file:
+        _lock(file, fcntl.LOCK_SH, folder)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other jobs out of a folder, which is made if it is not there.
+
+    Raises:
+        UserError: another job is at work there, or the folder cannot be written.
+    """
+    path = folder / _NAME
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    with os.fdopen(descriptor, "r+") as file:
+        _lock(file, fcntl.LOCK_EX, folder)
+        try:
+            file.truncate()
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+        except OSError as error:
+            raise cannot_write(path, error) from None
+        yield
+
+
+def _lock(file: IO[str], kind: int, folder: Path) -> None:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"output_dir = {folder} is in use by {file.read().strip() or 'another job'}; "
+            "wait for it, or choose another output_dir"
+        ) from None
+    except OSError as error:
+        raise cannot_write(folder / _NAME, error) from None

@@ -1,0 +1,63 @@
+"""A folder's index: the size and SHA-256 of each file in it, written last.
+
+A disk that lies, a copy that broke off and a flipped bit are found before anything is read
+from the folder, and a file that was put there by somebody else as well.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+INDEX = "index.json"
+FORMAT_VERSION = 1
+
+
+def seal(folder: Path) -> None:
+    """Write `index.json` over all files in the folder."""
+    (folder / INDEX).write_text(_text(_files(folder)))
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a sealed folder, in words, or None if it is as it was sealed."""
+    try:
+        text = (folder / INDEX).read_bytes()
+        found = _files(folder)
+        if text == _text(found).encode():
+            return None
+        return _difference(json.loads(text)["files"], found)
+    except FileNotFoundError:
+        return f"{INDEX} is missing"
+    except OSError as error:
+        return f"{Path(str(error.filename)).name} cannot be read: {error.strerror}"
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return f"{INDEX} is damaged"
+
+
+def _files(folder: Path) -> dict[str, dict[str, Any]]:
+    files = {}
+    for path in sorted(folder.iterdir()):
+        if path.name != INDEX:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            files[path.name] = {"bytes": path.stat().st_size, "sha256": digest}
+    return files
+
+
+def _text(files: dict[str, dict[str, Any]]) -> str:
+    return json.dumps({"format_version": FORMAT_VERSION, "files": files}, indent=1)
+
+
+def _difference(listed: dict[str, dict[str, Any]], found: dict[str, dict[str, Any]]) -> str:
+    """Say of the first file that is not as listed how it differs."""
+    for name, facts in listed.items():
+        if name not in found:
+            return f"{name} is missing"
+        if found[name]["bytes"] != facts["bytes"]:
+            return f"{name} holds {found[name]['bytes']} bytes, not {facts['bytes']}"
+        if found[name]["sha256"] != facts["sha256"]:
+            return f"{name} does not match its checksum"
+    for name in found:
+        if name not in listed:
+            return f"{name} is not in {INDEX}"
+    return f"{INDEX} is damaged"

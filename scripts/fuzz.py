@@ -1,0 +1,280 @@
+"""What reads files of other people takes them, or says in one line what is wrong with them.
+
+Good files are damaged at random: bytes changed, cut out, doubled and swapped in from other
+files, and words put in that mean something to YAML, JSON or a file system. A reader may raise
+`UserError`, in one line, and nothing else; it must not take seconds; and it must write nothing
+outside the folder, nor run code.
+"""
+
+import argparse
+import json
+import random
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from kanlm.config import check, from_tree, load, to_yaml
+from kanlm.data.preparation import PROGRESS, _read_progress
+from kanlm.data.shards import ShardedSource
+from kanlm.data.sources.files import Files
+from kanlm.errors import UserError
+from kanlm.experiments.launch import _last_training_line
+from kanlm.training.checkpoint import checkpoint_to_resume, read_state
+from kanlm.training.tracking import lines_up_to
+from kanlm.training.trainer import Progress
+
+#: Seconds that no input may take.
+SLOWEST = 5.0
+
+WORDS = [
+    b"!!python/object/apply:os.system ['touch CANARY']",
+    b"!!python/name:os.system",
+    b"!!binary aGk=",
+    b"!!set {a, b}",
+    b"!!timestamp 2001-01-01",
+    b"2001-01-01",
+    b"${oc.env:HOME}",
+    b"${oc.decode:'{a: 1}'}",
+    b"${model}",
+    b"${",
+    b"???",
+    b"&a [*a]",
+    b"*a",
+    b"&a ",
+    b"<<: *a",
+    b"---\n",
+    b"...",
+    b"? ",
+    b"- " * 200,
+    b"[" * 2000,
+    b"{" * 2000,
+    b'{"a":' * 2000,
+    b"9" * 5000,
+    b"1e999",
+    b"-1",
+    b"0",
+    b"NaN",
+    b"Infinity",
+    b".nan",
+    b"null",
+    b"true",
+    b"[]",
+    b"{}",
+    b'""',
+    b"../../../../tmp/CANARY",
+    b"/etc/passwd",
+    b"\x00",
+    b"\xff\xfe",
+    b"\xed\xa0\x80",
+    b'"\\ud800"',
+    b"\r\n",
+    b"\n",
+    b"\t",
+    b":",
+    b",",
+    b'"',
+    b"#",
+    b"base: config.yaml",
+    b"study: {launcher: touch CANARY, arms: {a: {}}}",
+]
+
+CONFIGS = [
+    b"model: {d_model: 16, feed_forward: kan}\ntraining: {steps: 3, grid_schedule: {0: 2, 2: 4}}\n",
+    b"""output_dir: runs/a
+data:
+  domain: words
+  sources: [{kind: files, path: words.txt, weight: 2.0}, stdlib-prose]
+tokenizer: {kind: bpe, vocab_size: 300}
+model:
+  n_layers: 2
+  feed_forward:
+    - {kind: swiglu, repeat: 1}
+    - {kind: kan-local, basis: &b {kind: bspline, degree: 2}}
+optimizer: {learning_rate: 1e-3, betas: [0.9, 0.95]}
+""",
+    b"""base: base.yaml
+study:
+  seeds: [0, 1]
+  arms:
+    kan: {}
+    gelu: {model: {feed_forward: gelu}}
+  grid: {optimizer.learning_rate: [1e-3, 3e-3]}
+  stages: [{data: {domain: code, sources: stdlib-code}}]
+""",
+]
+LINES = b"""{"kind": "train", "step": 1, "loss": 5.25, "tokens": 64}
+{"kind": "validation", "step": 2, "domain": "words", "nats_per_token": 4.5}
+{"kind": "train", "step": 2, "loss": 5.0, "tokens": 128}
+"""
+DOCUMENTS = b"""{"text": "a cat sat on a mat", "id": 1}
+{"text": "\\u00e9t\\u00e9 \xc3\xa9", "meta": {"a": [1, 2]}}
+
+{"id": 3, "text": ""}
+"""
+
+
+def damaged(good: bytes, others: list[bytes], draw: random.Random) -> bytes:
+    """Change a few places of a good file."""
+    content = bytearray(good)
+    for _ in range(draw.choice((1, 1, 2, 3, 8))):
+        start = draw.randrange(len(content) + 1)
+        stop = min(len(content), start + draw.choice((0, 1, 4, 20, 100)))
+        kind = draw.randrange(7)
+        if kind == 0 and content:
+            content[start % len(content)] ^= 1 << draw.randrange(8)
+        elif kind == 1:
+            del content[start:stop]
+        elif kind == 2:
+            content[start:start] = content[start:stop] * draw.choice((1, 2, 50))
+        elif kind == 3:
+            content[start:stop] = draw.choice(WORDS)
+        elif kind == 4:
+            other = draw.choice(others)
+            piece = draw.randrange(len(other))
+            content[start:stop] = other[piece : piece + draw.choice((1, 10, 100))]
+        elif kind == 5:
+            del content[start:]
+        else:
+            content[start:stop] = draw.randbytes(draw.choice((1, 3, 10)))
+    return bytes(content[: 2**17])
+
+
+class Readers:
+    """What reads a file in `folder`, each with good files to start from."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "base.yaml").write_bytes(CONFIGS[0])
+        self.shards = folder / "shards"
+        self.shards.mkdir()
+        self.checkpoint = folder / "checkpoints" / "step-00000001"
+        self.checkpoint.mkdir(parents=True)
+        (folder / "checkpoints" / "latest").write_text(self.checkpoint.name)
+        digest = "0" * 64
+        names = ("train-00000.tokens.npy", "train-00000.documents.npy")
+        shard = {
+            "split": "train",
+            "name": "train-00000",
+            "tokens": 0,
+            "documents": 0,
+            "words": 0,
+            "bytes": 0,
+            "sha256": dict.fromkeys(names, digest),
+        }
+        zeros = dict.fromkeys(("tokens", "documents", "words", "bytes"), 0)
+        manifest = {
+            "format_version": 1,
+            "source_hash": digest,
+            "source": "words",
+            "content_hash": digest,
+            "notes": [],
+            "tokenizer_hash": digest,
+            "end_of_document": 256,
+            "dtype": "uint16",
+            "validation_fraction": 0.1,
+            "test_fraction": 0.1,
+            "single_document": False,
+            "empty_documents": 0,
+            "counts": dict.fromkeys(("train", "validation", "test"), zeros),
+            "shards": [shard],
+        }
+        progress = {"single_document": False, "cursor": {"file": 0}, "shards": [shard]}
+        index = {"format_version": 1, "files": {"state.json": {"bytes": 2, "sha256": digest}}}
+        state = {"step": 3, "tokens": 9, "seconds": 0.5, "best_loss": None, "window": {"loss": 1.5}}
+        self.kinds: dict[str, tuple[list[bytes], Callable[[bytes], object]]] = {
+            "config": ([*CONFIGS, to_yaml(from_tree({})).encode()], self.config),
+            "manifest": ([_json(manifest)], self.manifest),
+            "progress of a preparation": ([_json(progress)], self.progress),
+            "index of a checkpoint": ([_json(index)], self.index),
+            "state of a checkpoint": ([_json(state)], self.state),
+            "metrics.jsonl": ([LINES], self.metrics),
+            "documents in JSONL": ([DOCUMENTS], self.documents),
+        }
+
+    def config(self, content: bytes) -> None:
+        path = self.folder / "config.yaml"
+        path.write_bytes(content)
+        to_yaml(load(path))
+
+    def manifest(self, content: bytes) -> None:
+        (self.shards / "manifest.json").write_bytes(content)
+        ShardedSource(self.shards, {"source_hash": "0" * 64})
+
+    def progress(self, content: bytes) -> None:
+        (self.shards / PROGRESS).write_bytes(content)
+        _read_progress(self.shards)
+
+    def index(self, content: bytes) -> None:
+        (self.checkpoint / "state.json").write_bytes(b"{}")
+        (self.checkpoint / "index.json").write_bytes(content)
+        checkpoint_to_resume(self.checkpoint.parent, lambda line: None)
+
+    def state(self, content: bytes) -> None:
+        (self.checkpoint / "state.json").write_bytes(content)
+        check(Progress, read_state(self.checkpoint), "state.json")
+
+    def metrics(self, content: bytes) -> None:
+        path = self.folder / "metrics.jsonl"
+        path.write_bytes(content)
+        _last_training_line(path)
+        lines_up_to(path, 2)
+
+    def documents(self, content: bytes) -> None:
+        (self.folder / "documents.jsonl").write_bytes(content)
+        list(Files(self.folder, path="documents.jsonl").documents())
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, indent=1).encode()
+
+
+def main() -> None:
+    """Feed so many inputs to the readers in turn; exit with 1 at the first that goes wrong."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--inputs", type=int, default=100_000, help="default 100000")
+    parser.add_argument("--seed", type=int, default=0, help="default 0")
+    options = parser.parse_args()
+    draw = random.Random(options.seed)
+    counts: Counter[tuple[str, str]] = Counter()
+    slowest = 0.0
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as place:
+        readers = Readers(
+            Path(place) / "files" if (Path(place) / "files").mkdir() is None else Path()
+        )
+        others = [good for goods, _ in readers.kinds.values() for good in goods]
+        for number in range(options.inputs):
+            name, (goods, read) = list(readers.kinds.items())[number % len(readers.kinds)]
+            content = damaged(draw.choice(goods), others, draw)
+            started = time.monotonic()
+            outcome = _outcome(read, content)
+            slowest = max(slowest, time.monotonic() - started)
+            counts[name, outcome] += 1
+            if outcome not in ("taken", "refused") or slowest > SLOWEST or _escaped(Path(place)):
+                Path("fuzz-input").write_bytes(content)
+                sys.exit(f"{name}, input {number} (in fuzz-input), {slowest:.1f} s: {outcome}")
+    for (name, outcome), count in sorted(counts.items()):
+        print(f"{name}: {count:,} {outcome}")
+    print(f"{options.inputs:,} inputs, the slowest took {slowest:.2f} s")
+
+
+def _outcome(read: Callable[[bytes], object], content: bytes) -> str:
+    try:
+        read(content)
+    except UserError as error:
+        # A name that the input chose may itself hold what ends a line.
+        return "refused" if str(error).strip() else "an empty message"
+    except BaseException:
+        return traceback.format_exc()
+    return "taken"
+
+
+def _escaped(place: Path) -> bool:
+    return [path.name for path in place.iterdir()] != ["files"] or Path("CANARY").exists()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""One job in one folder."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kanlm.errors import UserError
+from kanlm.training.lock import check_free, held
+
+
+def test_a_second_job_is_refused_by_the_first_ones_name(tmp_path: Path):
+    folder = tmp_path / "deep" / "run"
+    check_free(folder)
+    assert not folder.exists()
+    with held(folder):
+        for attempt in (check_free, lambda folder: held(folder).__enter__()):
+            with pytest.raises(UserError, match=rf"in use by process {os.getpid()} on "):
+                attempt(folder)
+    check_free(folder)
+    with held(folder):
+        pass
+
+
+def test_a_killed_job_holds_nothing(tmp_path: Path):
+    program = (
+        "import os, signal, sys; from pathlib import Path; from kanlm.training.lock import held\n"
+        "with held(Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)])
+    assert done.returncode == -9
+    check_free(tmp_path)
+
+
+def test_a_link_is_not_followed(tmp_path: Path):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(victim)
+    with pytest.raises(UserError, match="cannot be written"), held(tmp_path / "run"):
+        pass
+    assert victim.read_text() == "precious"
