@@ -10,11 +10,12 @@ from torch.nn import functional as F
 
 from ..base_functions import BASE_FUNCTIONS, BaseFunction
 from ..bases import Basis, BSpline, Differentiable, Local
+from .fused import fused_sums, no_fused_sums, pays
 from .piecewise_linear import contract_piecewise_linear
 from .recompute import SILU, contract_compiled, contract_recomputing
 from .sparse import most_tokens, sparse_sums
 
-Backend = Literal["auto", "reference", "recompute", "piecewise-linear", "sparse"]
+Backend = Literal["auto", "reference", "recompute", "piecewise-linear", "triton", "sparse"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 
 _chosen: Backend = "auto"
@@ -66,6 +67,9 @@ def edge_sums(
     if backend == "sparse":
         assert isinstance(basis, Local)
         return sparse_sums(x, coefficients, basis, base, base_weight, bias)
+    if backend == "triton":
+        y = fused_sums(x, coefficients, basis, base, base_weight)
+        return y if bias is None else y + bias.to(y.dtype)
     y = _FUNCTIONS[backend](x, coefficients, basis)
     if base is not None:
         assert base_weight is not None
@@ -91,7 +95,10 @@ def _backend(x: Tensor, coefficients: Tensor, basis: Basis) -> str:
         return _chosen
     if _no_sparse(x, coefficients, basis) is None and _few(x):
         return "sparse"
-    for backend in ("piecewise-linear", "recompute"):
+    backends = ["piecewise-linear", "recompute"]
+    if x.device.type == "cuda" and pays(x, coefficients):
+        backends.insert(0, "triton")
+    for backend in backends:
         if _OBSTACLES[backend](x, coefficients, basis) is None:
             return backend
     return "reference"
@@ -161,5 +168,6 @@ _OBSTACLES: dict[str, Callable[[Tensor, Tensor, Basis], str | None]] = {
     "reference": lambda x, coefficients, basis: None,
     "recompute": _no_recompute,
     "piecewise-linear": _no_piecewise_linear,
+    "triton": no_fused_sums,
     "sparse": _no_sparse,
 }
