@@ -134,8 +134,13 @@ def _product_dtype(x: Tensor, coefficients: Tensor) -> torch.dtype:
 
 
 @torch.compiler.assume_constant_result
-@functools.cache
 def _unavailable(device: str) -> str | None:
+    # Apart from the cache, through which torch.compile would not see the decorator.
+    return _missing(device)
+
+
+@functools.cache
+def _missing(device: str) -> str | None:
     """What this machine lacks, or None."""
     if importlib.util.find_spec("triton") is None:
         return "needs triton, which is not installed"

@@ -25,17 +25,21 @@ What the tiles are chosen by, for an H100, which multiplies 2,048 pairs a cycle 
 - Loads for coming turns of the loop wait in shared memory, of which there are 227 KiB.
 """
 
+# Jitted functions are Python in form alone, and what they call raises outside of them.
+# pyright: reportGeneralTypeIssues=false
+
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton import knobs
 
 #: Triton's interpreter, which runs kernels on a CPU for tests, multiplies the bits of bfloat16.
-INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+INTERPRETED = tl.constexpr(bool(knobs.runtime.interpret))
 
 
 # Bases
@@ -116,11 +120,12 @@ def _step(
     """A step of the basis; the base function, where there is one, is the last of FUNCTIONS."""
     if b == FUNCTIONS - 1 and BASE == "silu":
         share = 1 / (1 + tl.exp(-x))
-        return x * share, share * (1 + x * (1 - share)), state
+        value, slope = x * share, share * (1 + x * (1 - share))
     elif b == FUNCTIONS - 1 and BASE == "identity":
-        return x, tl.full(x.shape, 1.0, tl.float32), state
+        value, slope = x, tl.full(x.shape, 1.0, tl.float32)
     else:
-        return STEP(state, b, NUMBERS)
+        value, slope, state = STEP(state, b, NUMBERS)
+    return value, slope, state
 
 
 # Kernels. Pointers are to contiguous tensors: x and dx (tokens, INPUTS), c (INPUTS, FUNCTIONS,
@@ -173,7 +178,7 @@ def _sums_kernel(
         for b in tl.static_range(FUNCTIONS):
             # Zero beyond the inputs, where no function need be zero.
             c = _load(c_tile + b * OUTPUTS, (first + i < INPUTS)[:, None] & within, EVEN_C)
-            value, slope, state = _step(state, x, b, STEP, NUMBERS, FUNCTIONS, BASE)
+            value, _, state = _step(state, x, b, STEP, NUMBERS, FUNCTIONS, BASE)
             y = _dot(value.to(c.dtype), c, y, PRECISION)
         x_tile += IN
         c_tile += IN * FUNCTIONS * OUTPUTS
@@ -206,7 +211,7 @@ def _input_gradients_kernel(
         local = tl.arange(0, IN)[:, None] * (FUNCTIONS * OUTPUTS) + o[None, :]
         c_tile = c_ptr + rows + local + begin * OUTPUTS
         sums = ()
-        for j in tl.static_range(TOGETHER):
+        for _ in tl.static_range(TOGETHER):
             sums = sums + (tl.zeros((TOKENS, IN), tl.float32),)  # noqa: RUF005
         for first in range(0, OUTPUTS, OUT):
             within = (first + o < OUTPUTS)[None, :]
@@ -225,12 +230,10 @@ def _input_gradients_kernel(
         x = tl.load(x_ptr + x_tile, mask=there & known[None, :], other=0.0).to(tl.float32)
         state = START(x, places_ptr, B, NUMBERS)
         for b in tl.static_range(begin):
-            value, slope, state = _step(state, x, b, STEP, NUMBERS, FUNCTIONS, BASE)
+            _, _, state = _step(state, x, b, STEP, NUMBERS, FUNCTIONS, BASE)
         for j in tl.static_range(TOGETHER):
             if begin + j < FUNCTIONS:
-                value, slope, state = _step(
-                    state, x, begin + j, STEP, NUMBERS, FUNCTIONS, BASE
-                )
+                _, slope, state = _step(state, x, begin + j, STEP, NUMBERS, FUNCTIONS, BASE)
                 dx += sums[j] * slope
     tl.store(dx_ptr + x_tile, dx.to(dx_ptr.dtype.element_ty), mask=there & known[None, :])
 
@@ -260,7 +263,7 @@ def _coefficient_gradients_kernel(
         x_tile = x_ptr + part * tokens_each * INPUTS + n[:, None] * INPUTS + i[None, :]
         dy_tile = dy_ptr + part * tokens_each * OUTPUTS + n[:, None] * OUTPUTS + o[None, :]
         sums = ()
-        for j in tl.static_range(TOGETHER):
+        for _ in tl.static_range(TOGETHER):
             sums = sums + (tl.zeros((IN, OUT), tl.float32),)  # noqa: RUF005
         for first in range(0, left, TOKENS):
             there = (first + n < left)[:, None]
@@ -269,13 +272,11 @@ def _coefficient_gradients_kernel(
             dy = _load(dy_tile, there & within, EVEN_DY)
             state = START(x, places_ptr, B, NUMBERS)
             for b in tl.static_range(begin):
-                value, slope, state = _step(state, x, b, STEP, NUMBERS, FUNCTIONS, BASE)
+                _, _, state = _step(state, x, b, STEP, NUMBERS, FUNCTIONS, BASE)
             after = ()
             for j in tl.static_range(TOGETHER):
                 if begin + j < FUNCTIONS:
-                    value, slope, state = _step(
-                        state, x, begin + j, STEP, NUMBERS, FUNCTIONS, BASE
-                    )
+                    value, _, state = _step(state, x, begin + j, STEP, NUMBERS, FUNCTIONS, BASE)
                     turned = tl.trans(value.to(dy.dtype))
                     after = after + (_dot(turned, dy, sums[j], PRECISION),)  # noqa: RUF005
                 else:
@@ -297,6 +298,8 @@ def _coefficient_gradients_kernel(
 
 #: Numbers that the accumulators of 8 warps may hold together, 128 registers a thread.
 _ACCUMULATORS = 128 * 256
+#: Bytes of shared memory of an H100, less what the compiler needs for itself.
+_SHARED = 208 * 1024
 #: Programs a processor should have to itself, so that the last round is no large part.
 _ROUNDS = 4
 #: Tokens that make one more part of a sum over tokens worth adding up.
@@ -307,56 +310,51 @@ def _config(warps: int, stages: int, **sizes: int) -> triton.Config:
     return triton.Config(sizes, num_warps=warps, num_stages=stages)
 
 
-def _sums_configs(functions: int, exact: bool) -> list[triton.Config]:
-    if INTERPRETED:
-        return [_config(4, 1, TOKENS=16, IN=16, OUT=16)]
-    if exact:
-        return [_config(4, 2, TOKENS=64, IN=16, OUT=64), _config(8, 2, TOKENS=128, IN=16, OUT=64)]
-    # The last takes little shared memory however many functions there are.
-    return [
-        _config(8, 3, TOKENS=128, IN=32, OUT=256),
-        _config(8, 2, TOKENS=128, IN=64, OUT=256),
-        _config(8, 3, TOKENS=128, IN=64, OUT=128),
-        _config(8, 4, TOKENS=128, IN=32, OUT=128),
-        _config(4, 3, TOKENS=64, IN=32, OUT=256),
-        _config(4, 3, TOKENS=64, IN=64, OUT=128),
-        _config(4, 1, TOKENS=64, IN=32, OUT=64),
-    ]
+def _sums_configs(functions: int, size: int) -> list[triton.Config]:
+    """Of numbers of `size` bytes. The last takes little shared memory, however many functions."""
+    configs = []
+    for tokens, out, warps in ((128, 256, 8), (128, 128, 8), (64, 256, 4), (64, 128, 4)):
+        for stages in (2, 3):
+            # Inputs may be float32 whatever the products are in.
+            inputs = _SHARED // (stages * (functions * out * size + tokens * 4))
+            if inputs >= 16:
+                sizes = {"TOKENS": tokens, "IN": _power_of_two(inputs, 64), "OUT": out}
+                configs.append(_config(warps, stages, **sizes))
+    return [*configs, _config(4, 1, TOKENS=64, IN=32, OUT=64)]
 
 
-def _input_gradients_configs(functions: int, exact: bool) -> list[triton.Config]:
-    if INTERPRETED:
-        return [_config(4, 1, TOGETHER=min(functions, 2), TOKENS=16, IN=16, OUT=16)]
-    if exact:
-        return [_config(4, 2, TOGETHER=1, TOKENS=64, IN=64, OUT=16)]
+def _input_gradients_configs(functions: int, size: int) -> list[triton.Config]:
     configs = []
     for together in _passes(functions):
         columns = _power_of_two(_ACCUMULATORS // (128 * together), 128)
         sizes = {"TOGETHER": together, "IN": columns}
         configs += [
-            _config(8, 3, TOKENS=128, OUT=64, **sizes),
-            _config(8, 4, TOKENS=128, OUT=32, **sizes),
-            _config(4, 3, TOKENS=64, OUT=64, **sizes),
+            _config(8, 3, TOKENS=128, OUT=128 // size, **sizes),
+            _config(8, 4, TOKENS=128, OUT=64 // size, **sizes),
+            _config(4, 3, TOKENS=64, OUT=128 // size, **sizes),
         ]
     return [*configs, _config(4, 1, TOGETHER=1, TOKENS=64, IN=64, OUT=32)]
 
 
-def _coefficient_gradients_configs(functions: int, exact: bool) -> list[triton.Config]:
-    if INTERPRETED:
-        return [_config(4, 1, TOGETHER=min(functions, 2), TOKENS=16, IN=16, OUT=16)]
-    if exact:
-        return [_config(4, 2, TOGETHER=1, TOKENS=16, IN=64, OUT=64)]
+def _coefficient_gradients_configs(functions: int, size: int) -> list[triton.Config]:
     configs = []
     for together in _passes(functions):
         # A tensor core's product has at least 64 rows, here of inputs.
         columns = _power_of_two(_ACCUMULATORS // (64 * together), 256)
         sizes = {"TOGETHER": together, "IN": 64}
         configs += [
-            _config(8, 3, TOKENS=64, OUT=columns, **sizes),
-            _config(8, 4, TOKENS=32, OUT=columns, **sizes),
-            _config(4, 3, TOKENS=64, OUT=max(columns // 2, 16), **sizes),
+            _config(8, 3, TOKENS=128 // size, OUT=columns, **sizes),
+            _config(8, 4, TOKENS=64 // size, OUT=columns, **sizes),
+            _config(4, 3, TOKENS=128 // size, OUT=max(columns // 2, 16), **sizes),
         ]
     return [*configs, _config(4, 1, TOGETHER=1, TOKENS=32, IN=64, OUT=64)]
+
+
+#: Where float32 is multiplied as such, by the ordinary cores: large tiles take minutes to
+#: compile.
+_EXACT = {"TOGETHER": 1, "TOKENS": 32, "IN": 32, "OUT": 32}
+#: Two functions in a pass, so that tests see several passes.
+_SMALLEST = {"TOGETHER": 2, "TOKENS": 16, "IN": 16, "OUT": 16}
 
 
 def _passes(functions: int) -> list[int]:
@@ -372,16 +370,18 @@ def _power_of_two(most: int, limit: int) -> int:
 
 
 @functools.cache
-def _tuned(kernel: Any, configs: Callable[..., list[Any]], functions: int, exact: bool) -> Any:
+def _tuned(kernel: Any, configs: Callable[..., list[Any]], functions: int, products: Any) -> Any:
     """The kernel, which measures its configurations when it first sees a size and keeps the
     result in Triton's cache, also for processes to come.
-
-    Arguments:
-        exact: float32 is multiplied as such, by the ordinary cores, for which large tiles
-            take minutes to compile.
     """
+    if INTERPRETED or products == "exact":
+        sizes = _SMALLEST if INTERPRETED else _EXACT
+        known = {name: size for name, size in sizes.items() if name in kernel.arg_names}
+        choices = [_config(4, 1, **known)]
+    else:
+        choices = configs(functions, products.itemsize)
     key = ["size", "INPUTS", "OUTPUTS", "BASE"]
-    return triton.autotune(configs(functions, exact), key=key, cache_results=True)(kernel)
+    return triton.autotune(choices, key=key, cache_results=True)(kernel)
 
 
 # Calls
@@ -398,7 +398,7 @@ def sums(
     """
     (tokens, inputs), (_, functions, outputs) = x.shape, c.shape
     y = x.new_empty(tokens, outputs, dtype=c.dtype)
-    kernel = _tuned(_sums_kernel, _sums_configs, functions, _exact(c.dtype))
+    kernel = _tuned(_sums_kernel, _sums_configs, functions, _products(c.dtype))
     _launch(
         kernel,
         lambda meta: (_count(tokens, meta["TOKENS"]) * _count(outputs, meta["OUT"]),),
@@ -422,8 +422,9 @@ def input_gradients(
     """dx in the dtype of x, for dy (tokens, out) in the dtype of c; the rest as of `sums`."""
     (tokens, inputs), (_, functions, outputs) = x.shape, c.shape
     dx = torch.empty_like(x)
-    exact = _exact(c.dtype)
-    kernel = _tuned(_input_gradients_kernel, _input_gradients_configs, functions, exact)
+    kernel = _tuned(
+        _input_gradients_kernel, _input_gradients_configs, functions, _products(c.dtype)
+    )
     _launch(
         kernel,
         lambda meta: (_count(tokens, meta["TOKENS"]) * _count(inputs, meta["IN"]),),
@@ -455,8 +456,12 @@ def coefficient_gradients(
     tokens_each = 128 * _count(_count(tokens, parts), 128)
     parts = _count(tokens, tokens_each)
     dc = x.new_empty(parts, inputs, functions, outputs, dtype=torch.float32)
-    exact = _exact(dy.dtype)
-    kernel = _tuned(_coefficient_gradients_kernel, _coefficient_gradients_configs, functions, exact)
+    kernel = _tuned(
+        _coefficient_gradients_kernel,
+        _coefficient_gradients_configs,
+        functions,
+        _products(dy.dtype),
+    )
     _launch(
         kernel,
         lambda meta: (_count(inputs, meta["IN"]) * _count(outputs, meta["OUT"]), parts),
@@ -490,7 +495,7 @@ def _launch(
             STEP=step,
             NUMBERS=numbers,
             BASE=base,
-            PRECISION="ieee" if _exact(dtype) else "tf32",
+            PRECISION="ieee" if _products(dtype) == "exact" else "tf32",
             **options,
         )
 
@@ -504,9 +509,10 @@ def _parts(tokens: int, coefficients: int, device: torch.device) -> int:
     return max(1, min(_count(_ROUNDS * processors, tiles), tokens // _LEAST_TOKENS))
 
 
-def _exact(dtype: torch.dtype) -> bool:
-    """Whether products are of float32 as it is, as torch does them unless it is told."""
-    return dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision != "tf32"
+def _products(dtype: torch.dtype) -> torch.dtype | Literal["exact"]:
+    """Numbers that are multiplied: `exact` for float32 as it is, as in torch unless it is told."""
+    exact = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision != "tf32"
+    return "exact" if exact else dtype
 
 
 def _size(tokens: int) -> int:
