@@ -25,8 +25,10 @@ def benchmark_figures(results: Mapping[str, Any]) -> list[Picture]:
 def _layer_table(results: Mapping[str, Any]) -> Table:
     settings = results["settings"]
     reference = _saved(results, "gelu", "eager")
+    on_gpu = any(row.get("peak_bytes") is not None for row in results["rows"])
 
     def cells(row: Mapping[str, Any]) -> list[str]:
+        peak = [count(row["peak_bytes"], "B")] if on_gpu else []
         return [
             row["block"],
             str(row["d_model"]),
@@ -36,6 +38,7 @@ def _layer_table(results: Mapping[str, Any]) -> Table:
             duration(row["seconds"]),
             fixed(row["saved_bytes"] / reference[row["d_model"]], 2),
             count(row["saved_bytes"], "B"),
+            *peak,
             count(row["flops"] / row["seconds"], "FLOP/s"),
         ]
 
@@ -52,6 +55,7 @@ def _layer_table(results: Mapping[str, Any]) -> Table:
             "time",
             "× MLP's memory",
             "kept for backward",
+            *(["peak on the GPU"] if on_gpu else []),
             "speed",
         ],
         rows=[cells(row) for group in groups for row in group],

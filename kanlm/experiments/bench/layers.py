@@ -3,6 +3,9 @@
 1. Every block gets the parameters of a GELU MLP of hidden width 4 d_model.
 2. Bytes kept for backward are counted, eagerly and compiled.
 3. All blocks, eager and compiled, take turns with the compiled MLP.
+4. On a GPU, the peak of its memory is measured: `device=cuda dtype=bfloat16 widths=[1024]
+   tokens=65536`. With `backend=recompute` that is Inductor's fusion of basis and product, which
+   TORCHINDUCTOR_MAX_AUTOTUNE=1 has tried in full.
 """
 
 import functools
@@ -17,6 +20,7 @@ from kanlm.errors import UserError
 from kanlm.experiments.bench.saved import saved_bytes
 from kanlm.experiments.bench.settings import LayerBenchmark
 from kanlm.experiments.bench.timing import interleaved, ratio
+from kanlm.kan.kernels import use_backend
 from kanlm.model.feed_forward import FeedForward, make_feed_forward
 from kanlm.model.matching import DEFAULT_PARAMETERS, has_width, solve_hidden
 
@@ -25,7 +29,11 @@ REFERENCE = "gelu"
 
 
 def measure_layers(settings: LayerBenchmark, report: Callable[[str], object]) -> list[dict]:
-    """One row a width, block and mode: times over the compiled MLP's, bytes kept, FLOPs."""
+    """One row a width, block and mode: times over the compiled MLP's, bytes kept, FLOPs.
+
+    Raises:
+        UserError: a block is unknown or has no such width, or the backend cannot take it.
+    """
     if settings.device == "cpu" and not pick_vec_isa():
         report(
             "torch.compile finds no vector instructions, so compiled times will mean little: it "
@@ -34,7 +42,8 @@ def measure_layers(settings: LayerBenchmark, report: Callable[[str], object]) ->
     rows = []
     for width in settings.widths:
         report(f"d_model {width}")
-        rows += _measure_width(settings, width)
+        with use_backend(settings.backend):
+            rows += _measure_width(settings, width)
     return rows
 
 
@@ -66,6 +75,11 @@ def _measure_width(settings: LayerBenchmark, d_model: int) -> list[dict]:
     x = torch.randn(settings.tokens, d_model, device=settings.device, dtype=dtype)
     x.requires_grad_()
     dy = torch.randn_like(x)
+    for block in blocks.values():
+        try:
+            block(x)
+        except ValueError as error:  # of a backend that cannot
+            raise UserError(str(error)) from None
     runs: dict[tuple[str, str], Callable[[Tensor], Tensor]] = {}
     for label, block in blocks.items():
         runs[label, "compiled"] = torch.compile(block, fullgraph=True, dynamic=False)
@@ -76,6 +90,7 @@ def _measure_width(settings: LayerBenchmark, d_model: int) -> list[dict]:
         for (label, mode), run in runs.items()
     }
     seconds = interleaved(steps, settings.rounds, _synchronizer(settings.device))
+    peaks = {name: _peak_bytes(step, settings.device) for name, step in steps.items()}
     reference = seconds[f"{REFERENCE} compiled"]
     return [
         {
@@ -85,6 +100,7 @@ def _measure_width(settings: LayerBenchmark, d_model: int) -> list[dict]:
             "time_ratio": ratio(seconds[f"{label} {mode}"], reference),
             "seconds": sorted(seconds[f"{label} {mode}"])[settings.rounds // 2],
             "saved_bytes": kept[label, mode],
+            "peak_bytes": peaks[f"{label} {mode}"],
             "parameters": sum(p.numel() for p in blocks[label].parameters()),
             # Backward takes twice the forward's.
             "flops": 3 * blocks[label].flops_per_token * settings.tokens,
@@ -97,6 +113,16 @@ def _step(run: Callable[[Tensor], Tensor], module: nn.Module, x: Tensor, dy: Ten
     module.zero_grad(set_to_none=True)
     x.grad = None
     run(x).backward(dy)
+
+
+def _peak_bytes(step: Callable[[], object], device: str) -> int | None:
+    """What a step takes of a GPU's memory beside what lies there before it; None elsewhere."""
+    if not device.startswith("cuda"):
+        return None
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    step()
+    return torch.cuda.max_memory_allocated(device) - before
 
 
 def _synchronizer(device: str) -> Callable[[], object]:

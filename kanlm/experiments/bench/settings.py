@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from kanlm.kan.kernels import Backend
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayerBenchmark:
@@ -16,6 +18,8 @@ class LayerBenchmark:
     dtype: Literal["float32", "bfloat16"] = "float32"
     #: Blocks beside the compiled GELU MLP that all are measured against.
     blocks: tuple[Any, ...] = ("swiglu", "kan", "kan-local")
+    #: What adds up the edges' functions of all blocks (kanlm.kan.kernels).
+    backend: Backend = "auto"
     rounds: int = 9
     device: str = "cpu"
     output_dir: str = "runs/bench/layers"

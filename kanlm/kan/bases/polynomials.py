@@ -16,7 +16,7 @@ from .base import Outside, Smooth
 from .recurrence import Recurrence
 
 
-class _Polynomials(Smooth):
+class Polynomials(Smooth):
     """Polynomials p_1 … p_degree of the input, and p_0 with `constant`."""
 
     #: Name in labels.
@@ -48,17 +48,17 @@ class _Polynomials(Smooth):
 
     def write_values(self, x: Tensor, to: Tensor) -> None:
         if Recurrence.can(x):
-            self._recurrence().write_values(x, to)
+            self.recurrence().write_values(x, to)
         else:
             super().write_values(x, to)
 
     def pull_back(self, x: Tensor, gradients: Tensor) -> Tensor:
         if not Recurrence.can(x):
             return super().pull_back(x, gradients)
-        return self._recurrence().pull_back(x, gradients)
+        return self.recurrence().pull_back(x, gradients)
 
     @abstractmethod
-    def _recurrence(self) -> Recurrence:
+    def recurrence(self) -> Recurrence:
         """The same polynomials, for the one pass of recurrence.cpp."""
 
     @abstractmethod
@@ -70,7 +70,7 @@ class _Polynomials(Smooth):
         """Their derivatives by x."""
 
 
-class Chebyshev(_Polynomials):
+class Chebyshev(Polynomials):
     """Chebyshev polynomials of the first kind on the range.
 
         T_0 = 1,  T_1 = u,  T_{n+1} = 2 u T_n − T_{n−1},  T_n′ = n U_{n−1},  u = x / half_width
@@ -100,7 +100,7 @@ class Chebyshev(_Polynomials):
     ) -> None:
         super().__init__(degree, constant, half_width, outside)
 
-    def _recurrence(self) -> Recurrence:
+    def recurrence(self) -> Recurrence:
         return Recurrence(
             first=1.0,
             scale=1 / self.half_width,
@@ -132,7 +132,7 @@ def _recur(u: Tensor, first: Tensor, degree: int) -> list[Tensor]:
     return columns[: degree + 1]
 
 
-class Legendre(_Polynomials):
+class Legendre(Polynomials):
     """Legendre polynomials on the range, scaled to unit mean square over it.
 
         (n + 1) P_{n+1} = (2n + 1) u P_n − n P_{n−1},  P′_{n+1} = P′_{n−1} + (2n + 1) P_n
@@ -160,7 +160,7 @@ class Legendre(_Polynomials):
     ) -> None:
         super().__init__(degree, constant, half_width, outside)
 
-    def _recurrence(self) -> Recurrence:
+    def recurrence(self) -> Recurrence:
         return Recurrence(
             first=1.0,
             scale=1 / self.half_width,
@@ -193,7 +193,7 @@ def _scaled(columns: list[Tensor]) -> list[Tensor]:
     return [math.sqrt(2 * n + 1) * column for n, column in enumerate(columns)]
 
 
-class Hermite(_Polynomials):
+class Hermite(Polynomials):
     """Probabilists' Hermite polynomials, orthonormal under a unit normal.
 
         He_0 = 1,  He_1 = x,  He_{n+1} = x He_n − n He_{n−1},  He_n′ = n He_{n−1}
@@ -224,7 +224,7 @@ class Hermite(_Polynomials):
     ) -> None:
         super().__init__(degree, constant, half_width, outside)
 
-    def _recurrence(self) -> Recurrence:
+    def recurrence(self) -> Recurrence:
         return Recurrence(
             first=1.0,
             scale=1.0,

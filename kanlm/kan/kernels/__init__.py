@@ -9,6 +9,9 @@
 - `recompute`: the same products, but only input and coefficients are kept for backward, and
   the basis is evaluated again. Eagerly it goes through the tokens in blocks, with the base as one
   more function; under torch.compile one generated kernel evaluates the basis for one product.
+- `triton`: for NVIDIA GPUs, polynomials and linear B-splines on equal cells: the basis, and the
+  base beside it, are evaluated in registers inside the product. So far its kernels have run
+  through Triton's interpreter alone, and been compiled for GPUs, but timed on none.
 - `sparse`: for local bases and few tokens, without gradients: reads only the coefficients of
   functions that differ from zero.
 """

@@ -11,10 +11,11 @@ from torch.nn import functional as F
 from ..base_functions import BASE_FUNCTIONS, BaseFunction
 from ..bases import Basis, Differentiable, Local
 from .compiled import contract_compiled
+from .fused import fused_sums, no_fused_sums, pays
 from .recompute import contract_recomputing
 from .sparse import most_tokens, sparse_sums
 
-Backend = Literal["auto", "reference", "recompute", "sparse"]
+Backend = Literal["auto", "reference", "recompute", "triton", "sparse"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 
 _chosen: Backend = "auto"
@@ -66,7 +67,7 @@ def edge_sums(
     if backend == "sparse":
         assert isinstance(basis, Local)
         return sparse_sums(x, coefficients, basis, base, base_weight, bias)
-    sums = _reference if backend == "reference" else _recompute
+    sums = {"reference": _reference, "recompute": _recompute, "triton": fused_sums}[backend]
     y = sums(x, coefficients, basis, base, base_weight)
     return y if bias is None else y + bias.to(y.dtype)
 
@@ -84,6 +85,9 @@ def _backend(x: Tensor, coefficients: Tensor, basis: Basis) -> str:
         return _chosen
     if _no_sparse(x, coefficients, basis) is None and _few(x):
         return "sparse"
+    on_gpu = x.device.type == "cuda" and pays(x, coefficients)
+    if on_gpu and no_fused_sums(x, coefficients, basis) is None:
+        return "triton"
     return "reference" if _no_recompute(x, coefficients, basis) else "recompute"
 
 
@@ -150,5 +154,6 @@ def _no_sparse(x: Tensor, coefficients: Tensor, basis: Basis) -> str | None:
 _OBSTACLES: dict[str, Callable[[Tensor, Tensor, Basis], str | None]] = {
     "reference": lambda x, coefficients, basis: None,
     "recompute": _no_recompute,
+    "triton": no_fused_sums,
     "sparse": _no_sparse,
 }

@@ -78,6 +78,8 @@ def test_a_storage_counts_once_and_the_modules_own_do_not() -> None:
         ("width=3", "unknown setting 'width'; did you mean 'widths'"),
         ("blocks=[kann]", "blocks: .*'kann' is unknown; did you mean 'kan'"),
         ("tokens=many", "tokens = "),
+        ("backend=tritn", "backend = .tritn."),
+        ("backend=sparse", "backend = 'sparse' takes local bases"),
         ("tokens", "expected section.key=value"),
     ],
 )

@@ -1,0 +1,298 @@
+"""Sums over edges by Triton: the basis is evaluated inside the matrix products.
+
+No expansion is ever in the device's memory: every tile of inputs is expanded in registers,
+forward and for both gradients, and backward keeps x and the parameters alone. The base's
+weights are laid beside the coefficients, as those of one more function, so that the base is part
+of the same product; the copy is of the size of the weights, and is made anyway where they are
+cast.
+
+torch.compile, FSDP and autograd see operators with fake kernels. They have no second derivatives,
+and torch.func's transforms do not know them.
+
+To give another basis a formula: describe it in `formula_of`, and write its two functions in
+`triton_kernels`.
+"""
+
+import functools
+import importlib.util
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..base_functions import BaseFunction
+from ..bases import Basis, BSpline
+from ..bases.polynomials import Polynomials
+
+#: Tokens below which a tile would be mostly empty.
+FEWEST_TOKENS = 64
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Formula(NamedTuple):
+    """How a basis is evaluated.
+
+    Attributes:
+        name: of its functions in `triton_kernels.FORMULAS`.
+        numbers: what they are compiled with.
+        places: what they read when they run, because it may change while the model trains.
+    """
+
+    name: str
+    numbers: list[float]
+    places: Tensor | None = None
+
+
+def formula_of(basis: Basis) -> Formula | None:
+    """What Triton's kernels need to know of a basis, or None where they have no formula."""
+    if isinstance(basis, Polynomials):
+        # For p_n times its weight, and the variable x instead of u.
+        r = basis.recurrence()
+        numbers = [r.limit, float(r.squash), float(r.constant)]
+        for n in range(basis.degree):
+            a = (r.first if n == 0 else r.a[n]) * r.scale * r.weights[n + 1] / r.weights[n]
+            c = 0.0 if n == 0 else r.c[n] * r.weights[n + 1] / r.weights[n - 1]
+            numbers += [a, c]
+        return Formula("polynomials", numbers)
+    if isinstance(basis, BSpline) and basis.degree == 1 and basis.equal_cells:
+        if len(basis.knots) > 1:
+            return None
+        # One knot lies beyond either end of the grid.
+        return Formula("hats", [], basis.knots[0, 1:-1])
+    return None
+
+
+def no_fused_sums(x: Tensor, coefficients: Tensor, basis: Basis) -> str | None:
+    """Why Triton cannot take these, or None."""
+    if x.dtype not in _DTYPES:
+        return f"takes float32, bfloat16 and float16, and these inputs are {x.dtype}"
+    if x.dtype != coefficients.dtype and not torch.is_autocast_enabled(x.device.type):
+        return f"expects inputs and coefficients of one dtype: {x.dtype}, {coefficients.dtype}"
+    if formula_of(basis) is None:
+        return (
+            "has formulas for polynomials and for linear B-splines on one grid of equal cells, "
+            f"and this is {basis.label}"
+        )
+    return _unavailable(x.device.type)
+
+
+def pays(x: Tensor, coefficients: Tensor) -> bool:
+    """Whether Triton should be faster, where it can take these: for tiles that tokens fill, on
+    tensor cores. Others multiply float32 more slowly than torch's own products.
+    """
+    if x.numel() < FEWEST_TOKENS * x.shape[-1]:
+        return False
+    return (
+        _product_dtype(x, coefficients) != torch.float32
+        or torch.backends.cuda.matmul.fp32_precision == "tf32"
+    )
+
+
+def fused_sums(
+    x: Tensor,
+    coefficients: Tensor,
+    basis: Basis,
+    base: BaseFunction | None = None,
+    base_weight: Tensor | None = None,
+) -> Tensor:
+    """A layer's outputs without bias; in the dtype of autocast if that is on.
+
+    Products are accumulated in float32, and functions evaluated in it. As everywhere in torch,
+    float32 is multiplied as TF32 where `torch.set_float32_matmul_precision` allows it.
+
+    Arguments:
+        x: (…, in), on an NVIDIA GPU, or on a CPU under Triton's interpreter.
+        coefficients: (in, B, out).
+        basis: one that `formula_of` knows.
+        base: function beside the basis, with `base_weight` (out, in).
+
+    Returns: (…, out).
+    """
+    formula = formula_of(basis)
+    assert formula is not None
+    flat = x.reshape(-1, x.shape[-1])
+    y = _sums(
+        flat,
+        coefficients,
+        base_weight,
+        formula.places,
+        formula.name,
+        formula.numbers,
+        base or "none",
+        _product_dtype(x, coefficients),
+    )
+    return y.reshape(*x.shape[:-1], coefficients.shape[-1])
+
+
+def _product_dtype(x: Tensor, coefficients: Tensor) -> torch.dtype:
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return coefficients.dtype
+
+
+@torch.compiler.assume_constant_result
+def _unavailable(device: str) -> str | None:
+    # Apart from the cache, through which torch.compile would not see the decorator.
+    return _missing(device)
+
+
+@functools.cache
+def _missing(device: str) -> str | None:
+    """What this machine lacks, or None."""
+    if importlib.util.find_spec("triton") is None:
+        return "needs triton, which is not installed"
+    if device == "cpu":
+        from triton import knobs
+
+        if knobs.runtime.interpret:
+            return None
+        return "is for NVIDIA GPUs; on a CPU it runs, very slowly, where TRITON_INTERPRET=1 is set"
+    if device != "cuda" or torch.version.hip is not None:
+        return f"is for NVIDIA GPUs, and these inputs are on {device}"
+    if torch.cuda.get_device_capability() < (8, 0):
+        return "needs a GPU of compute capability 8.0, as of an A100"
+    return None
+
+
+# Operators. Named after this module, because a copy of it may travel with an exported model.
+_NAMESPACE = __name__.replace(".", "_")
+
+
+@torch.library.custom_op(f"{_NAMESPACE}::sums", mutates_args=())
+def _sums(
+    x: Tensor,
+    coefficients: Tensor,
+    base_weight: Tensor | None,
+    places: Tensor | None,
+    formula: str,
+    numbers: Sequence[float],
+    base: str,
+    dtype: torch.dtype,
+) -> Tensor:
+    from . import triton_kernels
+
+    if x.shape[0] == 0:
+        return x.new_empty(0, coefficients.shape[-1], dtype=dtype)
+    c = _all_coefficients(coefficients, base_weight, dtype)
+    return triton_kernels.sums(x.contiguous(), c, formula, tuple(numbers), places, base)
+
+
+@torch.library.custom_op(f"{_NAMESPACE}::input_gradients", mutates_args=())
+def _input_gradients(
+    dy: Tensor,
+    x: Tensor,
+    coefficients: Tensor,
+    base_weight: Tensor | None,
+    places: Tensor | None,
+    formula: str,
+    numbers: Sequence[float],
+    base: str,
+    dtype: torch.dtype,
+) -> Tensor:
+    from . import triton_kernels
+
+    if x.shape[0] == 0:
+        return x.new_empty(x.shape)
+    c = _all_coefficients(coefficients, base_weight, dtype)
+    dy, x = dy.to(dtype).contiguous(), x.contiguous()
+    return triton_kernels.input_gradients(dy, x, c, formula, tuple(numbers), places, base)
+
+
+@torch.library.custom_op(f"{_NAMESPACE}::coefficient_gradients", mutates_args=())
+def _coefficient_gradients(
+    dy: Tensor,
+    x: Tensor,
+    coefficients: Tensor,
+    base_weight: Tensor | None,
+    places: Tensor | None,
+    formula: str,
+    numbers: Sequence[float],
+    base: str,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """Of the coefficients, and of the base's weights: of size 0 where there is no base."""
+    from . import triton_kernels
+
+    functions = coefficients.shape[1]
+    if x.shape[0] == 0:
+        dbase = coefficients.new_zeros(0) if base_weight is None else _zeros(base_weight)
+        return _zeros(coefficients), dbase
+    dy, x = dy.to(dtype).contiguous(), x.contiguous()
+    dc = triton_kernels.coefficient_gradients(
+        dy, x, functions + (base_weight is not None), formula, tuple(numbers), places, base
+    )
+    if base_weight is None:
+        return dc.to(coefficients.dtype), coefficients.new_empty(0)
+    dbase = dc[:, functions].T.to(base_weight.dtype, memory_format=torch.contiguous_format)
+    return dc[:, :functions].to(coefficients.dtype, copy=True).contiguous(), dbase.contiguous()
+
+
+def _all_coefficients(
+    coefficients: Tensor, base_weight: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """With the base's weights as the last function, contiguous in a dtype."""
+    if base_weight is None:
+        return coefficients.to(dtype).contiguous()
+    inputs, functions, outputs = coefficients.shape
+    both = coefficients.new_empty(inputs, functions + 1, outputs, dtype=dtype)
+    both[:, :functions] = coefficients
+    both[:, functions] = base_weight.T
+    return both
+
+
+def _zeros(tensor: Tensor) -> Tensor:
+    return tensor.new_zeros(tensor.shape)
+
+
+@_sums.register_fake
+def _(x: Tensor, coefficients: Tensor, *others: Any) -> Tensor:
+    return x.new_empty(x.shape[0], coefficients.shape[-1], dtype=others[-1])
+
+
+@_input_gradients.register_fake
+def _(dy: Tensor, x: Tensor, *others: Any) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@_coefficient_gradients.register_fake
+def _(
+    dy: Tensor, x: Tensor, coefficients: Tensor, base_weight: Tensor | None, *others: Any
+) -> tuple[Tensor, Tensor]:
+    shape = (0,) if base_weight is None else base_weight.shape
+    dtype = coefficients if base_weight is None else base_weight
+    return coefficients.new_empty(coefficients.shape), dtype.new_empty(shape)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.formula, ctx.numbers, ctx.base, ctx.dtype = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    arguments = (*ctx.saved_tensors, ctx.formula, ctx.numbers, ctx.base, ctx.dtype)
+    need_x, need_coefficients, need_base, *_ = ctx.needs_input_grad
+    dx = dc = dbase = None
+    if need_x:
+        dx = _input_gradients(dy, *arguments)
+    if need_coefficients or need_base:
+        dc, dbase = _coefficient_gradients(dy, *arguments)
+    return (
+        dx,
+        dc if need_coefficients else None,
+        dbase if need_base else None,
+        *[None] * 5,
+    )
+
+
+def _no_second_derivatives(ctx: Any, *gradients: Tensor) -> None:
+    raise NotImplementedError(
+        "the triton backend has no second derivatives: use_backend('recompute') has"
+    )
+
+
+_sums.register_autograd(_backward, setup_context=_save)
+_input_gradients.register_autograd(_no_second_derivatives)
+_coefficient_gradients.register_autograd(_no_second_derivatives)
