@@ -178,7 +178,7 @@ def _sums_kernel(
         for b in tl.static_range(FUNCTIONS):
             # Zero beyond the inputs, where no function need be zero.
             c = _load(c_tile + b * OUTPUTS, (first + i < INPUTS)[:, None] & within, EVEN_C)
-            value, _, state = _step(state, x, b, STEP, NUMBERS, FUNCTIONS, BASE)
+            value, _slope, state = _step(state, x, b, STEP, NUMBERS, FUNCTIONS, BASE)
             y = _dot(value.to(c.dtype), c, y, PRECISION)
         x_tile += IN
         c_tile += IN * FUNCTIONS * OUTPUTS
@@ -230,10 +230,10 @@ def _input_gradients_kernel(
         x = tl.load(x_ptr + x_tile, mask=there & known[None, :], other=0.0).to(tl.float32)
         state = START(x, places_ptr, B, NUMBERS)
         for b in tl.static_range(begin):
-            _, _, state = _step(state, x, b, STEP, NUMBERS, FUNCTIONS, BASE)
+            _value, _slope, state = _step(state, x, b, STEP, NUMBERS, FUNCTIONS, BASE)
         for j in tl.static_range(TOGETHER):
             if begin + j < FUNCTIONS:
-                _, slope, state = _step(state, x, begin + j, STEP, NUMBERS, FUNCTIONS, BASE)
+                _value, slope, state = _step(state, x, begin + j, STEP, NUMBERS, FUNCTIONS, BASE)
                 dx += sums[j] * slope
     tl.store(dx_ptr + x_tile, dx.to(dx_ptr.dtype.element_ty), mask=there & known[None, :])
 
@@ -272,11 +272,13 @@ def _coefficient_gradients_kernel(
             dy = _load(dy_tile, there & within, EVEN_DY)
             state = START(x, places_ptr, B, NUMBERS)
             for b in tl.static_range(begin):
-                _, _, state = _step(state, x, b, STEP, NUMBERS, FUNCTIONS, BASE)
+                _value, _slope, state = _step(state, x, b, STEP, NUMBERS, FUNCTIONS, BASE)
             after = ()
             for j in tl.static_range(TOGETHER):
                 if begin + j < FUNCTIONS:
-                    value, _, state = _step(state, x, begin + j, STEP, NUMBERS, FUNCTIONS, BASE)
+                    value, _slope, state = _step(
+                        state, x, begin + j, STEP, NUMBERS, FUNCTIONS, BASE
+                    )
                     turned = tl.trans(value.to(dy.dtype))
                     after = after + (_dot(turned, dy, sums[j], PRECISION),)  # noqa: RUF005
                 else:
