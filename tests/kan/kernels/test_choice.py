@@ -1,10 +1,15 @@
 """Which backend a layer takes, and what one asks for in vain."""
 
+import importlib.util
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from kanlm.kan import RBF, BSpline, Chebyshev, Hermite, KANLinear, Rational
-from kanlm.kan.kernels import BACKENDS, choice, reads_sparsely, use_backend
+from kanlm.kan.kernels import BACKENDS, choice, fused, reads_sparsely, use_backend
 
 
 @pytest.mark.parametrize(
@@ -53,6 +58,45 @@ def test_a_backend_that_cannot_says_why(basis, backend, message) -> None:
     layer = KANLinear(8, 4, basis=basis)
     with use_backend(backend), pytest.raises(ValueError, match=f"backend = '{backend}' {message}"):
         layer(torch.randn(2, 8))
+
+
+def test_without_triton_its_backend_says_so_and_nothing_else_needs_it(monkeypatch) -> None:
+    layer, x = KANLinear(8, 4), torch.randn(100, 8)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(fused, "_missing", fused._missing.__wrapped__)
+    with use_backend("triton"), pytest.raises(ValueError, match="needs triton, which is not"):
+        layer(x)
+    assert choice._backend(x, layer.coefficients, layer.basis) == "recompute"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "dtype", "expected"),
+    [
+        (64, torch.bfloat16, True),
+        (63, torch.bfloat16, False),
+        (64, torch.float16, True),
+        (64, torch.float32, False),
+    ],
+)
+def test_triton_pays_for_full_tiles_on_tensor_cores(tokens, dtype, expected) -> None:
+    layer, x = KANLinear(8, 4).to(dtype), torch.randn(tokens, 8, dtype=dtype)
+    assert fused.pays(x, layer.coefficients) == expected
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is no triton but for Linux")
+def test_triton_is_for_gpus() -> None:
+    """Unless its interpreter was asked for when it was imported, as these tests do."""
+    code = (
+        "import sys, torch; from kanlm.kan import KANLinear; "
+        "from kanlm.kan.kernels import use_backend; KANLinear(8, 4)(torch.randn(100, 8)); "
+        "assert 'triton' not in sys.modules\n"
+        "with use_backend('triton'): KANLinear(8, 4)(torch.randn(2, 8))"
+    )
+    environment = {name: value for name, value in os.environ.items() if "TRITON" not in name}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert "backend = 'triton' is for NVIDIA GPUs" in done.stderr
 
 
 def test_an_unknown_backend_is_refused_and_nested_ones_end() -> None:
