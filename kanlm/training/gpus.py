@@ -51,20 +51,21 @@ GPUS = {
     "rtx-4090": GPU(24 * 10**9, 165.2e12, 82.6e12, 82.6e12, _ADA),
 }
 
-#: What torch calls them begins or ends so; the first that fits.
-_REPORTED = (
-    ("A100-SXM4-40GB", "a100-40gb"),
-    ("A100-PCIE-40GB", "a100-40gb"),
-    ("A100", "a100-80gb"),
-    ("H100 PCIe", "h100-pcie"),
-    ("H100 80GB HBM3", "h100"),
-    ("H200", "h200"),
-    ("B200", "b200"),
-    ("L40S", "l40s"),
-    ("NVIDIA L4", "l4"),
-    ("RTX 3090", "rtx-3090"),
-    ("RTX 4090", "rtx-4090"),
-)
+#: What torch calls them. Names that only begin alike are other GPUs.
+_REPORTED = {
+    "NVIDIA A100-SXM4-40GB": "a100-40gb",
+    "NVIDIA A100-PCIE-40GB": "a100-40gb",
+    "NVIDIA A100-SXM4-80GB": "a100-80gb",
+    "NVIDIA A100 80GB PCIe": "a100-80gb",
+    "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA H100 PCIe": "h100-pcie",
+    "NVIDIA H200": "h200",
+    "NVIDIA B200": "b200",
+    "NVIDIA L4": "l4",
+    "NVIDIA L40S": "l40s",
+    "NVIDIA GeForce RTX 3090": "rtx-3090",
+    "NVIDIA GeForce RTX 4090": "rtx-4090",
+}
 
 
 def gpu(name: str) -> GPU:
@@ -80,7 +81,5 @@ def gpu(name: str) -> GPU:
 
 def reported_gpu(name: str) -> GPU | None:
     """The GPU that `torch.cuda.get_device_name` calls so, or None where the table lacks it."""
-    for part, key in _REPORTED:
-        if part in name and not name.endswith(("Ti", "Laptop GPU", "NVL")):
-            return GPUS[key]
-    return None
+    key = _REPORTED.get(name)
+    return None if key is None else GPUS[key]

@@ -17,10 +17,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import FullyShardedDataParallelPlugin, ParallelismConfig
-from torch import Tensor, nn
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from kanlm.errors import UserError
-from kanlm.kan.sharding import gathered, is_sharded, split_as
+from kanlm.kan.sharding import gathered, split_as
 from kanlm.model import KanLMForCausalLM
 from kanlm.model.decoder import KanLMDecoderLayer
 from kanlm.training.recomputation import recompute_blocks
@@ -141,6 +143,10 @@ def gathered_copy(
         device: for the copy.
         keep: whether this process wants it; the others get None and hold no memory for it.
     """
+    for module in model.modules():
+        # A pass without gradients leaves what is outside the blocks whole.
+        if isinstance(module, FSDPModule):
+            module.reshard()
     copy = _empty_copy(model, device) if keep else None
     tensors = (
         {} if copy is None else {**dict(copy.named_parameters()), **dict(copy.named_buffers())}
@@ -167,8 +173,8 @@ def gathered_copy(
 @contextmanager
 def synchronised(accelerator: Accelerator, wrapped: nn.Module, last: bool) -> Iterator[None]:
     """Around a micro-batch: gradients are added up over processes after the last alone."""
-    if hasattr(wrapped, "set_requires_gradient_sync"):
-        wrapped.set_requires_gradient_sync(last)  # type: ignore[operator]
+    if isinstance(wrapped, FSDPModule):
+        wrapped.set_requires_gradient_sync(last)
         yield
         return
     with nullcontext() if last else accelerator.no_sync(wrapped):
@@ -177,9 +183,6 @@ def synchronised(accelerator: Accelerator, wrapped: nn.Module, last: bool) -> It
 
 def _fully_shard(model: KanLMForCausalLM, sharding: str) -> KanLMForCausalLM:
     """Shard in place by torch's own FSDP2 over all processes."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
     world = _processes()
     device = next(model.parameters()).device.type
     if sharding == "hybrid":
@@ -210,13 +213,3 @@ def _empty_copy(model: KanLMForCausalLM, device: torch.device | str) -> KanLMFor
 
 def _processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_whole(model: nn.Module) -> bool:
-    """Whether this process has all of every parameter."""
-    return not any(is_sharded(parameter) for parameter in model.parameters())
-
-
-def whole_norm(norm: Tensor) -> Tensor:
-    """A norm over parts, added up over processes where it is a DTensor."""
-    return gathered(norm)

@@ -79,14 +79,14 @@ def memory(
     parameters = _bytes(model.parameters(), shards)
     optimizer = _bytes(model.parameters(), shards, states)
     if sharded:
-        copies = _gathered(model, training.precision)
+        buckets, copies = 0, _gathered(model, training.precision)
         passes = parameters + step.activations + copies
     else:
         buckets = parameters if layout == "DDP" else 0
         copies = buckets + step.casts
         passes = step.peak + buckets
     # Log lines tell the size of an update, from a copy of the parameters before it.
-    update = 2 * parameters
+    update = 2 * parameters + buckets
     return Memory(
         parameters=parameters,
         gradients=parameters,

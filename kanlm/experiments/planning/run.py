@@ -266,9 +266,10 @@ def _memory_table(plan: Plan, title: str) -> Table:
         rows=rows,
         rules=[len(rows) - 1],
         note=(
-            f"* as the config says. Of {_bytes(devices.gpu.memory_bytes)} a share of {RESERVE:g} is "
-            "left to CUDA, NCCL and gaps. Each part when it is largest; copies are buckets of "
-            f"gradients, gathered parameters and casts. Eager torch. {devices.gpu.source}."
+            f"* as the config says. Of {_bytes(devices.gpu.memory_bytes)} a share of "
+            f"{RESERVE:g} is left to CUDA, NCCL and gaps. Each part when it is largest; copies "
+            "are buckets of gradients, gathered parameters and casts. Eager torch. "
+            f"{devices.gpu.source}."
         ),
     )
 
