@@ -51,8 +51,10 @@ def test_accelerate_reads_every_config(path: Path):
 def test_the_configs_are_the_four_that_the_launcher_and_the_readme_name():
     names = [path.stem for path in CONFIGS]
     assert names == ["fsdp2", "one-gpu", "one-node", "several-nodes"]
-    fsdp = load_config_from_file(str(ROOT / "configs/accelerate/fsdp2.yaml")).fsdp_config
-    assert fsdp["fsdp_version"] == 2
+    fsdp = load_config_from_file(str(ROOT / "configs" / "accelerate" / "fsdp2.yaml"))
+    assert isinstance(fsdp, ClusterConfig)
+    assert fsdp.fsdp_config is not None
+    assert fsdp.fsdp_config["fsdp_version"] == 2
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Where the time goes: seconds by phase, without waiting for the device."""
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,7 +20,7 @@ class Phases:
 
     def __init__(self, device: torch.device) -> None:
         self.on_gpu = device.type == "cuda"
-        self._seconds: Counter[str] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
@@ -38,14 +38,14 @@ class Phases:
             self._seconds[name] += time.perf_counter() - started
 
     def read(self) -> dict[str, float]:
-        """Seconds by phase since the last reading, as `seconds/PHASE`.
+        """Seconds by phase since the last reading, as `phase_seconds/PHASE`.
 
         On a GPU this waits for the last phase to end.
         """
         for name, start, end in self._events:
             end.synchronize()
             self._seconds[name] += start.elapsed_time(end) / 1000
-        found = {f"seconds/{name}": seconds for name, seconds in self._seconds.items()}
+        found = {f"phase_seconds/{name}": seconds for name, seconds in self._seconds.items()}
         self._events.clear()
         self._seconds.clear()
         return found

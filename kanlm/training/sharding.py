@@ -203,7 +203,9 @@ def _empty_copy(model: KanLMForCausalLM, device: torch.device | str) -> KanLMFor
     """A model of the same settings, its tensors without values yet."""
     with torch.device("meta"):
         copy = KanLMForCausalLM(model.config)
-    copy.to(model.dtype).to_empty(device=device)
+    if model.dtype == torch.float64:
+        copy.double()
+    copy.to_empty(device=device)
     copy.tie_weights()
     copy.train(model.training)
     if model.model.gradient_checkpointing:

@@ -25,7 +25,8 @@ def measured_update(optimizer: torch.optim.Optimizer) -> Iterator[dict[str, Tens
     yield norms
     parts = []
     for group, changes in zip(groups, before, strict=True):
-        torch._foreach_sub_(changes, [p.detach() for p in group["params"]])
+        for change, parameter in zip(changes, group["params"], strict=True):
+            change.sub_(parameter.detach())
         parts.append(gathered(torch.nn.utils.get_total_norm(changes)))
         if len(groups) > 1:
             norms[f"update_norm/{group['name']}"] = parts[-1]

@@ -33,6 +33,6 @@ def test_phases_add_up_and_start_again():
         with phases.of("data"):
             time.sleep(0.01)
     found = phases.read()
-    assert list(found) == ["seconds/data"]
-    assert 0.02 <= found["seconds/data"] < 0.5
+    assert list(found) == ["phase_seconds/data"]
+    assert 0.02 <= found["phase_seconds/data"] < 0.5
     assert phases.read() == {}

@@ -109,13 +109,15 @@ def plan(config: Config, devices: Devices) -> Plan:
     vocab_size = config.model.vocab_size or len(open_tokenizer(config.tokenizer, config.data))
     accounting = account(config.model, vocab_size)
     layouts = list(_layouts(devices))
-    chosen = LAYOUTS[training.sharding] if devices.count > 1 else "one device"
+    chosen: Layout = LAYOUTS[training.sharding] if devices.count > 1 else "one device"
     if chosen not in layouts:
         raise UserError(
             f"training.sharding = {training.sharding}: {devices.count} GPUs in machines of "
             f"{devices.node} are one machine; expected none or full"
         )
-    held = {layout: _memory(config, vocab_size, layout, devices) for layout in layouts}
+    held: dict[Layout, Memory] = {
+        layout: _memory(config, vocab_size, layout, devices) for layout in layouts
+    }
     tokens = training.batch_size * config.model.context_length
     flops = tokens * accounting.training_flops_per_token
     executed = flops

@@ -39,7 +39,7 @@ def measured_peak(config: Config, monkeypatch: pytest.MonkeyPatch) -> int:
         events = [e for e in results.events() if e.name() == "[memory]"]
         now = peak = 0
         for event in sorted(events, key=lambda event: event.start_ns()):
-            now += event.nbytes()
+            now += event.nbytes()  # pyright: ignore[reportAttributeAccessIssue]
             peak = max(peak, now)
         found.append(before + peak)
 
