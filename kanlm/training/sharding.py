@@ -19,7 +19,7 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import FullyShardedDataParallelPlugin, ParallelismConfig
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from kanlm.errors import UserError
 from kanlm.kan.sharding import gathered, split_as
@@ -47,18 +47,22 @@ def accelerator_options(sharding: str) -> dict[str, Any]:
         )
     if sharding == "none" or world == 1 or not torch.accelerator.is_available():
         return {}
-    plugin = FullyShardedDataParallelPlugin(
-        fsdp_version=2,
-        auto_wrap_policy="transformer_based_wrap",
-        transformer_cls_names_to_wrap=[KanLMDecoderLayer.__name__],
-        cpu_ram_efficient_loading=False,
-    )
-    options: dict[str, Any] = {"fsdp_plugin": plugin}
+    options: dict[str, Any] = {"fsdp_plugin": fsdp_plugin()}
     if sharding == "hybrid":
         options["parallelism_config"] = ParallelismConfig(
             dp_replicate_size=world // local, dp_shard_size=local
         )
     return options
+
+
+def fsdp_plugin() -> FullyShardedDataParallelPlugin:
+    """FSDP2 with a decoder block as unit, as Accelerate is told of it."""
+    return FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=[KanLMDecoderLayer.__name__],
+        cpu_ram_efficient_loading=False,
+    )
 
 
 def check_engine(accelerator: Accelerator) -> None:
@@ -106,6 +110,9 @@ def place(
         if parameter in optimizer.state
     }
     if accelerator.distributed_type is DistributedType.FSDP:
+        # Accelerate would gather parameters and add up gradients in bfloat16. Autocast alone
+        # makes the numbers those of DDP.
+        accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
         wrapped, placed = accelerator.prepare(model, build(model))
         placed = placed.optimizer
     else:

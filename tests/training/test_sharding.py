@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import Tensor
@@ -26,6 +26,7 @@ from kanlm.errors import Interrupted
 from kanlm.training import run as runs
 from kanlm.training.checkpoint import load_trained
 from kanlm.training.resolve import resolve
+from kanlm.training.sharding import fsdp_plugin
 from kanlm.training.trainer import Trainer
 
 TOLERANCES = {"fp64": 1e-9, "fp32": 1e-5}
@@ -64,7 +65,13 @@ def weights(config: Config) -> dict[str, Tensor]:
 
 
 def process(
-    rank: int, processes: int, local: int, port: int, paths: list[Path], interrupt_at: int | None
+    rank: int,
+    processes: int,
+    local: int,
+    port: int,
+    paths: list[Path],
+    interrupt_at: int | None,
+    by_accelerate: bool,
 ) -> None:
     """Be one of the processes, and go through the runs."""
     torch.set_num_threads(1)
@@ -99,6 +106,18 @@ def process(
             os.kill(os.getpid(), signal.SIGTERM)
         step(trainer)
 
+    if by_accelerate:
+        make_accelerator = runs._accelerator
+
+        def with_plugin(config: Config) -> Accelerator:
+            """As Accelerate itself would decide were these GPUs."""
+            accelerator = make_accelerator(config)
+            accelerator.state.distributed_type = DistributedType.FSDP
+            accelerator.state.fsdp_plugin = fsdp_plugin()
+            return accelerator
+
+        runs._accelerator = with_plugin
+
     Trainer.train_step = watched  # type: ignore[method-assign]
     for path in paths:
         config = load(path, [])
@@ -111,7 +130,12 @@ def process(
 
 
 def run_in(
-    processes: int, configs: list[Config], *, local: int = 0, interrupt_at: int | None = None
+    processes: int,
+    configs: list[Config],
+    *,
+    local: int = 0,
+    interrupt_at: int | None = None,
+    by_accelerate: bool = False,
 ) -> None:
     """Run the configurations in so many processes, `local` of them to a machine."""
     paths = []
@@ -121,7 +145,7 @@ def run_in(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    arguments = (processes, local or processes, port, paths, interrupt_at)
+    arguments = (processes, local or processes, port, paths, interrupt_at, by_accelerate)
     spawn(process, arguments, nprocs=processes)
 
 
@@ -169,6 +193,17 @@ def test_neither_number_nor_layout_of_processes_changes_the_losses(
     run_in(4, four, local=2)
     for other in [*two, *four]:
         check_alike(one, other, TOLERANCES[precision])
+
+
+@pytest.mark.slow
+def test_accelerates_own_sharding_does_the_same(config: Config, tmp_path: Path):
+    """What it does on GPUs, on CPUs that it takes for such."""
+    (tmp_path / "one").mkdir()
+    alone = make(config, tmp_path / "one", "adapting", "fp64", "none")
+    shared = make(config, tmp_path, "adapting", "fp64", "full")
+    runs.run(alone)
+    run_in(2, [shared], by_accelerate=True)
+    check_alike(alone, shared, TOLERANCES["fp64"])
 
 
 @pytest.mark.slow

@@ -79,7 +79,7 @@ def memory(
     parameters = _bytes(model.parameters(), shards)
     optimizer = _bytes(model.parameters(), shards, states)
     if sharded:
-        buckets, copies = 0, _gathered(model, training.precision)
+        buckets, copies = 0, _gathered(model) + step.casts
         passes = parameters + step.activations + copies
     else:
         buckets = parameters if layout == "DDP" else 0
@@ -104,7 +104,7 @@ def cache_bytes(model: KanLMConfig, length: int, dtype: torch.dtype = torch.floa
     return 2 * model.n_layers * model.num_key_value_heads * head * length * dtype.itemsize
 
 
-def _gathered(model: KanLMForCausalLM, precision: str) -> int:
+def _gathered(model: KanLMForCausalLM) -> int:
     """Bytes that FSDP2 holds beside shards and activations.
 
     Whole parameters of what is outside the blocks and of two blocks, and whole gradients
@@ -114,8 +114,7 @@ def _gathered(model: KanLMForCausalLM, precision: str) -> int:
     inside = {p for block in blocks for p in block.parameters()}
     root = _bytes((p for p in model.parameters() if p not in inside), 1)
     largest = max(_bytes(block.parameters(), 1) for block in blocks)
-    narrowed = 0.5 if precision == "bf16" else 1
-    return round(narrowed * (2 * root + 4 * largest))
+    return 2 * root + 4 * largest
 
 
 def _optimizer_states(model: nn.Module, settings: OptimizerSettings) -> dict[nn.Parameter, int]:
