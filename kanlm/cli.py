@@ -96,6 +96,22 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument(
             "--dry-run", action="store_true", help="print every arm's accounting and stop"
         )
+    planned = _add_config_verb(
+        verbs, "plan", _plan, "memory and time of a training job, before it starts"
+    )
+    planned.add_argument("--gpus", type=int, default=1, metavar="N", help="how many; default: 1")
+    planned.add_argument("--gpu", default="h100", metavar="NAME", help="which; default: h100")
+    planned.add_argument(
+        "--gpus-per-node", type=int, default=8, metavar="N", help="in one machine; default: 8"
+    )
+    planned.add_argument(
+        "--utilisation",
+        type=float,
+        default=0.3,
+        metavar="SHARE",
+        help="of the GPU's peak that training reaches; default: 0.3, for small or eager models "
+        "too much",
+    )
     evaluate = _add_run_verb(verbs, "evaluate", _evaluate, "measure runs on held-out text", True)
     evaluate.add_argument(
         "--data",
@@ -206,6 +222,21 @@ def _continual(arguments: argparse.Namespace) -> None:
         dry_run(config)
     else:
         continual(config)
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    from kanlm import config as configs
+    from kanlm.experiments.planning.run import Devices, print_plans
+    from kanlm.training.run import inherit
+
+    tree = configs.read_tree(arguments.paths[0], arguments.overrides)
+    start = tree.get("initialize_from")
+    config = _resolved(inherit(tree) if start else configs.from_tree(tree), arguments)
+    if config is not None:
+        devices = Devices(
+            arguments.gpu, arguments.gpus, arguments.gpus_per_node, arguments.utilisation
+        )
+        print_plans(config, devices)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

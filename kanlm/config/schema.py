@@ -106,8 +106,16 @@ class TrainingSettings:
     #: Sequences in one forward pass of one process; null takes its whole share.
     micro_batch_size: int | None = None
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
-    #: `auto` compiles where a GPU and a C++ compiler are, and says what it chose.
-    compile: Literal["off", "on", "auto"] = "auto"
+    #: `auto` compiles where a GPU and a C++ compiler are, and says what it chose; `regional`
+    #: compiles a decoder block at a time, which takes a fraction of the time for deep models.
+    #: With sharding, `on` and `auto` are regional, too.
+    compile: Literal["off", "on", "regional", "auto"] = "auto"
+    #: Keep the inputs of decoder blocks alone, and compute the blocks again in backward.
+    activation_checkpointing: bool = False
+    #: What several processes share: `none` keeps the whole model in each (DDP), `full` gives
+    #: each a part of parameters, gradients and optimizer state (FSDP2), and `hybrid` does so
+    #: within a machine and keeps a copy in each machine. One process holds everything.
+    sharding: Literal["none", "full", "hybrid"] = "none"
     #: Largest norm of the gradient; null does not clip.
     gradient_clip: float | None = 1.0
     #: Steps between log lines, full validation passes, samples and checkpoints;
@@ -455,6 +463,11 @@ class Config:
                     "training.grid_schedule maps AdamW's moments to the finer grid: set "
                     "optimizer.muon_coefficients to false"
                 )
+        if self.training.sharding != "none" and self.training.polish_steps:
+            raise ValueError(
+                f"training.polish_steps = {self.training.polish_steps}: L-BFGS needs whole "
+                "parameters; set training.sharding to none"
+            )
         micro, batch = self.training.micro_batch_size, self.training.batch_size
         if micro is not None and batch % micro:
             raise ValueError(

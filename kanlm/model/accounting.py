@@ -40,6 +40,21 @@ class Accounting:
     #: Those that decoding one token reads: of the embedding, one row.
     decoded_parameters: int
 
+    @property
+    def training_flops_per_token(self) -> float:
+        """FLOPs of forward and backward of the average token under causal attention.
+
+        Backward is two products where forward is one (Kaplan et al., arXiv 2001.08361,
+        table 1). Scores that attention computes again in backward do not count.
+        """
+        flops = self.flops_per_token
+        return 3 * (flops["total"] - flops["attention_scores"] / 2)
+
+    @property
+    def recomputed_flops_per_token(self) -> float:
+        """FLOPs on top where every decoder block is computed again in backward."""
+        return self.training_flops_per_token / 3 - self.flops_per_token["head"]
+
     def bytes_per_decoded_token(self, dtype: torch.dtype = torch.float32) -> int:
         """Bytes of weights that decoding one token reads; the KV cache comes on top."""
         return self.decoded_parameters * dtype.itemsize

@@ -115,9 +115,9 @@ def _inputs(
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad():
-            # Past a compiled call, which would not see the hooks.
-            model.model.forward(**batch)
+        # Compiled code would not see the hooks.
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            model(**batch, use_cache=False, logits_to_keep=1)
     finally:
         model.train(was_training)
         for hook in hooks:

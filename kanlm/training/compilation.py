@@ -9,24 +9,37 @@ from torch import nn
 from torch.utils._triton import has_triton
 
 from kanlm.errors import UserError
+from kanlm.model.decoder import KanLMDecoderLayer
 
 
-def compile_model(model: nn.Module, choice: str, accelerator: Accelerator) -> str:
+def compile_model(
+    model: nn.Module, choice: str, accelerator: Accelerator, *, by_block: bool = False
+) -> str:
     """Compile the model in place where `choice` says so; return what was done, in words.
 
     `auto` compiles on a GPU that can, and elsewhere runs eagerly: on a CPU compiling takes
-    longer than a short run gains.
+    longer than a short run gains. `regional` compiles each decoder block by itself: blocks of
+    one kind share the code, so that its time does not grow with depth.
+
+    Arguments:
+        by_block: compile `on` and `auto` regionally, too, as FSDP2 needs, which hands a block
+            its parameters between one and the next.
 
     Raises:
-        UserError: `on`, and there is no compiler to do it with.
+        UserError: `on` or `regional`, and there is no compiler to do it with.
     """
     if choice == "off":
         return "eager, as asked"
     obstacle = _obstacle(accelerator.device)
-    if choice == "on" and obstacle:
-        raise UserError(f"training.compile = on: {obstacle}; install it, or set it to off")
+    if choice in ("on", "regional") and obstacle:
+        raise UserError(f"training.compile = {choice}: {obstacle}; install it, or set it to off")
     if choice == "auto" and (obstacle or accelerator.device.type == "cpu"):
         return f"eager ({obstacle or 'auto does not compile on a CPU'})"
+    if by_block or choice == "regional":
+        for block in model.modules():
+            if isinstance(block, KanLMDecoderLayer):
+                block.compile()
+        return "compiled block by block"
     model.compile()
     return "compiled"
 

@@ -37,10 +37,13 @@ from kanlm.model.grids import with_grid_size
 from kanlm.training.checkpoint import load_tokenizer, load_trained
 from kanlm.training.compilation import compile_model
 from kanlm.training.folder import claim, read_config_tree, write_config
+from kanlm.training.gpus import reported_gpu
 from kanlm.training.lock import check_free, held
 from kanlm.training.optimizer import build_optimizer
 from kanlm.training.processes import on_main, sum_over_processes
+from kanlm.training.recomputation import recompute_blocks
 from kanlm.training.sampling import sample_text
+from kanlm.training.sharding import accelerator_options, check_engine, shards
 from kanlm.training.stopping import Stop
 from kanlm.training.tracking import say
 from kanlm.training.trainer import Progress, Trainer
@@ -103,13 +106,14 @@ def _run(
             )
             for corpus, data in zip(corpora, _domains(config), strict=True)
         }
+        model = trainer.whole_model()
         accelerator.wait_for_everyone()
     finally:
         trainer.leave()
-    if not accelerator.is_main_process:
+    if model is None:
         return None
     with replacing(folder / "model") as draft:
-        trainer.bare_model.save_pretrained(draft)
+        model.save_pretrained(draft)
         tokenizer.save_pretrained(draft)
     point("before-results")
     return Outcome(
@@ -175,7 +179,9 @@ def _accelerator(config: Config) -> Accelerator:
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),
         mixed_precision="bf16" if config.training.precision == "bf16" else "no",
+        **accelerator_options(config.training.sharding),
     )
+    check_engine(accelerator)
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != started:
         raise UserError(
@@ -210,6 +216,8 @@ def _model(config: Config, tokenizer: PreTrainedTokenizerFast) -> KanLMForCausal
         model = KanLMForCausalLM(
             KanLMConfig.from_settings(settings, size, eos_token_id=end_of_document(tokenizer))
         )
+    if config.training.activation_checkpointing:
+        recompute_blocks(model)
     return model.double() if config.training.precision == "fp64" else model
 
 
@@ -222,7 +230,8 @@ def _trainer(
     stop: Stop,
     folder: Path,
 ) -> Trainer:
-    compiled = compile_model(model, config.training.compile, accelerator)
+    by_block = shards(accelerator, config.training.sharding)
+    compiled = compile_model(model, config.training.compile, accelerator, by_block=by_block)
     if accelerator.is_main_process:
         say(_introduction(config, model, corpora[0], compiled))
     train = corpora[0].split("train")
@@ -234,18 +243,35 @@ def _trainer(
         model,
         _batches(corpora[0], config),
         build_optimizer=lambda model: build_optimizer(model, config.optimizer),
-        compile_model=lambda model: compile_model(model, config.training.compile, accelerator),
+        compile_model=lambda model: compile_model(
+            model, config.training.compile, accelerator, by_block=by_block
+        ),
         validate=lambda model: [
             figures(_evaluate(model, corpus, "validation", config, accelerator), data)
             for corpus, data in zip(corpora, _domains(config), strict=True)
         ],
         sample=lambda model: sample_text(model, tokenizer, config.generation, config.seed),
         tokens_per_byte=train.n_tokens / int(train.document_bytes.sum()),
+        peak_tokens_per_second=_peak_tokens_per_second(model, config, accelerator),
         data_hash=corpora[0].tokens_hash,
         check_data=corpora[0].check_unchanged,
         stop=stop,
         folder=folder,
     )
+
+
+def _peak_tokens_per_second(
+    model: KanLMForCausalLM, config: Config, accelerator: Accelerator
+) -> float | None:
+    """Tokens a second of all processes' GPUs at their peak; None where that is not known."""
+    if accelerator.device.type != "cuda":
+        return None
+    gpu = reported_gpu(torch.cuda.get_device_name(accelerator.device))
+    tf32 = torch.get_float32_matmul_precision() != "highest"
+    peak = None if gpu is None else gpu.peak(config.training.precision, tf32=tf32)
+    if peak is None:
+        return None
+    return accelerator.num_processes * peak / account(model.config).training_flops_per_token
 
 
 def _batches(corpus: Corpus, config: Config) -> Batches:

@@ -124,7 +124,11 @@ class Tracker:
             raise cannot_write(Path(self.file.name), error) from None
         if self.wandb_run is not None:
             prefix = "/".join([kind, *([values["domain"]] if "domain" in values else [])])
-            numbers = {f"{prefix}/{key}": v for key, v in values.items() if key != "domain"}
+            numbers = {
+                f"{prefix}/{key}": value
+                for key, value in values.items()
+                if key != "domain" and value is not None
+            }
             self.wandb_run.log({"step": step, **numbers})
 
     def show(self, step: int, status: str) -> None:

@@ -10,7 +10,6 @@ import gc
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,6 +25,7 @@ from kanlm.errors import Interrupted, UserError
 from kanlm.faults import point
 from kanlm.kan.grid import Refit
 from kanlm.kan.penalties import penalty
+from kanlm.kan.sharding import gathered
 from kanlm.model import KanLMForCausalLM
 from kanlm.model.grids import adapt_model, first_sequences, occupancies, refine_model
 from kanlm.training import checkpoint as checkpoints
@@ -33,11 +33,14 @@ from kanlm.training.grids import carry_optimizer, changes_at, grid_size_at
 from kanlm.training.health import Health
 from kanlm.training.meter import Meter, Window
 from kanlm.training.optimizer import learning_rates, set_learning_rate
+from kanlm.training.phases import Phases
 from kanlm.training.polish import coefficients, polish
 from kanlm.training.processes import on_main, sum_over_processes, told_elsewhere
 from kanlm.training.schedule import learning_rate_ratio
+from kanlm.training.sharding import gathered_copy, place, shards, synchronised
 from kanlm.training.stopping import EXIT_CODES, Stop
 from kanlm.training.tracking import Tracker, say, training_status
+from kanlm.training.updates import measured_update
 
 
 @dataclass
@@ -78,6 +81,8 @@ class Trainer:
             domain; the first is the domain trained on.
         sample: continues the prompt with the unwrapped model.
         tokens_per_byte: of the training text, to show the loss in bits per byte.
+        peak_tokens_per_second: what all devices would train on if they did nothing else but
+            multiply at their peak; None where nobody knows it, as on CPUs.
         data_hash: of the training text.
         check_data: raises UserError if the text has changed since it was opened.
         stop: says when to.
@@ -100,6 +105,7 @@ class Trainer:
         validate: Callable[[nn.Module], list[dict[str, Any]]],
         sample: Callable[[nn.Module], str],
         tokens_per_byte: float,
+        peak_tokens_per_second: float | None,
         data_hash: str,
         check_data: Callable[[], None],
         stop: Stop,
@@ -111,6 +117,9 @@ class Trainer:
         self.validate = validate
         self.sample = sample
         self.tokens_per_byte = tokens_per_byte
+        self.peak_tokens_per_second = peak_tokens_per_second
+        self.phases = Phases(accelerator.device)
+        self.update_norms: dict[str, torch.Tensor] = {}
         self.check_data = check_data
         self.stop = stop
         self.stop_agreed: int | None = None
@@ -142,7 +151,10 @@ class Trainer:
                 self._after_step()
         if self.config.training.early_stopping_patience is not None:
             best = on_main(self.accelerator, self._best_checkpoint)
-            checkpoints.load_weights(self.bare_model, best / "model.safetensors")
+            model, optimizer = self._whole()
+            checkpoints.load_weights(model, best / "model.safetensors")
+            if self._sharded:
+                self._replace(model, optimizer, Window())
         point("after-training")
 
     def leave(self) -> None:
@@ -161,7 +173,9 @@ class Trainer:
         self, model: KanLMForCausalLM, optimizer: torch.optim.Optimizer, window: Window
     ) -> None:
         """Bring model and optimizer to the device, and wrap them for several processes."""
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.model, self.optimizer = place(
+            self.accelerator, model, optimizer, self.build_optimizer, self.config.training.sharding
+        )
         self.bare_model = model
         self.meter = Meter(model, self.accelerator, window)
 
@@ -174,10 +188,11 @@ class Trainer:
         """
         started = time.perf_counter()
         accelerator, training = self.accelerator, self.config.training
-        batch = self.batches.batch(
-            self.state.step, accelerator.process_index, accelerator.num_processes
-        )
-        batch = {key: value.to(accelerator.device) for key, value in batch.items()}
+        with self.phases.of("data"):
+            batch = self.batches.batch(
+                self.state.step, accelerator.process_index, accelerator.num_processes
+            )
+            batch = {key: value.to(accelerator.device) for key, value in batch.items()}
         self.latest_batch = batch
         tokens = sum_over_processes(accelerator, (batch["shift_labels"] != -100).sum())
 
@@ -186,28 +201,33 @@ class Trainer:
         for start in range(0, rows, size):
             micro = {key: value[start : start + size] for key, value in batch.items()}
             last = start + size >= rows
-            with nullcontext() if last else accelerator.no_sync(self.model):
-                output = self.model(**micro, num_items_in_batch=tokens)
-                # Gradients are averaged over processes; the loss is already a share of a sum.
-                accelerator.backward(output.loss * accelerator.num_processes)
-            self.meter.add("loss", output.loss.detach())
-            if output.auxiliary_loss is not None:
-                self.meter.add("loss", -output.auxiliary_loss.detach())
-                self.meter.add("auxiliary_loss", output.auxiliary_loss.detach())
+            with synchronised(accelerator, self.model, last):
+                with self.phases.of("forward"), accelerator.autocast():
+                    output = self.model(**micro, num_items_in_batch=tokens)
+                loss, auxiliary_loss = output.loss, output.auxiliary_loss
+                # Logits are as large as anything, and backward has no use for them.
+                del output
+                with self.phases.of("backward"):
+                    # Gradients are averaged over processes; the loss is a share of a sum.
+                    accelerator.backward(loss * accelerator.num_processes)
+            self.meter.add("loss", loss.detach())
+            if auxiliary_loss is not None:
+                self.meter.add("loss", -auxiliary_loss.detach())
+                self.meter.add("auxiliary_loss", auxiliary_loss.detach())
         if self.penalty_weights:
             self.meter.add("penalty", self._add_penalty())
 
         clip = training.gradient_clip if training.gradient_clip is not None else math.inf
         norm = accelerator.clip_grad_norm_(self.model.parameters(), clip)
         assert norm is not None
+        norm = gathered(norm)
         self.meter.add("gradient_norm", norm)
         self.meter.add("tokens", tokens)
         loss, norms = self._shared_figures(norm)
         point("before-update")
         taken, unusual = self.state.health.judge(loss, norms, training)
         if taken:
-            set_learning_rate(self.optimizer, self.learning_rate)
-            self.optimizer.step()
+            self._update()
         self.optimizer.zero_grad(set_to_none=True)
         self.state.step += 1
         seconds = time.perf_counter() - started
@@ -215,6 +235,18 @@ class Trainer:
         self.state.seconds += seconds
         if unusual is not None:
             self._note_unusual(unusual, taken)
+
+    def _update(self) -> None:
+        """Let the optimizer step, and before a log line measure how far."""
+        set_learning_rate(self.optimizer, self.learning_rate)
+        step, training = self.state.step + 1, self.config.training
+        logged = step == training.steps or step % training.log_every == 0
+        with self.phases.of("update"):
+            if not logged:
+                self.optimizer.step()
+                return
+            with measured_update(self._bare_optimizer) as self.update_norms:
+                self.optimizer.step()
 
     def _shared_figures(self, norm: torch.Tensor) -> tuple[float, float]:
         """The global batch's loss and the sum of all processes' `norm`; and agree on a stop.
@@ -288,7 +320,8 @@ class Trainer:
         Arguments:
             change: returns name of each new parameter → the matrix that made it of the old.
         """
-        model, optimizer, window = self.bare_model, self._bare_optimizer, self.meter.read()
+        window = self.meter.read()
+        self.bare_model, optimizer = model, optimizer = self._whole()
         before = dict(model.named_parameters())
         matrices = change()
         point("inside-grid-change")
@@ -300,11 +333,45 @@ class Trainer:
             matrices,
             self.config.optimizer.epsilon,
         )
+        self._replace(model, carried, window)
+
+    def _replace(
+        self, model: KanLMForCausalLM, optimizer: torch.optim.Optimizer, window: Window
+    ) -> None:
+        """Go on with this model and optimizer, whole as yet."""
         # The old wrapper has hooks on the parameters, which go with it.
         del self.model, self.optimizer
         self.accelerator.free_memory()
         self.compile_model(model)
-        self._place(model, carried, window)
+        self._place(model, optimizer, window)
+
+    @property
+    def _sharded(self) -> bool:
+        return shards(self.accelerator, self.config.training.sharding)
+
+    def _whole(self) -> tuple[KanLMForCausalLM, torch.optim.Optimizer]:
+        """Model and optimizer with whole parameters on the device; copies where these are shared.
+
+        All processes must ask at once.
+        """
+        if not self._sharded:
+            return self.bare_model, self._bare_optimizer
+        device = self.accelerator.device
+        copies = gathered_copy(
+            self.bare_model, self._bare_optimizer, self.build_optimizer, device=device
+        )
+        assert copies is not None
+        return copies
+
+    def whole_model(self) -> KanLMForCausalLM | None:
+        """The model with whole parameters, in the main process; all must ask at once."""
+        main = self.accelerator.is_main_process
+        if not self._sharded:
+            return self.bare_model if main else None
+        copies = gathered_copy(
+            self.bare_model, self._bare_optimizer, self.build_optimizer, device="cpu", keep=main
+        )
+        return None if copies is None else copies[0]
 
     def _add_penalty(self) -> torch.Tensor:
         """Add the penalty's gradient to the loss's, and return the penalty.
@@ -335,17 +402,29 @@ class Trainer:
             UserError: nothing can be written, or the text has changed meanwhile, so that the
                 steps since the last checkpoint count for nothing.
         """
+        with self.phases.of("checkpoint"):
+            self._save()
+
+    def _save(self) -> None:
         self.state.window = self.meter.read()
         random_states = gather_object([checkpoints.random_state()])
-        on_main(self.accelerator, lambda: self._write_checkpoint(random_states))
+        whole = self.bare_model, self._bare_optimizer
+        if self._sharded:
+            main = self.accelerator.is_main_process
+            whole = gathered_copy(*whole, self.build_optimizer, device="cpu", keep=main)
+        on_main(self.accelerator, lambda: self._write_checkpoint(random_states, whole))
 
-    def _write_checkpoint(self, random_states: list[dict[str, torch.Tensor]]) -> None:
+    def _write_checkpoint(
+        self,
+        random_states: list[dict[str, torch.Tensor]],
+        whole: tuple[nn.Module, torch.optim.Optimizer] | None,
+    ) -> None:
+        assert whole is not None
         self.check_data()
         checkpoints.save_checkpoint(
             self.folder / "checkpoints",
             self.state.step,
-            self.bare_model,
-            self._bare_optimizer,
+            *whole,
             random_states,
             {**asdict(self.state), "wandb_id": self.tracker.wandb_id},
             self.config.training.keep_checkpoints,
@@ -365,7 +444,10 @@ class Trainer:
                 f"'{self.config.data.domain}': bring that text back, or choose another output_dir"
             )
         self._take_grids_of(self.state.step)
-        checkpoints.load_checkpoint(found, self.bare_model, self._bare_optimizer)
+        model, optimizer = self._whole()
+        checkpoints.load_checkpoint(found, model, optimizer)
+        if self._sharded:
+            self._replace(model, optimizer, Window())
         point("inside-resume")
         self.meter.start(self.state.window)
         checkpoints.load_random_state(found, self.accelerator.process_index)
@@ -477,17 +559,22 @@ class Trainer:
         window = self.meter.read()
         self.meter.start(Window())
         if not window.steps:
+            self.phases.read()
             return
         self.state.tokens += window.tokens
         means = window.means()
+        speed, peak = means["tokens_per_second"], self.peak_tokens_per_second
         values = {
             "loss": means["loss"],
             "bits_per_byte": means["loss"] / math.log(2) * self.tokens_per_byte,
             **learning_rates(self.optimizer),
             "gradient_norm": means["gradient_norm"],
+            **{name: norm.item() for name, norm in self.update_norms.items()},
             "tokens": self.state.tokens,
             "seconds": self.state.seconds,
-            "tokens_per_second": means["tokens_per_second"],
+            "tokens_per_second": speed,
+            "mfu": None if peak is None else speed / peak,
+            **self.phases.read(),
             "skipped_steps": self.state.health.skipped_steps,
             "loss_spikes": self.state.health.loss_spikes,
             **self.meter.monitor.figures(window.statistics),
@@ -501,7 +588,8 @@ class Trainer:
 
     def _validate(self) -> float:
         """Evaluate, log, and return the nats per token of the domain trained on."""
-        figures = self.validate(self.bare_model)
+        with self.phases.of("validation"):
+            figures = self.validate(self.bare_model)
         for values in figures:
             self.tracker.log("validation", self.state.step, values)
             self.tracker.note(
@@ -531,8 +619,10 @@ class Trainer:
             self.tracker.log("grid", self.state.step, values)
 
     def _sample(self) -> None:
-        if self.accelerator.is_main_process:
-            text = self.sample(self.bare_model)
+        # A shared model needs all processes, which draw the same tokens.
+        if self.accelerator.is_main_process or self._sharded:
+            with self.phases.of("sample"):
+                text = self.sample(self.bare_model)
             prompt = self.config.generation.prompt
             self.tracker.log("sample", self.state.step, {"prompt": prompt, "text": text})
 

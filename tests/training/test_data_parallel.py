@@ -82,8 +82,8 @@ def make(case: str) -> nn.Module:
     torch.manual_seed(0)
     if case != MODEL:
         return make_feed_forward(BLOCKS[case], WIDTH, 1.0).double()
-    # A loss for balance is a product of means over the tokens that one process sees.
-    experts = {"kind": "moe", "num_experts": 2, "top_k": 1, "balance_loss": 0.0, **HIDDEN}
+    # A large loss for balance, in which one factor is of all processes' tokens.
+    experts = {"kind": "moe", "num_experts": 2, "top_k": 1, "balance_loss": 1.0, **HIDDEN}
     config = KanLMConfig(
         vocab_size=VOCAB,
         d_model=WIDTH,

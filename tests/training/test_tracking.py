@@ -70,7 +70,9 @@ def metrics(folder: Path) -> list[dict]:
 def as_wandb_sees(line: dict) -> dict:
     kind, domain = line["kind"], line.get("domain")
     prefix = f"{kind}/{domain}" if domain else kind
-    values = {k: v for k, v in line.items() if k not in ("kind", "step", "domain")}
+    # It has no word for a number that is not known.
+    known = {k: v for k, v in line.items() if v is not None}
+    values = {k: v for k, v in known.items() if k not in ("kind", "step", "domain")}
     return {"step": line["step"], **{f"{prefix}/{key}": value for key, value in values.items()}}
 
 

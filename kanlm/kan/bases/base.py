@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..initialization import assign_
 from ..moments import unit_normal_mean, unit_normal_projection
+from ..native import is_plain
 from .tanh import squashed
 
 #: What a basis does with inputs outside its range.
@@ -260,7 +261,7 @@ class Smooth(Differentiable):
 
     def write_values(self, x: Tensor, to: Tensor) -> None:
         parameters = self._own_parameters(working_dtype(x.dtype))
-        if self.outside != "linear" or parameters or x.device.type != "cpu":
+        if self.outside != "linear" or parameters or x.device.type != "cpu" or not is_plain(x):
             super().write_values(x, to)
             return
         # Only the few inputs outside get tails. On a GPU, asking which would have to wait.

@@ -58,7 +58,9 @@ class MoE(FeedForward, Monitored):
 
     - `balance_loss` · E Σ_e f_e P_e, where f_e is the share of the choices that fell on e
       before any drop and P_e the mean of p_e: 1 at perfect balance (arXiv 2101.03961,
-      eq. 4-6, there with top_k = 1);
+      eq. 4-6, there with top_k = 1). The shares are those of all processes together
+      (Qiu et al., arXiv 2501.11873), so that their number changes nothing where they
+      train on equally many tokens; micro-batches are balanced one by one.
     - `router_z_loss` · mean of (log Σ_e exp (W x)_e)² (Zoph et al., arXiv 2202.08906, eq. 5).
 
     **Width.** `hidden` is that of the first listed expert. The others get the width at which
@@ -220,7 +222,8 @@ class MoE(FeedForward, Monitored):
         tokens = weight.sum()
         choices = (chosen * weight).sum(dim=(0, 1))
         if context is not None:
-            share = choices / (self.top_k * tokens)
+            everywhere = _over_processes(torch.cat([choices.detach(), tokens.unsqueeze(0)]))
+            share = everywhere[:-1] / (self.top_k * everywhere[-1])
             mean_probability = (probabilities * weight).sum(dim=(0, 1)) / tokens
             balance = self.num_experts * (share * mean_probability).sum()
             squares = logits.logsumexp(dim=-1, keepdim=True).square()
@@ -261,6 +264,17 @@ class MoE(FeedForward, Monitored):
     def _active(self, cost: Callable[[FeedForward], int]) -> int:
         experts = [expert for expert in self.experts if isinstance(expert, FeedForward)]
         return round(self.top_k * sum(map(cost, experts)) / self.num_experts)
+
+
+def _over_processes(counts: Tensor) -> Tensor:
+    """Add up the counts of all processes of torch's default group, if there is one."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return counts
+    # The kind of collective that torch.compile can trace; its import takes time.
+    from torch.distributed._functional_collectives import all_reduce
+
+    assert distributed.group.WORLD is not None
+    return all_reduce(counts, "sum", distributed.group.WORLD)
 
 
 def _make_experts(

@@ -1,0 +1,99 @@
+"""Planned memory beside what the allocator hands out in a step of a real run."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate.state import AcceleratorState
+from torch.profiler import ProfilerActivity, profile
+
+from kanlm.config import Config, from_tree
+from kanlm.experiments.planning.memory import memory
+from kanlm.kan.bases.recurrence import Recurrence
+from kanlm.kan.kernels import use_backend
+from kanlm.training import run as runs
+from kanlm.training.resolve import resolve
+from kanlm.training.trainer import Trainer
+
+#: The first step makes the optimizer's state.
+MEASURED = 1
+VOCAB = 257
+
+
+def measured_peak(config: Config, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Bytes of the allocator at its peak in a training step, what was there before included."""
+    step, found = Trainer.train_step, []
+
+    def measured(trainer: Trainer) -> None:
+        if trainer.state.step != MEASURED:
+            step(trainer)
+            return
+        states = trainer._bare_optimizer.state.values()
+        tensors = [*trainer.bare_model.parameters(), *(t for s in states for t in s.values())]
+        before = sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            step(trainer)
+        assert profiler.profiler is not None
+        results = profiler.profiler.kineto_results
+        assert results is not None
+        events = [e for e in results.events() if e.name() == "[memory]"]
+        now = peak = 0
+        for event in sorted(events, key=lambda event: event.start_ns()):
+            now += event.nbytes()  # pyright: ignore[reportAttributeAccessIssue]
+            peak = max(peak, now)
+        found.append(before + peak)
+
+    monkeypatch.setattr(Trainer, "train_step", measured)
+    # Another precision needs another state.
+    AcceleratorState._reset_state()
+    runs.run(config)
+    AcceleratorState._reset_state()
+    return found[0]
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "gelu": {"model": {"feed_forward": "gelu"}},
+    "swiglu, long": {"model": {"feed_forward": "swiglu", "context_length": 256}},
+    "kan, micro-batches": {"training": {"batch_size": 16, "micro_batch_size": 4}},
+    "kan-local, wide": {"model": {"feed_forward": "kan-local", "d_model": 192, "n_layers": 2}},
+    "kat": {"model": {"feed_forward": "kat"}},
+    "moe": {"model": {"feed_forward": "moe", "n_layers": 2}},
+    "kan, recomputed": {"training": {"activation_checkpointing": True}},
+    "swiglu, bf16": {"model": {"feed_forward": "swiglu"}, "training": {"precision": "bf16"}},
+    "kan, bf16, untied": {"model": {"tie_embeddings": False}, "training": {"precision": "bf16"}},
+    # Parameters are most of it, so that the peak is not at the end of forward.
+    "gelu, few tokens": {
+        "model": {"feed_forward": "gelu", "context_length": 16, "d_model": 128},
+        "training": {"batch_size": 2},
+    },
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_planned_memory_is_that_of_a_real_step_to_15_percent(
+    case: str, tmp_path: Path, make_tree, monkeypatch: pytest.MonkeyPatch
+):
+    parts = {name: dict(part) for name, part in CASES[case].items()}
+    model = {"d_model": 64, "n_layers": 4, "context_length": 128, "dropout": 0.0}
+    training = {"steps": 3, "batch_size": 8, "log_every": 2, "evaluate_every": None}
+    tree = make_tree(
+        tmp_path,
+        model={**model, "feed_forward": "kan", **parts.get("model", {})},
+        training={**training, "checkpoint_every": None, **parts.get("training", {})},
+    )
+    config = resolve(from_tree(tree))
+    # Plans are for GPUs; for splines and polynomials a CPU has kernels of its own.
+    monkeypatch.setattr(Recurrence, "can", staticmethod(lambda x: False))
+    local = config.model.feed_forward_by_layer[0]["kind"] == "kan-local"
+    with use_backend("recompute" if local else "auto"):
+        measured = measured_peak(config, monkeypatch)
+    planned = memory(config, VOCAB, "one device", devices=1, node_devices=8)
+    assert planned.peak == pytest.approx(measured, rel=0.15)
+    assert (
+        planned.peak
+        <= sum(
+            getattr(planned, part)
+            for part in ("parameters", "gradients", "optimizer", "activations", "copies")
+        )
+        + planned.parameters
+    )

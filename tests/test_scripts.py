@@ -1,0 +1,100 @@
+"""The launchers' decisions, with programs of the same names that only say how they are called."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / "configs" / "accelerate").glob("*.yaml"))
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Path:
+    """A folder of programs, first on the path."""
+    place = tmp_path / "programs"
+    place.mkdir()
+    write(place / "python", 'echo "$@"')
+    return place
+
+
+def write(path: Path, body: str) -> None:
+    path.write_text(f"#!/bin/bash\n{body}\n")
+    path.chmod(0o755)
+
+
+def call(script: str, programs: Path, *arguments: str, **variables: str):
+    environment = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
+    path = f"{programs}:{os.environ['PATH']}"
+    return subprocess.run(
+        ["bash", str(ROOT / "scripts" / script), *arguments],
+        env={**environment, "PATH": path, "PYTHON": str(programs / "python"), **variables},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_accelerate_reads_every_config(path: Path):
+    """It refuses unknown keys itself, but not those within fsdp_config."""
+    config = load_config_from_file(str(path))
+    assert isinstance(config, ClusterConfig)
+    options = {action.dest for action in launch_command_parser()._actions}
+    assert set(config.fsdp_config or {}) <= options
+    # Of these kanlm's own settings decide.
+    assert config.mixed_precision == "no"
+
+
+def test_the_configs_are_the_four_that_the_launcher_and_the_readme_name():
+    names = [path.stem for path in CONFIGS]
+    assert names == ["fsdp2", "one-gpu", "one-node", "several-nodes"]
+    fsdp = load_config_from_file(str(ROOT / "configs" / "accelerate" / "fsdp2.yaml"))
+    assert isinstance(fsdp, ClusterConfig)
+    assert fsdp.fsdp_config is not None
+    assert fsdp.fsdp_config["fsdp_version"] == 2
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"GPUS": "4"}, ["one-node.yaml", "--num_processes 4"]),
+        ({"GPUS": "1"}, ["one-gpu.yaml", "--num_processes 1"]),
+        ({"CUDA_VISIBLE_DEVICES": "0,3"}, ["one-node.yaml", "--num_processes 2"]),
+        ({"GPUS": "0"}, []),
+        ({"GPUS": "0", "PROCESSES": "2"}, ["torch.distributed.run", "--nproc_per_node 2"]),
+        ({"GPUS": "2", "ACCELERATE_CONFIG": "mine.yaml"}, ["--config_file mine.yaml"]),
+    ],
+)
+def test_launch_counts_gpus_and_passes_the_rest(programs, variables, expected):
+    done = call("launch", programs, "pretrain", "a b.yaml", "x=1", **variables)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("-m kanlm pretrain a b.yaml x=1")
+    for part in expected:
+        assert part in done.stdout
+
+
+@pytest.mark.parametrize(("code", "requeued"), [(0, False), (2, False), (138, True), (75, True)])
+def test_a_slurm_job_goes_back_into_the_queue_when_it_has_saved(programs, code, requeued):
+    write(programs / "python", f'echo "$RANK/$WORLD_SIZE/$LOCAL_RANK $MASTER_ADDR $@"; exit {code}')
+    # As SLURM's: every task with its numbers, and the largest exit code.
+    write(
+        programs / "srun",
+        "shift; worst=0; for i in 0 1; do SLURM_PROCID=$i SLURM_LOCALID=$i SLURM_NTASKS=2 "
+        'SLURM_NNODES=1 "$@"; code=$?; [ $code -gt $worst ] && worst=$code; done; exit $worst',
+    )
+    write(programs / "scontrol", '[ "$1" = show ] && echo node-a || echo "scontrol $@"')
+    done = call(
+        "slurm.sbatch",
+        programs,
+        "pretrain",
+        "x.yaml",
+        SLURM_JOB_ID="77",
+        SLURM_JOB_NODELIST="node-[a-b]",
+    )
+    assert "0/2/0 node-a -m kanlm pretrain x.yaml" in done.stdout
+    assert "1/2/1 node-a -m kanlm pretrain x.yaml" in done.stdout
+    assert ("scontrol requeue 77" in done.stdout) == requeued
+    assert done.returncode == (0 if requeued else code)
