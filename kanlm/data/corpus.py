@@ -58,8 +58,9 @@ class Split:
         table = np.concatenate([np.zeros((0, 3), dtype=np.int64), *rows])
         self.document_tokens, self.document_words, self.document_bytes = table.T.copy()
         self.n_tokens = int(self.document_tokens.sum())
+        # Plain arrays over the same files: a memory map is slow to slice.
         self._segments = [
-            array[start:stop]
+            np.asarray(array)[start:stop]
             for array, size, keep in zip(arrays, sizes, kept, strict=True)
             for start, stop in _runs(size[:, 0], keep)
         ]
@@ -87,15 +88,25 @@ class Split:
         """Return the tokens at positions start…stop−1 of the stream, (stop − start,) int64."""
         if not 0 <= start <= stop <= self.n_tokens:
             raise IndexError(f"tokens {start}…{stop} of a stream of {self.n_tokens}")
-        pieces = [np.zeros(0, dtype=np.int64)]
-        index = int(np.searchsorted(self._starts, start, side="right")) - 1
-        while start < stop:
-            base = int(self._starts[index])
-            piece = self._segments[index][start - base : stop - base]
-            pieces.append(piece.astype(np.int64))
-            start += len(piece)
-            index += 1
-        return np.concatenate(pieces)
+        if start == stop:
+            return np.zeros(0, dtype=np.int64)
+        return self.windows(np.array([start]), stop - start)[0]
+
+    def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """Return `length` tokens from each start on, read in a circle, (starts, length) int64."""
+        windows = np.empty((len(starts), length), dtype=np.int64)
+        firsts = np.searchsorted(self._starts, starts, side="right") - 1
+        within = starts - self._starts[firsts]
+        for window, index, start in zip(windows, firsts.tolist(), within.tolist(), strict=True):
+            piece = self._segments[index][start : start + length]
+            # Nearly always all of it; else it goes on in the segments after.
+            while len(piece) < len(window):
+                window[: len(piece)] = piece
+                window = window[len(piece) :]
+                index = (index + 1) % len(self._segments)
+                piece = self._segments[index][: len(window)]
+            window[:] = piece
+        return windows
 
     def text(self, index: int) -> str:
         """Return document `index`, decoded from its tokens without the end-of-document token."""

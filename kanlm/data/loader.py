@@ -11,6 +11,7 @@ a run goes on at step k by asking for step k, and ranks take slices of the same 
 import math
 from fractions import Fraction
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -50,6 +51,7 @@ class Batches:
     ) -> None:
         corpus.split("train")
         self.batch_size = batch_size
+        self.context_length = context_length
         self.end = end_of_document(corpus.tokenizer)
         self.attention_within_documents = attention_within_documents
         for entry in corpus.sources:
@@ -83,19 +85,23 @@ class Batches:
             )
         share = self.batch_size // world_size
         first = step * self.batch_size + rank * share
-        rows = [self._sequence(index) for index in range(first, first + share)]
-        inputs = np.stack([inputs for inputs, _ in rows])
-        batch = {
-            "input_ids": torch.from_numpy(inputs),
-            "shift_labels": torch.from_numpy(np.stack([labels for _, labels in rows])),
-        }
+        inputs, labels = self._sequences(np.arange(first, first + share))
+        batch = {"input_ids": torch.from_numpy(inputs), "shift_labels": torch.from_numpy(labels)}
         if self.attention_within_documents:
             batch["position_ids"] = torch.from_numpy(document_positions(inputs, self.end))
         return batch
 
-    def _sequence(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        source, within = self.mixture.locate(index)
-        return self.circles[source].sequence(within)
+    def _sequences(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return inputs and labels of sequences of the mixture, (n, context_length) int64 each."""
+        if len(self.circles) == 1:
+            return self.circles[0].sequences(indices)
+        sources, within = self.mixture.locate(indices)
+        inputs = np.empty((len(indices), self.context_length), dtype=np.int64)
+        labels = np.empty_like(inputs)
+        for number, circle in enumerate(self.circles):
+            own = sources == number
+            inputs[own], labels[own] = circle.sequences(within[own])
+        return inputs, labels
 
 
 class Circle:
@@ -113,23 +119,20 @@ class Circle:
         self.n_blocks = math.ceil(split.n_tokens / context_length)
         self._epoch = lru_cache(maxsize=2)(lambda epoch: self._draw((*seed, epoch)))
 
-    def sequence(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return inputs and labels of the series' block `index`, (context_length,) int64 each."""
-        epoch, place = divmod(index, self.n_blocks)
-        offset, order = self._epoch(epoch)
-        begin = int(order[place]) * self.context_length
-        tokens = self._around(offset + begin, self.context_length + 1)
-        inputs, labels = tokens[:-1].copy(), tokens[1:].copy()
-        labels[self.split.n_tokens - begin :] = IGNORED
-        return inputs, labels
-
-    def _around(self, start: int, length: int) -> np.ndarray:
-        """Read on past the end of the stream at its beginning; length ≤ N."""
+    def sequences(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return inputs and labels of blocks of the series, (n, context_length) int64 each."""
         n_tokens = self.split.n_tokens
-        start %= n_tokens
-        stop = min(start + length, n_tokens)
-        head = self.split.tokens(0, start + length - stop)
-        return np.concatenate([self.split.tokens(start, stop), head])
+        epochs, places = np.divmod(indices, self.n_blocks)
+        offsets, begins = np.empty_like(indices), np.empty_like(indices)
+        for epoch in np.unique(epochs):
+            now = epochs == epoch
+            offsets[now], order = self._epoch(int(epoch))
+            begins[now] = order[places[now]] * self.context_length
+        tokens = self.split.windows((offsets + begins) % n_tokens, self.context_length + 1)
+        inputs, labels = tokens[:, :-1].copy(), tokens[:, 1:].copy()
+        for row in np.flatnonzero(begins > n_tokens - self.context_length):
+            labels[row, n_tokens - begins[row] :] = IGNORED
+        return inputs, labels
 
     def _draw(self, seed: tuple[int, ...]) -> tuple[int, np.ndarray]:
         """Draw an epoch's offset and order of blocks."""
@@ -154,27 +157,33 @@ class Mixture:
         length = math.lcm(*(share.denominator for share in shares))
         if length > LONGEST_CYCLE:
             length = LONGEST_CYCLE
-        self.counts = _apportion(shares, length)
-        if 0 in self.counts:
-            weight = weights[self.counts.index(0)]
+        counts = _apportion(shares, length)
+        if 0 in counts:
+            weight = weights[counts.index(0)]
             raise UserError(
                 f"data.sources: weight = {weight} is less than 1/{LONGEST_CYCLE} of the "
                 f"weights' sum {sum(weights)}"
             )
-        self.members = np.repeat(np.arange(len(weights)), self.counts)
+        self.counts = np.array(counts)
+        self.members = np.repeat(np.arange(len(weights)), counts)
         self._cycle = lru_cache(maxsize=2)(lambda cycle: self._draw((seed, cycle)))
 
-    def locate(self, index: int) -> tuple[int, int]:
-        """Return the source of sequence `index`, and how many it gave before."""
-        cycle, place = divmod(index, len(self.members))
-        order, before = self._cycle(cycle)
-        source = int(order[place])
-        return source, cycle * self.counts[source] + int(before[place])
+    def locate(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the source of each sequence, and how many sequences it gave before, (n,) each."""
+        cycles, places = np.divmod(indices, len(self.members))
+        sources, before = np.empty_like(indices), np.empty_like(indices)
+        # Indices rise, so that a cycle's are neighbours.
+        bounds = np.flatnonzero(np.diff(cycles, prepend=-1, append=-1)).tolist()
+        for first, stop in pairwise(bounds):
+            order, given = self._cycle(int(cycles[first]))
+            own = places[first:stop]
+            sources[first:stop], before[first:stop] = order[own], given[own]
+        return sources, cycles * self.counts[sources] + before
 
     def _draw(self, seed: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
         order = np.random.default_rng(_words(seed)).permutation(self.members)
         before = np.empty(len(order), dtype=np.int64)
-        for source, count in enumerate(self.counts):
+        for source, count in enumerate(self.counts.tolist()):
             before[order == source] = np.arange(count)
         return order, before
 
@@ -194,7 +203,8 @@ def document_positions(inputs: np.ndarray, end: int) -> np.ndarray:
     """
     columns = np.arange(inputs.shape[1])
     starts = np.where(inputs == end, columns, 0)
-    return columns - np.maximum.accumulate(starts, axis=1)
+    np.maximum.accumulate(starts, axis=1, out=starts)
+    return np.subtract(columns, starts, out=starts)
 
 
 def _apportion(shares: list[Fraction], length: int) -> list[int]:

@@ -42,21 +42,18 @@ def test_every_token_is_a_target_once_an_epoch_after_the_one_before_it(n_tokens,
     circle = Circle(numbered_split(n_tokens), context_length, (data.draw(st.integers(0, 9)),))
     assert circle.n_blocks == -(-n_tokens // context_length)
     for epoch in range(3):
-        seen = Counter()
-        for place in range(circle.n_blocks):
-            inputs, labels = circle.sequence(epoch * circle.n_blocks + place)
-            assert inputs.shape == labels.shape == (context_length,)
-            np.testing.assert_array_equal(inputs[1:], (inputs[:-1] + 1) % n_tokens)
-            scored = labels != IGNORED
-            np.testing.assert_array_equal(labels[scored], (inputs[scored] + 1) % n_tokens)
-            seen.update(labels[scored].tolist())
-        assert seen == Counter(range(n_tokens))
+        places = epoch * circle.n_blocks + np.arange(circle.n_blocks)
+        inputs, labels = circle.sequences(places)
+        assert inputs.shape == labels.shape == (circle.n_blocks, context_length)
+        np.testing.assert_array_equal(inputs[:, 1:], (inputs[:, :-1] + 1) % n_tokens)
+        scored = labels != IGNORED
+        np.testing.assert_array_equal(labels[scored], (inputs[scored] + 1) % n_tokens)
+        assert Counter(labels[scored].tolist()) == Counter(range(n_tokens))
 
 
 def test_rounds_differ_in_offset_and_order():
     circle = Circle(numbered_split(1000), 10, (0,))
-    first = [circle.sequence(index)[0][0] for index in range(100)]
-    second = [circle.sequence(100 + index)[0][0] for index in range(100)]
+    first, second = circle.sequences(np.arange(200))[0][:, 0].reshape(2, 100).tolist()
     assert first[0] % 10 != second[0] % 10
     assert sorted(first) != first
     order = [(start - min(first)) // 10 for start in first]
@@ -71,7 +68,7 @@ def test_rounds_differ_in_offset_and_order():
 def test_weights_are_exact_over_every_cycle(weights, seed, cycle):
     mixture = Mixture(weights, seed)
     length = len(mixture.members)
-    places = [mixture.locate(cycle * length + index) for index in range(length)]
+    places = list(zip(*mixture.locate(cycle * length + np.arange(length)), strict=True))
     counts = Counter(source for source, _ in places)
     for source, weight in enumerate(weights):
         assert counts[source] == pytest.approx(length * weight / sum(weights), abs=1e-9)
@@ -82,7 +79,7 @@ def test_weights_are_exact_over_every_cycle(weights, seed, cycle):
 
 def test_a_mixture_of_awkward_weights_is_as_exact_as_its_cycle_is_long():
     mixture = Mixture([1 / 3, 0.123456789], 0)
-    share = np.mean([mixture.locate(index)[0] == 0 for index in range(10_000)])
+    share = np.mean(mixture.locate(np.arange(10_000))[0] == 0)
     assert abs(share - (1 / 3) / (1 / 3 + 0.123456789)) <= 1e-4
 
 
@@ -138,9 +135,8 @@ def test_an_epoch_of_a_corpus_has_every_token_of_every_source_by_weight(corpus):
     # Three sequences of the first source for one of the second: run both to whole rounds.
     rounds = np.lcm(3 * second.n_blocks, first.n_blocks)
     counts = np.zeros(257, dtype=np.int64)
-    for index in range(rounds // 3 * 4):
-        labels = loader._sequence(index)[1]
-        counts += np.bincount(labels[labels != IGNORED], minlength=257)
+    _, labels = loader._sequences(np.arange(rounds // 3 * 4))
+    counts += np.bincount(labels[labels != IGNORED], minlength=257)
     expected = np.zeros(257, dtype=np.int64)
     for circle, times in (
         (first, rounds // first.n_blocks),
@@ -149,6 +145,23 @@ def test_an_epoch_of_a_corpus_has_every_token_of_every_source_by_weight(corpus):
         tokens = circle.split.tokens(0, circle.split.n_tokens)
         expected += times * np.bincount(tokens, minlength=257)
     np.testing.assert_array_equal(counts, expected)
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=8), st.data())
+def test_a_window_reads_on_in_the_next_segments_and_past_the_end(lengths, data):
+    n_tokens = sum(lengths)
+    kept = [np.ones(1, dtype=bool)] * len(lengths)
+    arrays = np.split(np.arange(n_tokens, dtype=np.uint16), np.cumsum(lengths)[:-1])
+    sizes = [np.array([[length, 0, 0]]) for length in lengths]
+    split = Split("train", None, arrays, sizes, kept)  # type: ignore[arg-type]
+    if n_tokens:
+        starts = np.array(data.draw(st.lists(st.integers(0, n_tokens - 1), max_size=4)), dtype=int)
+        length = data.draw(st.integers(1, n_tokens))
+        expected = (starts[:, None] + np.arange(length)) % n_tokens
+        np.testing.assert_array_equal(split.windows(starts, length), expected)
+    start = data.draw(st.integers(0, n_tokens))
+    stop = data.draw(st.integers(start, n_tokens))
+    assert split.tokens(start, stop).tolist() == list(range(start, stop))
 
 
 @given(st.lists(st.lists(st.integers(0, 2), min_size=7, max_size=7), min_size=1, max_size=3))
