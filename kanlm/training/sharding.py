@@ -112,7 +112,9 @@ def place(
     if accelerator.distributed_type is DistributedType.FSDP:
         # Accelerate would gather parameters and add up gradients in bfloat16. Autocast alone
         # makes the numbers those of DDP.
-        accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
+        plugin = accelerator.state.fsdp_plugin
+        assert plugin is not None
+        plugin.mixed_precision_policy = MixedPrecisionPolicy()
         wrapped, placed = accelerator.prepare(model, build(model))
         placed = placed.optimizer
     else:
