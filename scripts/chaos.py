@@ -178,7 +178,7 @@ class Chaos:
             everyone = len(victims) == processes
             name = "a random instant" + ("" if everyone else f", process {victims[0]} alone")
             row = self._row(name, processes)
-            for _ in range(times if processes == 1 or everyone else max(1, times // 4)):
+            for _ in range(times if processes == 1 or everyone else -(-times // 4)):
                 self._try(row, lambda config, run, v=victims: self._kill(config, run, processes, v))
 
     def at_points(self, processes: int, times: int, names: Sequence[str]) -> None:

@@ -1,20 +1,27 @@
 """A tiny text, the settings of a tiny run on it, and finished runs that tests only read."""
 
 import os
+
+# Read when torch is first imported, and by child processes: threads that wait for each other
+# over tiny matrices take most of the time on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 WORDS = "the cat sat on a mat and the dog ran to her house in rain with no hat".split()  # noqa: SIM905
 
-# Read when torch is first imported, and by child processes: threads that wait for each other
-# over tiny matrices take most of the time on a busy machine.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 # As the command line does, too late for a library that tests have imported before it.
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+# Triton asks when it is first imported, which may be by any test, and never again. Interpreted, it
+# still leaves torch.compile on a CPU alone.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 MakeTree = Callable[..., dict[str, Any]]
 

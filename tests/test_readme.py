@@ -91,7 +91,7 @@ def started_here(command: str) -> bool:
 def test_the_readme_shows_every_verb():
     shown = {command.split("kanlm ")[1].split()[0] for command in COMMANDS}
     assert shown == {
-        "pretrain", "finetune", "evaluate", "compare", "continual", "generate", "data"
+        "pretrain", "finetune", "evaluate", "compare", "continual", "generate", "data", "plan"
     }  # fmt: skip
 
 
@@ -99,8 +99,12 @@ def test_commands_that_run_in_this_process(here: Path, capsys: pytest.CaptureFix
     for command in filter(started_here, COMMANDS):
         capsys.readouterr()
         words = shlex.split(command)[1:]
-        # Verbs that take finished runs, which were shrunk, read neither.
-        shrunk = [] if words[0] in READ_BY else ["shrink=true", "tracking.wandb=disabled"]
+        # Verbs that take finished runs, which were shrunk, read neither; a plan is of the whole.
+        shrunk = (
+            []
+            if words[0] in READ_BY or words[0] == "plan"
+            else ["shrink=true", "tracking.wandb=disabled"]
+        )
         main([*words, *shrunk])
         printed = capsys.readouterr().out
         if words[0] in ("pretrain", "finetune"):
@@ -112,6 +116,8 @@ def test_commands_that_run_in_this_process(here: Path, capsys: pytest.CaptureFix
             assert "The return value" in printed
         elif words[0] == "data":
             assert "stdlib-prose" in printed
+        elif words[0] == "plan":
+            assert "parameters" in printed
         else:
             assert {"kan", "swiglu", "gelu"} <= set(printed.split())
 
