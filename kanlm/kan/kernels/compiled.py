@@ -17,6 +17,7 @@ from .. import native
 from ..base_functions import BASE_FUNCTIONS, BaseFunction
 from ..bases import Basis, BSpline
 from ..bases.bspline_native import Spline
+from ..tracing import constant_when_traced
 from .recompute import gradients_of_sums, sums
 
 
@@ -65,7 +66,7 @@ def _left_to_native(x: Tensor, coefficients: Tensor, basis: BSpline) -> bool:
     return floats and one_grid and _native_compiles()
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def _native_compiles() -> bool:
     return native.obstacle() is None
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from ..base_functions import BaseFunction
 from ..bases import Basis, BSpline
 from ..bases.polynomials import Polynomials
+from ..tracing import constant_when_traced
 
 #: Tokens below which a tile would be mostly empty.
 FEWEST_TOKENS = 64
@@ -133,7 +134,7 @@ def _product_dtype(x: Tensor, coefficients: Tensor) -> torch.dtype:
     return coefficients.dtype
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def _unavailable(device: str) -> str | None:
     # Apart from the cache, through which torch.compile would not see the decorator.
     return _missing(device)
