@@ -181,12 +181,12 @@ def gathered_copy(
 
 @contextmanager
 def synchronised(accelerator: Accelerator, wrapped: nn.Module, last: bool) -> Iterator[None]:
-    """Around a micro-batch: gradients are added up over processes after the last alone."""
-    if isinstance(wrapped, FSDPModule):
-        wrapped.set_requires_gradient_sync(last)
-        yield
-        return
-    with nullcontext() if last else accelerator.no_sync(wrapped):
+    """Around a micro-batch: gradients are added up over processes after the last alone.
+
+    Shared ones are after each, or every process would hold all of them whole meanwhile.
+    """
+    now = last or isinstance(wrapped, FSDPModule)
+    with nullcontext() if now else accelerator.no_sync(wrapped):
         yield
 
 

@@ -5,7 +5,7 @@ by `tracing`. What the layouts add is counted from what they are known to alloca
 
 - DDP all-reduces gradients in buckets that are as large as all gradients together;
 - FSDP2 gathers a decoder block's parameters around its forward and backward passes, the
-  next block's at the same time, and reduces whole gradients of a block; embedding, last
+  next block's at the same time, and makes whole gradients of a block; embedding, last
   norm and head are together all through the step.
 """
 
@@ -79,12 +79,13 @@ def memory(
     parameters = _bytes(model.parameters(), shards)
     optimizer = _bytes(model.parameters(), shards, states)
     if sharded:
-        buckets, copies = 0, _gathered(model) + step.casts
-        passes = parameters + step.activations + copies
+        buckets, gathered = 0, _gathered(model)
+        copies = gathered + step.casts
+        passes = step.peak(1 / shards) + gathered
     else:
         buckets = parameters if layout == "DDP" else 0
         copies = buckets + step.casts
-        passes = step.peak + buckets
+        passes = step.peak() + buckets
     # Log lines tell the size of an update, from a copy of the parameters before it.
     update = 2 * parameters + buckets
     return Memory(
@@ -107,14 +108,14 @@ def cache_bytes(model: KanLMConfig, length: int, dtype: torch.dtype = torch.floa
 def _gathered(model: KanLMForCausalLM) -> int:
     """Bytes that FSDP2 holds beside shards and activations.
 
-    Whole parameters of what is outside the blocks and of two blocks, and whole gradients
-    of the same, one of the blocks' being copied to be reduced.
+    Whole parameters of what is outside the blocks and of two blocks, and whole gradients of
+    one, which come as its activations go.
     """
     blocks = [m for m in model.modules() if isinstance(m, KanLMDecoderLayer)]
     inside = {p for block in blocks for p in block.parameters()}
     root = _bytes((p for p in model.parameters() if p not in inside), 1)
     largest = max(_bytes(block.parameters(), 1) for block in blocks)
-    return 2 * root + 4 * largest
+    return root + 3 * largest
 
 
 def _optimizer_states(model: nn.Module, settings: OptimizerSettings) -> dict[nn.Parameter, int]:

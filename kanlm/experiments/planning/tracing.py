@@ -49,15 +49,24 @@ _NAMES: dict[type[nn.Module], str] = {
 class Step:
     """Bytes beside parameters and optimizer state."""
 
-    #: When the step holds most, all together.
-    peak: int
-    #: When it holds most beside gradients of parameters and casts.
+    #: What is held beside gradients of parameters, and those, at the times when it may be
+    #: most of all: later ones hold less and more of these.
+    profile: tuple[tuple[int, int], ...]
+    #: When the step holds most beside gradients of parameters and casts.
     activations: int
     #: What those are, by the part of the model that made them: `embedding`, `attention`,
     #: `feed-forward`, `norms`, `residual stream`, `logits and loss`, and `backward`.
     activation_parts: Mapping[str, int]
     #: Largest sum of casts.
     casts: int
+
+    def peak(self, share: float = 1.0) -> int:
+        """All together when the step holds most.
+
+        Arguments:
+            share: of the gradients, that a device holds.
+        """
+        return max(held + round(share * gradients) for held, gradients in self.profile)
 
 
 def trace_step(
@@ -97,7 +106,9 @@ def trace_step(
                 with counter.during(BACKWARD):
                     loss.backward()
                 del loss
-    return Step(counter.peak, counter.activations, counter.activation_parts, counter.casts)
+    return Step(
+        tuple(counter.profile), counter.activations, counter.activation_parts, counter.casts
+    )
 
 
 class LiveBytes(TorchDispatchMode):
@@ -110,7 +121,8 @@ class LiveBytes(TorchDispatchMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.part = LOSS
-        self.now = self.peak = self.activations = self.casts = 0
+        self.now = self.activations = self.casts = 0
+        self.profile: list[tuple[int, int]] = []
         self.parts: Counter[str] = Counter()
         self.activation_parts: dict[str, int] = {}
         self._alive: dict[int, tuple[str, int]] = {}
@@ -145,9 +157,14 @@ class LiveBytes(TorchDispatchMode):
         weakref.finalize(storage, self._drop, key)
         self.parts[part] += size
         self.now += size
-        self.peak = max(self.peak, self.now)
+        gradients = self.parts[GRADIENTS]
+        held = self.now - gradients
+        # Gradients only ever grow, so that this time outdoes those that held no more.
+        while self.profile and self.profile[-1][0] <= held:
+            self.profile.pop()
+        self.profile.append((held, gradients))
         self.casts = max(self.casts, self.parts[CASTS])
-        activations = self.now - self.parts[CASTS] - self.parts[GRADIENTS]
+        activations = held - self.parts[CASTS]
         if activations > self.activations:
             self.activations = activations
             others = {CASTS: 0, GRADIENTS: 0}
