@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from .bases import RBF, Basis, BSpline, Local
+from .sharding import gathered
 
 
 class Edges(Protocol):
@@ -130,7 +131,8 @@ def penalty(model: nn.Module, weights: Mapping[str, float]) -> Tensor:
         for name, weight in weights.items()
         if weight != 0
     ]
-    return sum(terms, start=layers[0].coefficients.new_zeros(()))
+    first = layers[0].coefficients
+    return sum(terms, start=torch.zeros((), dtype=first.dtype, device=first.device))
 
 
 def edge_layers(model: nn.Module) -> Iterator[Edges]:
@@ -206,6 +208,6 @@ def _norms(layer: Edges) -> Tensor:
 
 
 def _wide(layer: Edges) -> Tensor:
-    """The coefficients in float32 at least."""
-    coefficients = layer.coefficients
+    """The coefficients in float32 at least; all of them where processes share them."""
+    coefficients = gathered(layer.coefficients)
     return coefficients.to(torch.promote_types(coefficients.dtype, torch.float32))
