@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -152,6 +153,23 @@ def test_accelerate_launch_runs_a_config(config: Config):
     assert (Path(config.output_dir) / "results.json").exists()
 
 
+def run_in_two(
+    program: Path, config: Config, folder: Path, *, training: dict[str, Any]
+) -> subprocess.CompletedProcess[str]:
+    """Pretrain by a program in two processes, in `folder / "two"`."""
+    path = folder / "two.yaml"
+    part = {"output_dir": str(folder / "two"), "training": training}
+    path.write_text(to_yaml(resolve(from_tree(merge(to_tree(config), part)))))
+    command = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", str(program)]
+    return subprocess.run(
+        [sys.executable, "-m", *command, "pretrain", str(path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
 def test_wrappers_go_before_the_process_group(config: Config, tmp_path: Path):
     """The last to hold it must not be a wrapper: now and then that never ended."""
     program = tmp_path / "program.py"
@@ -178,17 +196,7 @@ Accelerator.end_training = checked
 main(sys.argv[1:])
 """
     )
-    path = tmp_path / "two.yaml"
-    part = {"output_dir": str(tmp_path / "two"), "training": {"steps": 2}}
-    path.write_text(to_yaml(resolve(from_tree(merge(to_tree(config), part)))))
-    command = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", str(program)]
-    done = subprocess.run(
-        [sys.executable, "-m", *command, "pretrain", str(path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    done = run_in_two(program, config, tmp_path, training={"steps": 2})
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("wrappers left 0") == 2
 
@@ -222,17 +230,7 @@ Trainer.train_step = disturbed
 main(sys.argv[1:])
 """
     )
-    path = tmp_path / "two.yaml"
-    part = {"output_dir": str(tmp_path / "two"), "training": {"log_every": 1}}
-    path.write_text(to_yaml(resolve(from_tree(merge(to_tree(config), part)))))
-    command = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", str(program)]
-    done = subprocess.run(
-        [sys.executable, "-m", *command, "pretrain", str(path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    done = run_in_two(program, config, tmp_path, training={"log_every": 1})
     assert time.time() - crashed.stat().st_mtime < 20
     assert done.returncode != 0
     assert "ZeroDivisionError" in done.stderr
