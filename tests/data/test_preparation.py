@@ -20,9 +20,13 @@ from kanlm.data import preparation
 from kanlm.data.preparation import prepare, training_documents
 from kanlm.data.shards import file_sha256, tokens_file
 from kanlm.data.sources import make_source
-from kanlm.data.splits import split_of_digest, text_digest
-from kanlm.data.tokenizer import encode
+from kanlm.data.splits import split_of_digest
+from kanlm.data.tokenizer import Encoder
 from kanlm.errors import UserError
+
+
+def split_of(text):
+    return split_of_digest(hashlib.sha256(text.encode()).digest(), 0.05, 0.05)
 
 
 def open_source(data):
@@ -34,13 +38,16 @@ def stream(sharded, split):
     return [token for shard in sharded.shards(split) for token in sharded.tokens(shard).tolist()]
 
 
-def test_shards_hold_every_document_of_each_split_in_order(stories, make_data, bpe_tokenizer):
+def test_shards_hold_every_document_of_each_split_in_order(
+    stories, make_data, bpe_tokenizer, monkeypatch
+):
+    monkeypatch.setattr(preparation, "BATCH_DOCUMENTS", 300)
     texts = stories(3000)
     data = make_data([*texts[:100], " \n", "", *texts[100:]])
     sharded = prepare(open_source(data), bpe_tokenizer, data, shard_tokens=10_000)
     for split in ("train", "validation", "test"):
-        mine = [t for t in texts if split_of_digest(text_digest(t), 0.05, 0.05) == split]
-        expected = [[*tokens, 280 - 1] for tokens in map(list, encode(bpe_tokenizer, mine))]
+        mine = [t for t in texts if split_of(t) == split]
+        expected = [[*tokens, 280 - 1] for tokens in map(list, Encoder(bpe_tokenizer).encode(mine))]
         assert stream(sharded, split) == list(chain.from_iterable(expected))
         rows = np.concatenate([sharded.documents(shard) for shard in sharded.shards(split)])
         sizes = [
@@ -94,7 +101,7 @@ def test_an_unchanged_source_is_not_tokenised_again(
 ):
     data = make_data(stories(50))
     first = prepare(open_source(data), byte_tokenizer, data)
-    monkeypatch.setattr(preparation, "encode", None)
+    monkeypatch.setattr(preparation, "Encoder", None)
     again = prepare(open_source(data), byte_tokenizer, data)
     assert again.manifest == first.manifest
 

@@ -13,9 +13,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from kanlm.config import TokenizerSettings
 from kanlm.data.tokenizer import (
     END_OF_DOCUMENT,
+    Encoder,
     build_tokenizer,
     decode,
-    encode,
     end_of_document,
     tokenizer_hash,
 )
@@ -30,13 +30,14 @@ def build(kind):
 
 
 TOKENIZERS = {kind: build(kind) for kind in ("bytes", "characters", "bpe")}
+ENCODERS = {kind: Encoder(tokenizer) for kind, tokenizer in TOKENIZERS.items()}
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
 @given(text=st.text() | st.text("the <|endoftext|>né0xA\n"))
 def test_any_text_is_spelt_exactly(kind, text):
     tokenizer = TOKENIZERS[kind]
-    (tokens,) = encode(tokenizer, [text])
+    (tokens,) = ENCODERS[kind].encode([text])
     assert decode(tokenizer, tokens) == text
     assert end_of_document(tokenizer) not in tokens
 
@@ -45,7 +46,7 @@ def test_any_text_is_spelt_exactly(kind, text):
 def test_a_literal_marker_is_ordinary_text(kind):
     tokenizer = TOKENIZERS[kind]
     text = f"the{END_OF_DOCUMENT}cat"
-    (tokens,) = encode(tokenizer, [text])
+    (tokens,) = ENCODERS[kind].encode([text])
     assert end_of_document(tokenizer) not in tokens
     assert tokenizer(text)["input_ids"] == tokens.tolist()
     assert decode(tokenizer, tokens) == text
@@ -53,7 +54,7 @@ def test_a_literal_marker_is_ordinary_text(kind):
 
 @given(text=st.text())
 def test_byte_tokens_are_the_bytes(text):
-    (tokens,) = encode(TOKENIZERS["bytes"], [text])
+    (tokens,) = ENCODERS["bytes"].encode([text])
     assert tokens.tolist() == list(text.encode())
     assert end_of_document(TOKENIZERS["bytes"]) == 256
 
@@ -62,16 +63,16 @@ def test_characters_are_tokens_and_unseen_ones_their_bytes():
     tokenizer = TOKENIZERS["characters"]
     seen = sorted(set("".join(TEXTS)))
     assert len(tokenizer) == len(seen) + 256 + 1
-    (tokens,) = encode(tokenizer, ["cat é"])
+    (tokens,) = Encoder(tokenizer).encode(["cat é"])
     assert tokens.tolist() == [seen.index(letter) for letter in "cat é"]
-    (tokens,) = encode(tokenizer, ["ü"])
+    (tokens,) = Encoder(tokenizer).encode(["ü"])
     assert tokens.tolist() == [len(seen) + byte for byte in "ü".encode()]
 
 
 def test_bpe_has_the_stated_size_and_shortens_text():
     tokenizer = TOKENIZERS["bpe"]
     assert len(tokenizer) == 280
-    (tokens,) = encode(tokenizer, [TEXTS[0]])
+    (tokens,) = Encoder(tokenizer).encode([TEXTS[0]])
     assert len(tokens) < 0.7 * len(TEXTS[0])
 
 
@@ -113,7 +114,7 @@ def test_a_pretrained_tokenizer_is_taken_as_it_is(tmp_path):
     settings = TokenizerSettings(kind="pretrained", name=str(tmp_path))
     tokenizer = build_tokenizer(settings, lambda: iter(()))
     assert end_of_document(tokenizer) == 2
-    np.testing.assert_array_equal(encode(tokenizer, ["the"])[0], [1])
+    np.testing.assert_array_equal(Encoder(tokenizer).encode(["the"])[0], [1])
 
 
 def test_a_pretrained_tokenizer_without_an_end_is_refused(tmp_path):
