@@ -225,7 +225,7 @@ def _tokenise(encoder: Encoder, ending: list[int], dtype: str, pieces: list[Piec
     tokens, lengths = encoder.encode_end_to_end([piece.text for piece in pieces], ending)
     words = [count_words(piece.text) for piece in pieces]
     sizes = np.stack([lengths, words, [piece.bytes for piece in pieces]], axis=1)
-    split = np.array([SPLITS.index(piece.split) for piece in pieces])
+    split = np.array([SPLITS.index(piece.split) for piece in pieces], dtype=np.uint8)
     split_of_token = np.repeat(split, lengths)
     last = pieces[-1]
     return Tokenised(
