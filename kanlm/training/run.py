@@ -322,6 +322,11 @@ def peak_memory_bytes() -> int:
     """Largest memory of this process: on the GPU if there is one, else resident."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
+    return peak_resident_bytes()
+
+
+def peak_resident_bytes() -> int:
+    """Largest memory of this process on the host."""
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return resident * (1 if sys.platform == "darwin" else 1024)
 
