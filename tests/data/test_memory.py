@@ -26,9 +26,9 @@ from pathlib import Path
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 from kanlm.config import DataSettings, TokenizerSettings
+from kanlm.data import tokenizer as module
 from kanlm.data.preparation import prepare
 from kanlm.data.sources import make_source
-from kanlm.data.tokenizer import build_tokenizer
 from kanlm.errors import UserError
 
 def in_use():
@@ -42,22 +42,29 @@ settings = TokenizerSettings(kind="bpe", vocab_size=300)
 tokenizers = {
     # A document, or a block, is one unknown word: this costs no time.
     "quick": PreTrainedTokenizerFast(tokenizer_object=one_token, eos_token="</s>"),
-    "bpe": build_tokenizer(settings, lambda: iter(["the cat sat on a mat in the house"])),
+    "bpe": module.build_tokenizer(settings, lambda: iter(["the cat sat on a mat in the house"])),
 }
-for tokenizer, path, allowed in json.loads(sys.argv[1]):
+tasks, module.BATCH_CHARACTERS = json.loads(sys.argv[1])
+for name, path, allowed in tasks:
     limit(in_use() + allowed if allowed else resource.RLIM_INFINITY)
     data = DataSettings(sources=[{"kind": "files", "path": path}], cache_dir=path + ".cache")
     try:
-        counts = prepare(make_source(data.sources[0]), tokenizers[tokenizer], data).manifest.counts
-        print(sum(split["bytes"] for split in counts.values()), flush=True)
+        source, size = make_source(data.sources[0]), 8 * module.BATCH_CHARACTERS
+        sharded = prepare(source, tokenizers[name], data, shard_tokens=size)
+        print(sum(split["bytes"] for split in sharded.manifest.counts.values()), flush=True)
     except UserError as error:
         print(error, flush=True)
 """
 
 
-def prepare_within(*tasks: tuple[str, Path, int]) -> list[str]:
-    """Prepare texts in a process, each with so many bytes to allocate; 0 sets no limit."""
-    arguments = json.dumps([(name, str(path), allowed) for name, path, allowed in tasks])
+def prepare_within(*tasks: tuple[str, Path, int], batch: int = 2**20) -> list[str]:
+    """Prepare texts in a process, each with so many bytes to allocate; 0 sets no limit.
+
+    Arguments:
+        batch: characters that are tokenised at once.
+    """
+    named = [(name, str(path), allowed) for name, path, allowed in tasks]
+    arguments = json.dumps([named, batch])
     # What an allocator keeps for each thread would count too.
     environment = {**os.environ, "RAYON_NUM_THREADS": "2", "MALLOC_ARENA_MAX": "1"}
     done = subprocess.run(
@@ -91,9 +98,9 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
     write_documents(tmp_path / "warm.jsonl", 8 * MEGABYTE)
     write_text(tmp_path / "warm.txt", 8 * MEGABYTE)
     write_text(tmp_path / "warm-bpe.txt", MEGABYTE)
-    documents = write_documents(tmp_path / "large.jsonl", 160 * MEGABYTE)
-    one = write_text(tmp_path / "large.txt", 160 * MEGABYTE)
-    line = WORDS * (6 * MEGABYTE // len(WORDS))
+    documents = write_documents(tmp_path / "large.jsonl", 64 * MEGABYTE)
+    one = write_text(tmp_path / "large.txt", 64 * MEGABYTE)
+    line = WORDS * (4 * MEGABYTE // len(WORDS))
     for name, text in (("line", line), ("too-large", "b" * 100 * MEGABYTE)):
         lines = [json.dumps({"text": each}) + "\n" for each in ("a", text)]
         (tmp_path / f"{name}.jsonl").write_text("".join(lines))
@@ -101,10 +108,10 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
         ("quick", tmp_path / "warm.jsonl", 0),
         ("quick", tmp_path / "warm.txt", 0),
         ("bpe", tmp_path / "warm-bpe.txt", 0),
-        ("quick", tmp_path / "large.jsonl", 40 * MEGABYTE),
-        ("quick", tmp_path / "large.txt", 40 * MEGABYTE),
+        ("quick", tmp_path / "large.jsonl", 24 * MEGABYTE),
+        ("quick", tmp_path / "large.txt", 24 * MEGABYTE),
         # Several copies of the text, and a batch; as a whole it would take twice as much.
-        ("bpe", tmp_path / "line.jsonl", 220 * MEGABYTE),
+        ("bpe", tmp_path / "line.jsonl", 180 * MEGABYTE),
         ("quick", tmp_path / "too-large.jsonl", 100 * MEGABYTE),
     )[3:]
     refusal = f"{tmp_path / 'too-large.jsonl'}: document 2 does not fit in memory; divide it"
@@ -119,8 +126,10 @@ def test_memory_does_not_grow_with_the_tokens(
     name = "text.jsonl" if write is write_documents else "text.txt"
     (tmp_path / "warm").mkdir()
     write(tmp_path / "warm" / name, 8 * MEGABYTE)
-    size = write(tmp_path / name, 400 * MEGABYTE)
+    size = write(tmp_path / name, 64 * MEGABYTE)
     found = prepare_within(
-        ("bpe", tmp_path / "warm" / name, 0), ("bpe", tmp_path / name, 200 * MEGABYTE)
+        ("bpe", tmp_path / "warm" / name, 0),
+        ("bpe", tmp_path / name, 24 * MEGABYTE),
+        batch=2**17,
     )
     assert found[1] == str(size)
