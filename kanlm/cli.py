@@ -121,9 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
     _add_run_verb(verbs, "generate", _generate, "continue a prompt", False)
-    bench = verbs.add_parser(
-        "bench", help="measure speed and memory beside a floor"
-    )
+    bench = verbs.add_parser("bench", help="measure speed and memory beside a floor")
     benchmarks = bench.add_subparsers(required=True, metavar="BENCHMARK")
     for name, text in (
         ("layers", "forward and backward of a block, and what it keeps for it"),

@@ -54,7 +54,7 @@ THREADS = 2
 
 #: Documents, and characters of each, on which a tokenizer's losses are looked for.
 SPELLING_DOCUMENTS = 32
-SPELLING_CHARACTERS = 2**14
+SPELLING_CHARACTERS = 2**12
 
 PROGRESS = "progress.json"
 

@@ -125,9 +125,9 @@ def _data_table(results: Mapping[str, Any]) -> Table:
     return Table(
         title=f"{text['megabytes']:.1f} MB of {results['settings']['source']} "
         f"in {text['documents']:,} documents",
-        columns=["what", "tokenizer", "× floor's speed", "quartiles", "tokens/s", "MB/s", "memory"],
+        columns=["what", "tokenizer", "× floor", "quartiles", "tokens/s", "MB/s", "memory"],
         rows=[cells(row) for group in groups for row in group],
-        note="The floor of preparing (read, tokenise, write) is the tokenizers library given all "
+        note="Speed over that of a floor. The floor of preparing (read, tokenise, write) is the tokenizers library given all "
         "documents at once, on all cores; that of batches is numpy copying one. "
         "Memory is what preparing adds to a process at most.",
         rules=_rules(groups),
