@@ -127,8 +127,8 @@ def _data_table(results: Mapping[str, Any]) -> Table:
         f"in {text['documents']:,} documents",
         columns=["what", "tokenizer", "× floor", "quartiles", "tokens/s", "MB/s", "memory"],
         rows=[cells(row) for group in groups for row in group],
-        note="Speed over that of a floor. The floor of preparing (read, tokenise, write) is the tokenizers library given all "
-        "documents at once, on all cores; that of batches is numpy copying one. "
+        note="Speed over that of a floor: for preparing (read, tokenise, write) the tokenizers "
+        "library given all documents at once, on all cores; for batches numpy copying one. "
         "Memory is what preparing adds to a process at most.",
         rules=_rules(groups),
     )
