@@ -50,7 +50,7 @@ def test_a_text_is_taken_by_characters(chunks, data):
     whole, text = "".join(chunks), Text(chunks)
     taken = []
     while sum(map(len, taken)) < len(whole):
-        count = data.draw(st.integers(0, len(whole) - sum(map(len, taken))))
+        count = data.draw(st.integers(1, len(whole) - sum(map(len, taken))))
         taken.append("".join(text.take(count)))
         assert len(taken[-1]) == count
     assert "".join(taken) == whole
