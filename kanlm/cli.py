@@ -121,11 +121,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
     _add_run_verb(verbs, "generate", _generate, "continue a prompt", False)
-    bench = verbs.add_parser("bench", help="measure speed and memory beside an MLP")
+    bench = verbs.add_parser("bench", help="measure speed and memory beside a floor")
     benchmarks = bench.add_subparsers(required=True, metavar="BENCHMARK")
     for name, text in (
         ("layers", "forward and backward of a block, and what it keeps for it"),
         ("decode", "feed-forward blocks over new inputs, at several batch sizes"),
+        ("data", "preparing text beside the tokenizer alone, and cutting batches"),
     ):
         verb = benchmarks.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         verb.add_argument(

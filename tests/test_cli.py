@@ -28,6 +28,10 @@ VERBS = [
     ["compare"],
     ["continual"],
     ["generate"],
+    ["plan"],
+    ["bench"],
+    ["bench", "layers"],
+    ["bench", "data"],
     ["data"],
     ["data", "describe"],
     ["data", "prepare"],
@@ -88,25 +92,22 @@ def call(*words: str | Path) -> None:
 # Help and settings
 
 
-@pytest.mark.parametrize("verb", [[], *VERBS], ids=" ".join)
-def test_help_needs_no_torch_and_no_second(verb: list[str]):
+def test_help_imports_nothing_heavy():
+    """Which is what makes it answer at once, on any machine."""
+    questions = [["--version"], *([*verb, "--help"] for verb in ([], *VERBS))]
     program = (
-        "import sys, time; start = time.perf_counter(); from kanlm.cli import main\n"
-        f"try: main({[*verb, '--help']})\n"
-        "except SystemExit as stop: assert not stop.code\n"
-        "heavy = {'torch', 'transformers', 'numpy', 'omegaconf', 'pydantic'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
-        "print('seconds', time.perf_counter() - start)"
+        "import sys; from kanlm.cli import main\n"
+        f"for words in {questions}:\n"
+        "    try: main(words)\n"
+        "    except SystemExit as stop: assert not stop.code\n"
+        "    heavy = {'torch', 'transformers', 'numpy', 'omegaconf', 'pydantic', 'rich'}\n"
+        "    assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
-    seconds = []
-    while len(seconds) < 5 and (not seconds or min(seconds) >= 1):
-        started = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-c", program], check=True, capture_output=True, text=True
-        )
-        seconds.append(time.perf_counter() - started)
-        assert done.stdout.startswith(f"usage: {' '.join(['kanlm', *verb])}")
-    assert min(seconds) < 1
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    )
+    for verb in ([], *VERBS):
+        assert f"usage: {' '.join(['kanlm', *verb])} " in done.stdout
 
 
 STUDY = {"arms": {"kan": {}, "gelu": {"model": {"feed_forward": "gelu"}}}}

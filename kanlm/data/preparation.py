@@ -4,17 +4,24 @@ A preparation that is killed goes on after its last finished shard: until it is 
 it lives in a `.partial` folder whose `progress.json` knows the shards written so far and
 where in the source they end. The finished folder appears by a rename. Of two processes
 that prepare the same thing, the second waits for the first and reuses its work.
+
+Memory is bounded whatever the size of the source. Batches of documents are tokenised on all
+cores by threads, while this one reads the next and writes what is done. A document is held
+whole, but for the text of a source that is nothing but one file of text: that streams past.
 """
 
 import fcntl
 import hashlib
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -34,21 +41,25 @@ from kanlm.data.shards import (
     write_shard,
 )
 from kanlm.data.sources.base import Cursor, Source, hash_json, is_blank
-from kanlm.data.splits import SPLITS, blocks, split_contiguously, split_of_digest, text_digest
-from kanlm.data.tokenizer import decode, encode, end_of_document, tokenizer_hash
+from kanlm.data.splits import SPLITS, Text, blocks, contiguous_lengths, split_of_digest
+from kanlm.data.tokenizer import Encoder, batches, decode, end_of_document, tokenizer_hash
 from kanlm.errors import UserError
 
 #: Tokens after which a shard of every split is written, and progress with it.
 SHARD_TOKENS = 2**24
-#: Documents, and characters, that are tokenised at once.
-BATCH_DOCUMENTS = 1024
-BATCH_CHARACTERS = 2**22
+#: Documents that are tokenised at once, at most.
+BATCH_DOCUMENTS = 4096
+#: Batches that are tokenised side by side: one fills the cores that another leaves idle.
+THREADS = 2
 
 #: Documents, and characters of each, on which a tokenizer's losses are looked for.
 SPELLING_DOCUMENTS = 32
-SPELLING_CHARACTERS = 2**14
+SPELLING_CHARACTERS = 2**12
 
 PROGRESS = "progress.json"
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,18 @@ class Piece:
 
     split: str
     text: str
+    bytes: int
+    cursor: Cursor
+    content_hash: str
+    empty: int
+
+
+@dataclass(frozen=True)
+class Tokenised:
+    """A batch of pieces, and the reading's state after it."""
+
+    #: Split → tokens of its documents, end to end, and (documents, 3) tokens, words and bytes.
+    splits: dict[str, tuple[np.ndarray, np.ndarray]]
     cursor: Cursor
     content_hash: str
     empty: int
@@ -133,11 +156,11 @@ def _prepare_folder(
     report: Callable[[str], None],
 ) -> None:
     """Write all shards into `FOLDER.partial` and rename it to `folder`."""
-    partial = folder.with_name(folder.name + ".partial")
-    partial.mkdir(exist_ok=True)
-    for leftover in partial.glob(".*"):
+    unfinished = folder.with_name(folder.name + ".partial")
+    unfinished.mkdir(exist_ok=True)
+    for leftover in unfinished.glob(".*"):
         leftover.unlink()
-    progress = _read_progress(partial)
+    progress = _read_progress(unfinished)
     if progress is None:
         progress = Progress(single_document=source.single_document)
         report(f"preparing {source.describe()} in {folder}")
@@ -145,10 +168,14 @@ def _prepare_folder(
         tokens = sum(shard.tokens for shard in progress.shards)
         report(f"preparing {source.describe()} from where it stopped, after {tokens:,} tokens")
     dtype = "uint16" if len(tokenizer) <= 2**16 else "uint32"
+    encoder = Encoder(tokenizer)
+    # Sizes count the end-of-document token as a token and no byte.
+    ending = [] if progress.single_document else [end_of_document(tokenizer)]
     fractions = expected["validation_fraction"], expected["test_fraction"]
     reading = _Reading(source, progress, *fractions)
-    buffer = _Buffer(partial, tokenizer, dtype, progress)
-    for batch in _batches(reading):
+    buffer = _Buffer(unfinished, progress)
+    pieces = batches(reading, lambda piece: len(piece.text), BATCH_DOCUMENTS)
+    for batch in _ahead(partial(_tokenise, encoder, ending, dtype), pieces):
         buffer.add(batch)
         if buffer.tokens >= shard_tokens:
             buffer.flush()
@@ -160,7 +187,7 @@ def _prepare_folder(
         format_version=FORMAT_VERSION,
         source=source.describe(),
         content_hash=progress.content_hash,
-        notes=[*source.notes(), *_notes_on_spelling(source, tokenizer)],
+        notes=[*source.notes(), *_notes_on_spelling(source, tokenizer, encoder)],
         end_of_document=end_of_document(tokenizer),
         dtype=dtype,
         single_document=progress.single_document,
@@ -169,18 +196,21 @@ def _prepare_folder(
         shards=progress.shards,
         **expected,
     )
-    write_json(partial / MANIFEST, manifest_to_json(manifest))
-    (partial / PROGRESS).unlink(missing_ok=True)
-    partial.rename(folder)
+    write_json(unfinished / MANIFEST, manifest_to_json(manifest))
+    (unfinished / PROGRESS).unlink(missing_ok=True)
+    unfinished.rename(folder)
     for note in manifest.notes:
         report(f"{source.label}: {note}")
     report(f"{source.label}: sha256 of the text {manifest.content_hash}")
 
 
-def _notes_on_spelling(source: Source, tokenizer: PreTrainedTokenizerFast) -> list[str]:
+def _notes_on_spelling(
+    source: Source, tokenizer: PreTrainedTokenizerFast, encoder: Encoder
+) -> list[str]:
     """Say so if tokens lose part of the text, as some pretrained tokenizers' do."""
-    texts = [text[:SPELLING_CHARACTERS] for text in islice(source.documents(), SPELLING_DOCUMENTS)]
-    pairs = zip(texts, encode(tokenizer, texts), strict=True)
+    beginnings = source.chunks() if source.single_document else source.documents()
+    texts = [text[:SPELLING_CHARACTERS] for text in islice(beginnings, SPELLING_DOCUMENTS)]
+    pairs = zip(texts, encoder.encode(texts), strict=True)
     lossy = sum(decode(tokenizer, tokens) != text for text, tokens in pairs)
     if not lossy:
         return []
@@ -190,39 +220,72 @@ def _notes_on_spelling(source: Source, tokenizer: PreTrainedTokenizerFast) -> li
     ]
 
 
+def _tokenise(encoder: Encoder, ending: list[int], dtype: str, pieces: list[Piece]) -> Tokenised:
+    """Tokenise a batch, and sort it by split."""
+    tokens, lengths = encoder.encode_end_to_end([piece.text for piece in pieces], ending)
+    words = [count_words(piece.text) for piece in pieces]
+    sizes = np.stack([lengths, words, [piece.bytes for piece in pieces]], axis=1)
+    split = np.array([SPLITS.index(piece.split) for piece in pieces], dtype=np.uint8)
+    split_of_token = np.repeat(split, lengths)
+    last = pieces[-1]
+    return Tokenised(
+        {
+            name: (tokens[split_of_token == number].astype(dtype), sizes[split == number])
+            for number, name in enumerate(SPLITS)
+        },
+        last.cursor,
+        last.content_hash,
+        last.empty,
+    )
+
+
+def count_words(text: str, step: int = 2**16) -> int:
+    """Return `len(text.split())`, without the list, whose strings take ten times the text."""
+    count = 0
+    for start in range(0, len(text), step):
+        count += len(text[start : start + step].split())
+        if start and not (text[start - 1].isspace() or text[start].isspace()):
+            count -= 1
+    return count
+
+
+def _ahead(function: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
+    """Map in order, a few items ahead of who asks, on threads."""
+    waiting: deque[Future[_R]] = deque()
+    with ThreadPoolExecutor(THREADS) as pool:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > THREADS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
 class _Buffer:
     """Tokenised documents that wait for the next shard."""
 
-    def __init__(
-        self, folder: Path, tokenizer: PreTrainedTokenizerFast, dtype: str, progress: Progress
-    ) -> None:
-        self.folder, self.tokenizer, self.dtype, self.progress = folder, tokenizer, dtype, progress
+    def __init__(self, folder: Path, progress: Progress) -> None:
+        self.folder, self.progress = folder, progress
         self._clear()
 
-    def add(self, pieces: list[Piece]) -> None:
-        """Tokenise a batch. Sizes count the end-of-document token as a token and no byte."""
-        end = np.array([] if self.progress.single_document else [end_of_document(self.tokenizer)])
-        encoded = encode(self.tokenizer, [piece.text for piece in pieces])
-        for piece, tokens in zip(pieces, encoded, strict=True):
-            whole = np.concatenate([tokens, end]).astype(self.dtype)
-            self.documents[piece.split].append(whole)
-            size = (len(whole), len(piece.text.split()), len(piece.text.encode()))
-            self.sizes[piece.split].append(size)
-            self.tokens += len(whole)
-        self.last = pieces[-1]
+    def add(self, batch: Tokenised) -> None:
+        for split, (tokens, sizes) in batch.splits.items():
+            if len(sizes):
+                self.waiting[split].append((tokens, sizes))
+                self.tokens += len(tokens)
+        self.last = batch
 
     def flush(self) -> None:
         """Write a shard of each split that has documents, then the progress made."""
         if self.last is None:
             return
         progress = self.progress
-        for split in SPLITS:
-            documents, sizes = self.documents[split], self.sizes[split]
-            if documents:
-                shard = write_shard(
-                    self.folder, split, progress.rounds, documents, sizes, self.dtype
+        for split, waiting in self.waiting.items():
+            if waiting:
+                tokens, sizes = zip(*waiting, strict=True)
+                progress.shards.append(
+                    write_shard(self.folder, split, progress.rounds, tokens, sizes)
                 )
-                progress.shards.append(shard)
         progress.rounds += 1
         progress.cursor = self.last.cursor
         progress.content_hash = self.last.content_hash
@@ -231,10 +294,11 @@ class _Buffer:
         self._clear()
 
     def _clear(self) -> None:
-        self.documents: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
-        self.sizes: dict[str, list[tuple[int, int, int]]] = {split: [] for split in SPLITS}
+        self.waiting: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {
+            split: [] for split in SPLITS
+        }
         self.tokens = 0
-        self.last: Piece | None = None
+        self.last: Tokenised | None = None
 
 
 class _Reading:
@@ -258,35 +322,28 @@ class _Reading:
             if is_blank(text):
                 self.empty += 1
                 continue
-            digest = text_digest(text)
+            spelt = text.encode()
+            digest = hashlib.sha256(spelt).digest()
             self.content_hash = hashlib.sha256(self.content_hash.encode() + digest).hexdigest()
             split = split_of_digest(digest, *self.fractions)
-            yield Piece(split, text, cursor, self.content_hash, self.empty)
+            yield Piece(split, text, len(spelt), cursor, self.content_hash, self.empty)
 
     def _blocks(self) -> Iterator[Piece]:
-        text = next(self.source.documents())
-        self.content_hash = text_digest(text).hex()
+        # Read twice: where the splits' bounds lie depends on the length.
+        length, digest = 0, hashlib.sha256()
+        for chunk in self.source.chunks():
+            length += len(chunk)
+            digest.update(chunk.encode())
+        self.content_hash = digest.hexdigest()
+        text = Text(self.source.chunks())
         done = self.cursor["blocks"] if self.cursor else 0
         number = 0
-        for split, part in split_contiguously(text, *self.fractions).items():
-            for block in blocks(part):
+        for split, characters in contiguous_lengths(length, *self.fractions).items():
+            for block in blocks(text.take(characters)):
                 number += 1
                 if number > done:
-                    yield Piece(split, block, {"blocks": number}, self.content_hash, 0)
-
-
-def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    """Group pieces so that each group is worth tokenising in parallel and fits in memory."""
-    batch: list[Piece] = []
-    characters = 0
-    for piece in pieces:
-        batch.append(piece)
-        characters += len(piece.text)
-        if len(batch) >= BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
+                    size, cursor = len(block.encode()), {"blocks": number}
+                    yield Piece(split, block, size, cursor, self.content_hash, 0)
 
 
 def _read_progress(partial: Path) -> Progress | None:

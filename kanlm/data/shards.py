@@ -176,9 +176,8 @@ def write_shard(
     folder: Path,
     split: str,
     number: int,
-    documents: Sequence[np.ndarray],
-    sizes: Sequence[tuple[int, int, int]],
-    dtype: str,
+    tokens: Sequence[np.ndarray],
+    sizes: Sequence[np.ndarray],
 ) -> Shard:
     """Write one shard's two files, each whole or not at all.
 
@@ -186,23 +185,19 @@ def write_shard(
         folder: where to.
         split: split that all documents belong to.
         number: distinguishes the shards of a split, in order.
-        documents: tokens of each document.
-        sizes: tokens, words and bytes of each document.
-        dtype: of the tokens on disk.
+        tokens: of the documents, end to end, in pieces; their type is that on the disk.
+        sizes: (documents, 3) tokens, words and bytes of each document, in pieces.
     """
     name = f"{split}-{number:05d}"
-    rows = np.array(sizes, dtype=np.int64).reshape(-1, 3)
-    arrays = {
-        tokens_file(name): np.concatenate(documents).astype(dtype),
-        documents_file(name): rows,
-    }
+    rows = np.concatenate(sizes)
+    arrays = {tokens_file(name): np.concatenate(tokens), documents_file(name): rows}
     for file, array in arrays.items():
         write_atomically(folder / file, functools.partial(np.save, arr=array, allow_pickle=False))
-    tokens, words, size = rows.sum(axis=0).tolist()
+    n_tokens, words, size = rows.sum(axis=0).tolist()
     return Shard(
         split=split,
         name=name,
-        tokens=tokens,
+        tokens=n_tokens,
         documents=len(rows),
         words=words,
         bytes=size,

@@ -4,18 +4,13 @@ A document's split is a function of its own text alone, so that adding files to 
 moves none of the documents that were there.
 """
 
-import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
 
 SPLITS = ("train", "validation", "test")
 
 #: Characters of the blocks into which a one-document source is cut.
 BLOCK_CHARACTERS = 2048
-
-
-def text_digest(text: str) -> bytes:
-    """Return the sha256 of a text in UTF-8."""
-    return hashlib.sha256(text.encode()).digest()
 
 
 def split_of_digest(digest: bytes, validation_fraction: float, test_fraction: float) -> str:
@@ -26,35 +21,60 @@ def split_of_digest(digest: bytes, validation_fraction: float, test_fraction: fl
     return "test" if place < validation_fraction + test_fraction else "train"
 
 
-def split_contiguously(
-    text: str, validation_fraction: float, test_fraction: float
-) -> dict[str, str]:
-    """Cut one text, in its order, into train, validation and test.
+def contiguous_lengths(
+    length: int, validation_fraction: float, test_fraction: float
+) -> dict[str, int]:
+    """Return the characters of one text, in its order, that are train, validation and test.
 
     The cuts fall at whole characters: training ends at ⌊(1 − v − t)·n⌋, which for
     fractions such as 0.1 and 0 gives the customary 90/10.
     """
-    train_end = round((1 - validation_fraction - test_fraction) * len(text), 6)
-    validation_end = round((1 - test_fraction) * len(text), 6)
-    first, second = int(train_end), int(validation_end)
-    return {"train": text[:first], "validation": text[first:second], "test": text[second:]}
+    train_end = int(round((1 - validation_fraction - test_fraction) * length, 6))
+    validation_end = int(round((1 - test_fraction) * length, 6))
+    bounds = (0, train_end, validation_end, length)
+    return {
+        name: stop - start for name, (start, stop) in zip(SPLITS, pairwise(bounds), strict=True)
+    }
 
 
-def blocks(text: str, size: int = BLOCK_CHARACTERS) -> Iterator[str]:
-    """Cut a long text into blocks of at most `size` characters, which join to the text.
+class Text:
+    """A text that comes in chunks, to be taken by numbers of characters."""
 
-    A block ends before the last line break in its second half, else before the last space,
-    else anywhere. Only a break or space that a word follows will do: byte-level BPE begins
-    a new word there anyway, so that the tokens of the blocks are, but for the last case,
-    those of the whole text.
+    def __init__(self, chunks: Iterable[str]) -> None:
+        self._chunks = iter(chunks)
+        self._held = ""
+
+    def take(self, characters: int) -> Iterator[str]:
+        """Yield the next so many characters, in chunks."""
+        while characters:
+            chunk = self._held or next(self._chunks)
+            piece, self._held = chunk[:characters], chunk[characters:]
+            characters -= len(piece)
+            yield piece
+
+
+def blocks(chunks: Iterable[str], size: int = BLOCK_CHARACTERS) -> Iterator[str]:
+    """Cut a long text, which comes in chunks, into blocks of at most `size` characters.
+
+    The blocks join to the text. A block ends before the last line break in its second half,
+    else before the last space, else anywhere. Only a break or space that a word follows will
+    do: byte-level BPE begins a new word there anyway, so that the tokens of the blocks are,
+    but for the last case, those of the whole text.
     """
-    start = 0
-    while start < len(text):
-        stop = start + size
-        if stop < len(text):
-            stop = _last_cut(text, start + size // 2, stop)
-        yield text[start:stop]
-        start = stop
+    held = ""
+    for chunk in chunks:
+        held += chunk
+        start = 0
+        # Beside the character after a block, it matters what follows that one.
+        while len(held) - start >= size + 2:
+            stop = _last_cut(held, start + size // 2, start + size)
+            yield held[start:stop]
+            start = stop
+        held = held[start:]
+    while held:
+        stop = size if len(held) <= size else _last_cut(held, size // 2, size)
+        yield held[:stop]
+        held = held[stop:]
 
 
 def _last_cut(text: str, low: int, high: int) -> int:

@@ -10,19 +10,29 @@ Text that contains the end-of-document marker literally is encoded as ordinary t
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from kanlm.config import TokenizerSettings
+from kanlm.data.splits import blocks
 from kanlm.errors import UserError
 
 END_OF_DOCUMENT = "<|endoftext|>"
 
 #: Characters of training text that vocabularies are learned from, which bounds memory.
 VOCABULARY_CHARACTERS = 2**28
+
+#: Characters that are tokenised at once. A character takes up to about 100 bytes meanwhile.
+BATCH_CHARACTERS = 2**20
+#: Characters of a text above which it is tokenised in pieces.
+PIECE_CHARACTERS = 2**16
+
+_T = TypeVar("_T")
 
 
 def build_tokenizer(
@@ -66,20 +76,86 @@ def wrap(backend: Tokenizer) -> PreTrainedTokenizerFast:
     )
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[np.ndarray]:
-    """Encode texts in parallel as ordinary text, without special tokens.
+class Encoder:
+    """Turns texts into tokens, on all cores, as ordinary text without special tokens.
 
-    Returns:
-        For each text its token ids, (tokens,) int64.
+    It has a copy of the tokenizer, so that several threads may use one encoder, and padding
+    or truncation that a call of the tokenizer switched on do not matter.
+
+    A text longer than `PIECE_CHARACTERS` is tokenised in pieces where that gives the same
+    tokens: on several cores, and in memory that does not grow with it. Where the tokenizer
+    does not begin a new word at every space, a text is tokenised whole.
     """
-    backend = tokenizer.backend_tokenizer
-    literal = backend.encode_special_tokens
-    backend.encode_special_tokens = True
-    try:
-        encodings = backend.encode_batch_fast(list(texts), add_special_tokens=False)
-    finally:
-        backend.encode_special_tokens = literal
-    return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        state = tokenizer.backend_tokenizer.to_str()
+        self.backend = Tokenizer.from_str(state)
+        self.backend.no_padding()
+        self.backend.no_truncation()
+        self.backend.encode_special_tokens = True
+        self.cuts = _keeps_words_in_blocks(json.loads(state))
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Return each text's token ids, (tokens,) uint32."""
+        tokens, lengths = self.encode_end_to_end(texts, [])
+        return np.split(tokens, np.cumsum(lengths))[:-1]
+
+    def encode_end_to_end(
+        self, texts: Iterable[str], ending: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Encode texts into one array.
+
+        Args:
+            texts: any texts.
+            ending: tokens that follow each.
+
+        Returns:
+            Tokens of all texts, (tokens,) uint32, and those of each, (texts,) int64.
+        """
+        # Through a list of Python's integers, as no other way leads out of the library.
+        ids, ends = array("I"), array("q", [0])
+        for batch in batches(self._pieces(texts), lambda piece: len(piece[0])):
+            encodings = self.backend.encode_batch_fast(
+                [text for text, _ in batch], add_special_tokens=False
+            )
+            for (_, last), encoding in zip(batch, encodings, strict=True):
+                ids.fromlist(encoding.ids)
+                if last:
+                    ids.extend(ending)
+                    ends.append(len(ids))
+        return np.array(ids, dtype=np.uint32), np.diff(np.array(ends, dtype=np.int64))
+
+    def _pieces(self, texts: Iterable[str]) -> Iterator[tuple[str, bool]]:
+        """Yield what is encoded at once, and whether a text ends with it."""
+        for text in texts:
+            if not self.cuts or len(text) <= PIECE_CHARACTERS:
+                yield text, True
+                continue
+            for block in blocks([text], PIECE_CHARACTERS):
+                yield block, False
+            yield "", True
+
+
+def batches(
+    items: Iterable[_T], characters: Callable[[_T], int], count: int | None = None
+) -> Iterator[list[_T]]:
+    """Group texts so that each group is worth tokenising in parallel and fits in memory.
+
+    Args:
+        items: texts, or what holds them.
+        characters: of an item.
+        count: items in a group at most.
+    """
+    batch: list[_T] = []
+    total = 0
+    for item in items:
+        batch.append(item)
+        total += characters(item)
+        if total >= BATCH_CHARACTERS or len(batch) == count:
+            yield batch
+            batch, total = [], 0
+    if batch:
+        yield batch
 
 
 def decode(tokenizer: PreTrainedTokenizerFast, tokens: np.ndarray) -> str:
@@ -102,6 +178,23 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state |= {"padding": None, "truncation": None, "eos": tokenizer.eos_token_id}
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def _keeps_words_in_blocks(state: dict[str, Any]) -> bool:
+    """Whether `blocks` of a text have the tokens of the text.
+
+    So it is where words are GPT-2's, or nothing is ever merged, unless an added token may
+    stand across a cut.
+
+    Args:
+        state: a tokenizer's JSON.
+    """
+    words, model = state["pre_tokenizer"] or {}, state["model"]
+    plain = state["normalizer"] is None and words.get("type", "ByteLevel") == "ByteLevel"
+    starts_alike = not words.get("add_prefix_space") and model["type"] == "BPE"
+    apart = words.get("use_regex") or not model.get("merges")
+    special = all(token["special"] for token in state["added_tokens"])
+    return bool(plain and starts_alike and apart and special)
 
 
 def _byte_tokenizer() -> Tokenizer:

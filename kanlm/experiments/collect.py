@@ -73,11 +73,14 @@ def combine_facts(by_seed: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, A
     facts = [fact for stages in by_seed for fact in stages]
     tokens = round(sum(fact["train_tokens"] for fact in facts) / len(by_seed))
     seconds = sum(fact["train_seconds"] for fact in facts) / len(by_seed)
+    # Runs of before this was counted have none.
+    compiling = sum(fact.get("compile_seconds", 0.0) for fact in facts) / len(by_seed)
     kept = ("feed_forward", "parameters", "feed_forward_parameters", "flops_per_token")
     return {
         **{name: facts[0][name] for name in (*kept, "bytes_per_decoded_token", "accounting")},
         "train_tokens": tokens,
         "train_seconds": seconds,
+        "compile_seconds": compiling,
         "tokens_per_second": tokens / seconds,
         "peak_memory_bytes": max(fact["peak_memory_bytes"] for fact in facts),
     }

@@ -31,6 +31,7 @@ ARM_FACTS = (
     "flops_per_token",
     "train_tokens",
     "train_seconds",
+    "compile_seconds",
     "tokens_per_second",
     "peak_memory_bytes",
 )

@@ -73,6 +73,7 @@ def arm_facts(outcome: Outcome) -> dict:
         "bytes_per_decoded_token": accounting.bytes_per_decoded_token(),
         "train_tokens": progress.tokens,
         "train_seconds": progress.seconds,
+        "compile_seconds": progress.compile_seconds,
         "tokens_per_second": progress.tokens / progress.seconds,
         "peak_memory_bytes": outcome.peak_memory_bytes,
         "best_validation": {"nats_per_token": progress.best_loss, "step": progress.best_step},

@@ -106,6 +106,34 @@ def _decode_table(results: Mapping[str, Any]) -> Table:
     )
 
 
+def _data_table(results: Mapping[str, Any]) -> Table:
+    groups = [_where(results, what=what) for what in ("preparing", "batches")]
+
+    def cells(row: Mapping[str, Any]) -> list[str]:
+        length = row.get("context_length")
+        return [
+            row["what"] + ("" if length is None else f" of {row['batch_size']} × {length}"),
+            row["tokenizer"],
+            fixed(row["speed_ratio"]["median"], 2),
+            span([row["speed_ratio"]["low"], row["speed_ratio"]["high"]], 2),
+            count(row["tokens_per_second"]),
+            fixed(row.get("megabytes_per_second"), 1),
+            count(row.get("peak_memory_bytes"), "B"),
+        ]
+
+    text = groups[0][0]
+    return Table(
+        title=f"{text['megabytes']:.1f} MB of {results['settings']['source']} "
+        f"in {text['documents']:,} documents",
+        columns=["what", "tokenizer", "× floor", "quartiles", "tokens/s", "MB/s", "memory"],
+        rows=[cells(row) for group in groups for row in group],
+        note="Speed over that of a floor: for preparing (read, tokenise, write) the tokenizers "
+        "library given all documents at once, on all cores; for batches numpy copying one. "
+        "Memory is what preparing adds to a process at most.",
+        rules=_rules(groups),
+    )
+
+
 def _rules(groups: Sequence[Sequence[Any]]) -> list[int]:
     """Rows that begin a group, but the first."""
     return list(itertools.accumulate(len(group) for group in groups))[:-1]
@@ -188,5 +216,5 @@ def _saved(results: Mapping[str, Any], block: str, mode: str) -> dict[int, int]:
     return {row["d_model"]: row["saved_bytes"] for row in rows}
 
 
-_TABLES = {"layers": _layer_table, "decode": _decode_table}
-_FIGURES = {"layers": _layer_figures, "decode": _decode_figures}
+_TABLES = {"layers": _layer_table, "decode": _decode_table, "data": _data_table}
+_FIGURES = {"layers": _layer_figures, "decode": _decode_figures, "data": lambda results: []}

@@ -164,6 +164,7 @@ def cost_table(results: Mapping[str, Any]) -> Table:
             count(arm["flops_per_token"]),
             count(arm["train_tokens"]),
             duration(arm["train_seconds"]),
+            duration(arm["compile_seconds"]) if arm.get("compile_seconds") else "",
             count(arm["tokens_per_second"]),
             count(arm["peak_memory_bytes"], "B"),
         ]
@@ -179,6 +180,7 @@ def cost_table(results: Mapping[str, Any]) -> Table:
                 "FLOPs a token",
                 "tokens trained",
                 "training time",
+                "of it compiling",
                 "tokens/s",
                 "peak memory",
             ],

@@ -1,4 +1,8 @@
-"""Whether the model is compiled, and why."""
+"""Whether the model is compiled, and why; and how long compiling took.
+
+Inductor keeps what it compiled in TORCHINDUCTOR_CACHE_DIR (torch's default: a folder of the
+user's in the temporary one), so that the next run of the same shapes only traces its graphs.
+"""
 
 import os
 import shutil
@@ -6,6 +10,7 @@ import shutil
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch._dynamo.utils import calculate_time_spent
 from torch.utils._triton import has_triton
 
 from kanlm.errors import UserError
@@ -42,6 +47,11 @@ def compile_model(
         return "compiled block by block"
     model.compile()
     return "compiled"
+
+
+def compile_seconds() -> float:
+    """Seconds that this process has spent compiling so far, tracing and cache hits included."""
+    return calculate_time_spent()["total_wall_time"]
 
 
 def _obstacle(device: torch.device) -> str | None:

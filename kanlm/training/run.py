@@ -8,6 +8,7 @@
 """
 
 import os
+import re
 import resource
 import sys
 from collections.abc import Callable, Mapping
@@ -322,6 +323,16 @@ def peak_memory_bytes() -> int:
     """Largest memory of this process: on the GPU if there is one, else resident."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
+    return peak_resident_bytes()
+
+
+def peak_resident_bytes() -> int:
+    """Largest memory of this process on the host."""
+    status = Path("/proc/self/status")
+    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    if found is not None:
+        return 1024 * int(found[1])
+    # Not on Linux, where this is at least what the parent had when it started the process.
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return resident * (1 if sys.platform == "darwin" else 1024)
 

@@ -29,6 +29,7 @@ from kanlm.kan.sharding import gathered
 from kanlm.model import KanLMForCausalLM
 from kanlm.model.grids import adapt_model, first_sequences, occupancies, refine_model
 from kanlm.training import checkpoint as checkpoints
+from kanlm.training.compilation import compile_seconds
 from kanlm.training.grids import carry_optimizer, changes_at, grid_size_at
 from kanlm.training.health import Health
 from kanlm.training.meter import Meter, Window
@@ -53,6 +54,8 @@ class Progress:
     tokens: int = 0
     #: Seconds in training steps and the polish: no evaluation, sampling, checkpoints or start.
     seconds: float = 0.0
+    #: Of those, in compiling.
+    compile_seconds: float = 0.0
     best_loss: float | None = None
     best_step: int = 0
     stale_validations: int = 0
@@ -186,13 +189,14 @@ class Trainer:
         batch, so that neither the number of micro-batches nor of processes changes the
         gradient.
         """
-        started = time.perf_counter()
+        started, compiled = time.perf_counter(), compile_seconds()
         accelerator, training = self.accelerator, self.config.training
         with self.phases.of("data"):
-            batch = self.batches.batch(
-                self.state.step, accelerator.process_index, accelerator.num_processes
+            batch = self._to_device(
+                self.batches.batch(
+                    self.state.step, accelerator.process_index, accelerator.num_processes
+                )
             )
-            batch = {key: value.to(accelerator.device) for key, value in batch.items()}
         self.latest_batch = batch
         tokens = sum_over_processes(accelerator, (batch["shift_labels"] != -100).sum())
 
@@ -233,8 +237,16 @@ class Trainer:
         seconds = time.perf_counter() - started
         self.meter.end_step(seconds, taken=taken)
         self.state.seconds += seconds
+        self.state.compile_seconds += compile_seconds() - compiled
         if unusual is not None:
             self._note_unusual(unusual, taken)
+
+    def _to_device(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Copy without waiting for the device, for which a GPU needs pinned memory."""
+        device = self.accelerator.device
+        if device.type == "cuda":
+            batch = {key: value.pin_memory() for key, value in batch.items()}
+        return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
 
     def _update(self) -> None:
         """Let the optimizer step, and before a log line measure how far."""
@@ -572,6 +584,7 @@ class Trainer:
             **{name: norm.item() for name, norm in self.update_norms.items()},
             "tokens": self.state.tokens,
             "seconds": self.state.seconds,
+            "compile_seconds": self.state.compile_seconds,
             "tokens_per_second": speed,
             "mfu": None if peak is None else speed / peak,
             **self.phases.read(),

@@ -8,25 +8,37 @@ import signal
 import subprocess
 import sys
 import time
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from kanlm.data import preparation
-from kanlm.data.preparation import prepare, training_documents
+from kanlm.data.preparation import count_words, prepare, training_documents
 from kanlm.data.shards import file_sha256, tokens_file
 from kanlm.data.sources import make_source
-from kanlm.data.splits import split_of_digest, text_digest
-from kanlm.data.tokenizer import encode
+from kanlm.data.splits import split_of_digest
+from kanlm.data.tokenizer import Encoder
 from kanlm.errors import UserError
+
+
+def split_of(text):
+    return split_of_digest(hashlib.sha256(text.encode()).digest(), 0.05, 0.05)
 
 
 def open_source(data):
     return make_source(data.sources[0], data.root)
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch):
+    """Several of them, and so several shards, in a small text."""
+    monkeypatch.setattr(preparation, "BATCH_DOCUMENTS", 300)
 
 
 def stream(sharded, split):
@@ -34,13 +46,16 @@ def stream(sharded, split):
     return [token for shard in sharded.shards(split) for token in sharded.tokens(shard).tolist()]
 
 
-def test_shards_hold_every_document_of_each_split_in_order(stories, make_data, bpe_tokenizer):
+def test_shards_hold_every_document_of_each_split_in_order(
+    stories, make_data, bpe_tokenizer, monkeypatch
+):
+    monkeypatch.setattr(preparation, "BATCH_DOCUMENTS", 300)
     texts = stories(3000)
     data = make_data([*texts[:100], " \n", "", *texts[100:]])
     sharded = prepare(open_source(data), bpe_tokenizer, data, shard_tokens=10_000)
     for split in ("train", "validation", "test"):
-        mine = [t for t in texts if split_of_digest(text_digest(t), 0.05, 0.05) == split]
-        expected = [[*tokens, 280 - 1] for tokens in map(list, encode(bpe_tokenizer, mine))]
+        mine = [t for t in texts if split_of(t) == split]
+        expected = [[*tokens, 280 - 1] for tokens in map(list, Encoder(bpe_tokenizer).encode(mine))]
         assert stream(sharded, split) == list(chain.from_iterable(expected))
         rows = np.concatenate([sharded.documents(shard) for shard in sharded.shards(split)])
         sizes = [
@@ -94,7 +109,7 @@ def test_an_unchanged_source_is_not_tokenised_again(
 ):
     data = make_data(stories(50))
     first = prepare(open_source(data), byte_tokenizer, data)
-    monkeypatch.setattr(preparation, "encode", None)
+    monkeypatch.setattr(preparation, "Encoder", None)
     again = prepare(open_source(data), byte_tokenizer, data)
     assert again.manifest == first.manifest
 
@@ -252,6 +267,22 @@ def test_a_tokenizer_that_loses_text_is_noted(stories, make_data, byte_tokenizer
     lossy = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
     (note,) = prepare(open_source(data), lossy, data).manifest.notes
     assert "does not spell 32 of the first 32 documents exactly" in note
+
+
+@given(st.text("ab \n\x1c\u2003é"), st.integers(1, 5))
+def test_words_are_counted_in_parts(text, step):
+    assert count_words(text, step) == len(text.split())
+
+
+def test_what_is_tokenised_ahead_comes_in_order_and_fails_where_it_fails():
+    def work(number):
+        time.sleep(0.002 * (number % 3))
+        return 1 // (number - 20)
+
+    found = preparation._ahead(work, iter(range(40)))
+    assert list(islice(found, 20)) == [1 // (number - 20) for number in range(20)]
+    with pytest.raises(ZeroDivisionError):
+        next(found)
 
 
 # Processes

@@ -1,21 +1,24 @@
 """Tokenizers: lossless, deterministic, and the same after saving and loading."""
 
+import re
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+import kanlm.data.tokenizer
 from kanlm.config import TokenizerSettings
 from kanlm.data.tokenizer import (
     END_OF_DOCUMENT,
+    Encoder,
     build_tokenizer,
     decode,
-    encode,
     end_of_document,
     tokenizer_hash,
 )
@@ -30,13 +33,14 @@ def build(kind):
 
 
 TOKENIZERS = {kind: build(kind) for kind in ("bytes", "characters", "bpe")}
+ENCODERS = {kind: Encoder(tokenizer) for kind, tokenizer in TOKENIZERS.items()}
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
 @given(text=st.text() | st.text("the <|endoftext|>né0xA\n"))
 def test_any_text_is_spelt_exactly(kind, text):
     tokenizer = TOKENIZERS[kind]
-    (tokens,) = encode(tokenizer, [text])
+    (tokens,) = ENCODERS[kind].encode([text])
     assert decode(tokenizer, tokens) == text
     assert end_of_document(tokenizer) not in tokens
 
@@ -45,7 +49,7 @@ def test_any_text_is_spelt_exactly(kind, text):
 def test_a_literal_marker_is_ordinary_text(kind):
     tokenizer = TOKENIZERS[kind]
     text = f"the{END_OF_DOCUMENT}cat"
-    (tokens,) = encode(tokenizer, [text])
+    (tokens,) = ENCODERS[kind].encode([text])
     assert end_of_document(tokenizer) not in tokens
     assert tokenizer(text)["input_ids"] == tokens.tolist()
     assert decode(tokenizer, tokens) == text
@@ -53,7 +57,7 @@ def test_a_literal_marker_is_ordinary_text(kind):
 
 @given(text=st.text())
 def test_byte_tokens_are_the_bytes(text):
-    (tokens,) = encode(TOKENIZERS["bytes"], [text])
+    (tokens,) = ENCODERS["bytes"].encode([text])
     assert tokens.tolist() == list(text.encode())
     assert end_of_document(TOKENIZERS["bytes"]) == 256
 
@@ -62,16 +66,16 @@ def test_characters_are_tokens_and_unseen_ones_their_bytes():
     tokenizer = TOKENIZERS["characters"]
     seen = sorted(set("".join(TEXTS)))
     assert len(tokenizer) == len(seen) + 256 + 1
-    (tokens,) = encode(tokenizer, ["cat é"])
+    (tokens,) = Encoder(tokenizer).encode(["cat é"])
     assert tokens.tolist() == [seen.index(letter) for letter in "cat é"]
-    (tokens,) = encode(tokenizer, ["ü"])
+    (tokens,) = Encoder(tokenizer).encode(["ü"])
     assert tokens.tolist() == [len(seen) + byte for byte in "ü".encode()]
 
 
 def test_bpe_has_the_stated_size_and_shortens_text():
     tokenizer = TOKENIZERS["bpe"]
     assert len(tokenizer) == 280
-    (tokens,) = encode(tokenizer, [TEXTS[0]])
+    (tokens,) = Encoder(tokenizer).encode([TEXTS[0]])
     assert len(tokens) < 0.7 * len(TEXTS[0])
 
 
@@ -113,7 +117,7 @@ def test_a_pretrained_tokenizer_is_taken_as_it_is(tmp_path):
     settings = TokenizerSettings(kind="pretrained", name=str(tmp_path))
     tokenizer = build_tokenizer(settings, lambda: iter(()))
     assert end_of_document(tokenizer) == 2
-    np.testing.assert_array_equal(encode(tokenizer, ["the"])[0], [1])
+    np.testing.assert_array_equal(Encoder(tokenizer).encode(["the"])[0], [1])
 
 
 def test_a_pretrained_tokenizer_without_an_end_is_refused(tmp_path):
@@ -128,3 +132,69 @@ def test_a_pretrained_tokenizer_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match=r"tokenizer\.name = '.*none': cannot be loaded") as raised:
         build_tokenizer(settings, lambda: iter(()))
     assert "\n" not in str(raised.value)
+
+
+# In pieces
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@given(text=st.text("the cat,né. \n\t'9") | st.text())
+def test_a_long_text_has_the_tokens_of_the_library(kind, text):
+    """Unless it is one long word, which is cut where nothing else will do."""
+    text = re.sub(r"(\S{20})(?=\S)", r"\1 ", text)
+    encoder = ENCODERS[kind]
+    assert encoder.cuts
+    with mock.patch.object(kanlm.data.tokenizer, "PIECE_CHARACTERS", 50):
+        (tokens,) = encoder.encode([text])
+    assert tokens.tolist() == encoder.backend.encode(text, add_special_tokens=False).ids
+
+
+def test_texts_come_back_apart_however_they_are_batched(monkeypatch):
+    monkeypatch.setattr(kanlm.data.tokenizer, "PIECE_CHARACTERS", 30)
+    monkeypatch.setattr(kanlm.data.tokenizer, "BATCH_CHARACTERS", 100)
+    texts = ["the cat " * count for count in (0, 1, 50, 2, 0, 9, 30, 0)]
+    encoder = ENCODERS["bytes"]
+    assert [bytes(tokens.tolist()).decode() for tokens in encoder.encode(texts)] == texts
+    tokens, lengths = encoder.encode_end_to_end(texts, [256])
+    assert tokens.tolist() == [b for text in texts for b in [*text.encode(), 256]]
+    assert lengths.tolist() == [len(text) + 1 for text in texts]
+
+
+def with_parts(normalizer=None, pre_tokenizer=None, model=None, token=None):
+    backend = Tokenizer(model or models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")]))
+    if normalizer:
+        backend.normalizer = normalizer
+    if pre_tokenizer:
+        backend.pre_tokenizer = pre_tokenizer
+    if token:
+        backend.add_tokens([token])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+
+
+LEVEL = pre_tokenizers.ByteLevel(add_prefix_space=False)
+
+
+@pytest.mark.parametrize(
+    ("parts", "cuts"),
+    [
+        ({"pre_tokenizer": LEVEL}, True),
+        ({"model": models.BPE({"a": 0}, [])}, True),
+        ({}, False),
+        ({"pre_tokenizer": pre_tokenizers.ByteLevel(add_prefix_space=True)}, False),
+        ({"pre_tokenizer": pre_tokenizers.ByteLevel(False, use_regex=False)}, False),
+        ({"pre_tokenizer": pre_tokenizers.Metaspace()}, False),
+        ({"pre_tokenizer": LEVEL, "normalizer": normalizers.NFC()}, False),
+        ({"pre_tokenizer": LEVEL, "token": " b\n"}, False),
+        ({"pre_tokenizer": LEVEL, "model": models.WordLevel({"a": 0}, "a")}, False),
+    ],
+    ids=range(9),
+)
+def test_only_where_words_begin_at_spaces_is_a_text_cut(parts, cuts):
+    assert Encoder(with_parts(**parts)).cuts == cuts
+
+
+def test_truncation_of_the_tokenizer_is_not_the_encoder_s():
+    tokenizer = build("bytes")
+    tokenizer("a b c", truncation=True, max_length=2)
+    assert tokenizer.backend_tokenizer.truncation is not None
+    assert len(Encoder(tokenizer).encode(["a b c"])[0]) == 5

@@ -153,7 +153,8 @@ def continued(tmp_path_factory: pytest.TempPathFactory, make_tree, here: Started
 TOP = {"schema_version", "records", "domains", "arms", "provenance"}
 OF_AN_ARM = {
     *("feed_forward", "parameters", "feed_forward_parameters", "flops_per_token"),
-    *("train_tokens", "train_seconds", "tokens_per_second", "peak_memory_bytes", "seeds"),
+    *("train_tokens", "train_seconds", "compile_seconds", "tokens_per_second"),
+    *("peak_memory_bytes", "seeds"),
     *("bits_per_byte", "bits_per_byte_by_seed", "perplexity", "perplexity_by_seed"),
     *("forgetting", "learning_gain", "backward_transfer"),
 }
@@ -253,6 +254,7 @@ def test_facts_are_summed_over_stages_and_averaged_over_seeds():
             **dict.fromkeys((*named, "bytes_per_decoded_token", "accounting"), 7),
             "train_tokens": tokens,
             "train_seconds": seconds,
+            "compile_seconds": seconds / 2,
             "peak_memory_bytes": memory,
         }
 
@@ -260,6 +262,7 @@ def test_facts_are_summed_over_stages_and_averaged_over_seeds():
         [[fact(100, 10.0, 5), fact(20, 2.0, 9)], [fact(100, 14.0, 6), fact(20, 6.0, 3)]]
     )
     assert (facts["train_tokens"], facts["train_seconds"]) == (120, 16.0)
+    assert facts["compile_seconds"] == 8.0
     assert facts["tokens_per_second"] == pytest.approx(120 / 16)
     assert facts["peak_memory_bytes"] == 9
 

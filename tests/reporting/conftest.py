@@ -106,6 +106,7 @@ def arm_facts(arm: str) -> dict[str, Any]:
         "flops_per_token": 2_460_000,
         "train_tokens": 3_686_400,
         "train_seconds": {"kan": 98.2, "swiglu": 61.4, "gelu": 54.9}[arm],
+        "compile_seconds": 0.0,
         "tokens_per_second": {"kan": 37_540.0, "swiglu": 60_040.0, "gelu": 67_150.0}[arm],
         "peak_memory_bytes": 912_000_000,
         "accounting": {

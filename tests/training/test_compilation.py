@@ -1,4 +1,9 @@
+import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -51,3 +56,42 @@ def test_compiled_gives_the_eager_loss_and_gradients(feed_forward: str):
         loss = model(input_ids=ids, labels=ids).loss
         found.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
     torch.testing.assert_close(*found, rtol=1e-10, atol=1e-10)
+
+
+RUN = """
+import sys, yaml
+from torch._dynamo.utils import counters
+from kanlm.config import from_tree
+from kanlm.training.resolve import resolve
+from kanlm.training.run import run
+run(resolve(from_tree(yaml.safe_load(sys.argv[1]))))
+print("found", counters["inductor"]["fxgraph_cache_hit"])
+print("made", counters["inductor"]["fxgraph_cache_miss"])
+"""
+
+
+@pytest.mark.slow
+@on_a_cpu
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no compiler")
+def test_a_second_run_finds_what_the_first_compiled(tmp_path: Path, make_tree):
+    counts, seconds = [], []
+    for name in ("first", "second"):
+        tree = make_tree(tmp_path, output_dir=str(tmp_path / name), training={"compile": "on"})
+        done = subprocess.run(
+            [sys.executable, "-c", RUN, json.dumps(tree)],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")},
+        )
+        words = done.stdout.split()
+        counts.append([int(words[words.index(word) + 1]) for word in ("found", "made")])
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        train = [line for line in map(json.loads, lines) if line["kind"] == "train"]
+        assert 0 < train[-1]["compile_seconds"] < train[-1]["seconds"]
+        seconds.append(train[-1]["compile_seconds"])
+    (found, made), again = counts
+    assert found == 0
+    assert made > 0
+    assert again == [made, 0]
+    assert seconds[1] < seconds[0]

@@ -51,6 +51,10 @@ class Source(ABC):
         """Yield every document that is not empty or white space."""
         return (text for text, _ in self.read() if not is_blank(text))
 
+    def chunks(self) -> Iterator[str]:
+        """Yield the text of a source that is one document, in pieces that join to it."""
+        yield next(self.documents())
+
     def notes(self) -> list[str]:
         """Say, a line each, what a reader of the results must know, such as what is missing."""
         return []

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from kanlm.data.sources.base import Cursor, Source, hash_json
+from kanlm.data.sources.base import Cursor, Source, hash_json, is_blank
 from kanlm.errors import UserError, first_line, nearest
 
 CHUNK_BYTES = 2**20
@@ -75,9 +75,15 @@ class Files(Source):
         start = cursor or {"file": 0, "documents": 0}
         for index in range(start["file"], len(self.files)):
             skip = start["documents"] if index == start["file"] else 0
-            for number, text in enumerate(self._documents_of(self.files[index])):
-                if number >= skip:
-                    yield text, {"file": index, "documents": number + 1}
+            number = 0
+            try:
+                for number, text in enumerate(self._documents_of(self.files[index]), start=1):
+                    if number > skip:
+                        yield text, {"file": index, "documents": number}
+            except MemoryError:
+                raise UserError(
+                    f"{self.files[index]}: document {number + 1} does not fit in memory; divide it"
+                ) from None
 
     def fingerprint(self) -> str:
         stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in self.files]
@@ -88,20 +94,32 @@ class Files(Source):
         count = f"{len(self.files)} file{'s' if len(self.files) > 1 else ''}"
         return f"{', '.join(self.patterns)} ({count}{between})"
 
+    def chunks(self) -> Iterator[str]:
+        return _text(self.files[0]) if self._one_text else super().chunks()
+
+    @property
+    def single_document(self) -> bool:
+        if self._one_text:
+            return not all(map(is_blank, self.chunks()))
+        return super().single_document
+
+    @property
+    def _one_text(self) -> bool:
+        """Whether all is one text file that nothing divides, of any size."""
+        whole = len(self.files) == 1 and self.separator is None
+        return whole and _format(self.files[0])[0] not in (*JSONL, PARQUET)
+
     def _documents_of(self, path: Path) -> Iterator[str]:
-        suffixes = [suffix.lower() for suffix in path.suffixes]
-        packing = suffixes.pop() if suffixes and suffixes[-1] in OPENERS else None
-        kind = suffixes[-1] if suffixes else ""
+        kind, packing = _format(path)
         if kind == PARQUET:
             if packing:
                 raise UserError(f"{path}: parquet inside {packing}; decompress it to .parquet")
             yield from _parquet(path, self.column)
-            return
-        with _explained(path), OPENERS[packing](path) if packing else path.open("rb") as file:
-            if kind in JSONL:
+        elif kind in JSONL:
+            with _opened(path) as file:
                 yield from _jsonl(path, file, self.column)
-            else:
-                yield from separated(_decoded(path, file, bool(packing)), self.separator)
+        else:
+            yield from separated(_text(path), self.separator)
 
 
 def separated(chunks: Iterator[str], separator: str | None) -> Iterator[str]:
@@ -150,18 +168,32 @@ def _find(patterns: list[str], root: Path) -> list[Path]:
     return list(found)
 
 
+def _format(path: Path) -> tuple[str, str]:
+    """Return the suffix that tells what a file holds, and that of its packing, or ""."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    packing = suffixes.pop() if suffixes and suffixes[-1] in OPENERS else ""
+    return suffixes[-1] if suffixes else "", packing
+
+
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turn what goes wrong in reading or decompressing a file into one line."""
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file, unpacked, and turn what goes wrong in reading it into one line."""
+    packing = _format(path)[1]
     try:
-        yield
+        with OPENERS[packing](path) if packing else path.open("rb") as file:
+            yield file
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UserError(f"{path}: cannot be read: {reason}") from None
 
 
+def _text(path: Path) -> Iterator[str]:
+    """Yield a file's UTF-8 text in chunks; a byte-order mark is no part of it."""
+    with _opened(path) as file:
+        yield from _decoded(path, file, bool(_format(path)[1]))
+
+
 def _decoded(path: Path, file: IO[bytes], packed: bool) -> Iterator[str]:
-    """Yield the UTF-8 text in chunks; a byte-order mark is no part of it."""
     offset, pending, final = 0, b"", False
     while not final:
         chunk = file.read(CHUNK_BYTES)

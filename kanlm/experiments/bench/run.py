@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from kanlm.config import check, merge, parse_override, to_tree
+from kanlm.experiments.bench.data import measure_data
 from kanlm.experiments.bench.decode import measure_decode
 from kanlm.experiments.bench.layers import measure_layers
-from kanlm.experiments.bench.settings import DecodeBenchmark, LayerBenchmark
+from kanlm.experiments.bench.settings import DataBenchmark, DecodeBenchmark, LayerBenchmark
 from kanlm.experiments.provenance import environment
 from kanlm.files import write_text
 from kanlm.reporting.benchmarks import benchmark_figures, benchmark_table
@@ -21,6 +22,7 @@ SCHEMA_VERSION = 1
 BENCHMARKS: dict[str, tuple[Any, Callable[..., list[dict]]]] = {
     "layers": (LayerBenchmark, measure_layers),
     "decode": (DecodeBenchmark, measure_decode),
+    "data": (DataBenchmark, measure_data),
 }
 
 

@@ -5,6 +5,9 @@ from typing import Any, ClassVar, Literal
 
 from kanlm.kan.kernels import Backend
 
+#: Tokenizers that need no download.
+TrainedHere = Literal["bytes", "characters", "bpe"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayerBenchmark:
@@ -46,3 +49,30 @@ class DecodeBenchmark:
     )
     rounds: int = 9
     output_dir: str = "runs/bench/decode"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataBenchmark:
+    """From text to batches."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    #: stdlib-prose, stdlib-code, hub:NAME, a path or a glob.
+    source: str = "stdlib-code"
+    #: Of its text, at most.
+    megabytes: float = 12.0
+    #: The first also makes the tokens that batches are cut from.
+    tokenizers: tuple[TrainedHere, ...] = ("bpe", "bytes")
+    #: Of bpe.
+    vocab_size: int = 8192
+    context_lengths: tuple[int, ...] = (128, 512, 2048)
+    #: In a batch.
+    batch_tokens: int = 2**16
+    rounds: int = 5
+    output_dir: str = "runs/bench/data"
+
+    def __post_init__(self) -> None:
+        if not self.tokenizers:
+            raise ValueError("tokenizers = []: expected at least one")
+        if not self.megabytes > 0:
+            raise ValueError(f"megabytes = {self.megabytes}: expected more than 0")

@@ -53,6 +53,35 @@ def test_decode(tmp_path: Path) -> None:
     assert (tmp_path / "decode-bfloat16.svg").exists()
 
 
+def test_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kanlm.experiments.bench.data._TOKENS", 2**10)
+    text = "".join(f"the cat number {number} sat on the mat\n" for number in range(400))
+    (tmp_path / "text.txt").write_text(text)
+    settings = ["megabytes=0.1", "tokenizers=[bpe]", "vocab_size=300", "rounds=2"]
+    sizes = ["context_lengths=[16,32]", "batch_tokens=64", f"source={tmp_path / 'text.txt'}"]
+    results = run("data", tmp_path / "out", *settings, *sizes)
+    preparing, *batches = results["rows"]
+    assert preparing["tokenizer"] == "bpe"
+    assert preparing["megabytes"] == len(text) / 1e6
+    assert len(text) / 10 < preparing["tokens"] < len(text) / 2
+    for unit in ("tokens", "megabytes"):
+        speed = preparing[unit] / preparing["seconds"]
+        assert preparing[f"{unit}_per_second"] == pytest.approx(speed)
+    assert preparing["peak_memory_bytes"] >= 0
+    assert [(row["batch_size"], row["context_length"]) for row in batches] == [(4, 16), (2, 32)]
+    assert all(row["tokens"] == 2**10 for row in batches)
+    assert all(row["speed_ratio"]["median"] > 0 for row in results["rows"])
+    assert "batches of 4 × 16" in capsys.readouterr().out
+
+
+def test_a_source_that_is_none_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="did you mean 'stdlib-code'"):
+        run("data", tmp_path, "source=stdlib-cod")
+    assert not any(tmp_path.iterdir())
+
+
 def test_bytes_of_a_block_are_its_weights() -> None:
     assert bytes_read(make_feed_forward({"kind": "gelu", "hidden": 8}, 4, 1.0)) == 2 * 4 * 8 * 4
     assert bytes_read(matched_block("kan", 32)) == 4 * sum(

@@ -1,0 +1,133 @@
+"""What a training step does not do: wait for the device more than once, and keep memory.
+
+Both are counted, so a CPU shows what would cost a GPU its lead.
+"""
+
+import gc
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from kanlm.config import Config, from_tree, merge, to_tree
+from kanlm.training import run as runs
+from kanlm.training.resolve import resolve
+from kanlm.training.trainer import Trainer
+
+#: Operators that return numbers or shapes to the host.
+WAITING = {
+    "_local_scalar_dense",
+    "_unique2",
+    "bincount",
+    "equal",
+    "is_nonzero",
+    "masked_select",
+    "nonzero",
+    "unique_dim",
+}
+#: Methods that read memory without an operator where it is the host's.
+READING = ("cpu", "numpy", "tolist")
+
+
+class Waits(TorchDispatchMode):
+    """Counts what waits for the device."""
+
+    def __init__(self, counts: Counter[str]) -> None:
+        super().__init__()
+        self.counts = counts
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        indexed = name == "index" and any(i.dtype == torch.bool for i in args[1] if i is not None)
+        if name in WAITING or indexed:
+            self.counts[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def steps_of(
+    config: Config, monkeypatch: pytest.MonkeyPatch, around: Callable[[Trainer, Any], None]
+) -> None:
+    """Run, with `around(trainer, step)` in the place of every step."""
+    step = Trainer.train_step
+    monkeypatch.setattr(Trainer, "train_step", lambda self: around(self, step))
+    runs.run(config)
+
+
+def changed(config: Config, **parts: Any) -> Config:
+    return resolve(from_tree(merge(to_tree(config), parts)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "part", "more"),
+    [
+        ("config", {"penalties": {"l1": 1e-3}, "training": {"micro_batch_size": 2}}, {}),
+        ("config", {"model": {"feed_forward": "kan-local"}, "optimizer": {"kind": "muon"}}, {}),
+        ("routed", {}, {}),
+        # transformers asks whether there are several documents in a row, to mask less.
+        ("config", {"data": {"attention_within_documents": True}}, {"_local_scalar_dense": 1}),
+    ],
+    ids=["kan", "kan-local", "moe", "documents"],
+)
+def test_a_step_waits_for_the_device_once(
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: str,
+    part: dict,
+    more: dict[str, int],
+) -> None:
+    """For the loss and norm by which it decides whether to be taken, and for nothing else."""
+    config = changed(request.getfixturevalue(settings), **part)
+    config = changed(config, training={"log_every": config.training.steps})
+    counted: list[Counter[str]] = []
+
+    def around(trainer: Trainer, step: Any) -> None:
+        counts: Counter[str] = Counter()
+        with monkeypatch.context() as patch, Waits(counts):
+            for name in READING:
+                method = getattr(torch.Tensor, name)
+
+                def counting(
+                    tensor: torch.Tensor, *args: Any, name: str = name, method: Any = method
+                ) -> Any:
+                    counts[name] += 1
+                    return method(tensor, *args)
+
+                patch.setattr(torch.Tensor, name, counting)
+            step(trainer)
+        counted.append(counts)
+
+    steps_of(config, monkeypatch, around)
+    # The first may set up what the others use, and the last is logged.
+    assert counted[1:-1] == [{"tolist": 1, **more}] * (config.training.steps - 2)
+
+
+@pytest.mark.parametrize("settings", ["config", "routed"])
+def test_tensors_do_not_pile_up(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, settings: str
+) -> None:
+    config = changed(request.getfixturevalue(settings), training={"steps": 36})
+    found: dict[int, tuple[int, int]] = {}
+
+    def around(trainer: Trainer, step: Any) -> None:
+        step(trainer)
+        # Every kind of line has been written, and checkpoints have been.
+        if trainer.state.step % 12 == 0:
+            gc.collect()
+            tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
+            storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors}
+            size = sum(storage.nbytes() for storage in storages.values())
+            found[trainer.state.step] = len(tensors), size
+
+    steps_of(config, monkeypatch, around)
+    assert found[12] == found[24] == found[36]
+
+
+def test_a_line_says_how_long_compiling_took(config: Config, tmp_path: Path) -> None:
+    runs.run(changed(config, training={"steps": 3}))
+    lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {x["compile_seconds"] for x in lines if x["kind"] == "train"} == {0.0}
