@@ -37,6 +37,7 @@ def start(chains: list[list[Config]], root: Path, parallel: int = 2) -> None:
     run_chains(chains, parallel=parallel, launcher=None, root=root)
 
 
+@pytest.mark.slow
 def test_runs_side_by_side_overlap_and_share_the_threads(
     configs: list[Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

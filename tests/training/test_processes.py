@@ -170,6 +170,7 @@ def run_in_two(
     )
 
 
+@pytest.mark.slow
 def test_wrappers_go_before_the_process_group(config: Config, tmp_path: Path):
     """The last to hold it must not be a wrapper: now and then that never ended."""
     program = tmp_path / "program.py"
