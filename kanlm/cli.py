@@ -125,13 +125,23 @@ def _parser() -> argparse.ArgumentParser:
     benchmarks = bench.add_subparsers(required=True, metavar="BENCHMARK")
     for name, text in (
         ("layers", "forward and backward of a block, and what it keeps for it"),
-        ("decode", "feed-forward blocks over new inputs, at several batch sizes"),
+        ("step", "a training step of a whole model beside SwiGLU's"),
+        ("decode", "feed-forward blocks over new inputs by batch size, and whole models"),
         ("data", "preparing text beside the tokenizer alone, and cutting batches"),
+        ("peers", "a KAN layer beside those of other repositories"),
+        ("growth", "exponents by which time grows with tokens, width and grid"),
     ):
         verb = benchmarks.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         verb.add_argument(
             "overrides", nargs="*", metavar="setting=value", help="settings laid over the defaults"
         )
+        if name == "peers":
+            verb.add_argument(
+                "--peer",
+                action="append",
+                metavar="NAME=PATH",
+                help="a checkout of inkan, pykan, efficient-kan or fast-kan; may be repeated",
+            )
         verb.set_defaults(call=_bench, benchmark=name, paths=None)
     data = verbs.add_parser("data", help="look at or prepare the text of a config")
     actions = data.add_subparsers(required=True, metavar="ACTION")
@@ -257,7 +267,10 @@ def _generate(arguments: argparse.Namespace) -> None:
 def _bench(arguments: argparse.Namespace) -> None:
     from kanlm.experiments.bench.run import bench
 
-    print(bench(arguments.benchmark, arguments.overrides) / "results.json")
+    overrides = arguments.overrides
+    for peer in getattr(arguments, "peer", None) or ():
+        overrides = [*overrides, f"peers.{peer}"]
+    print(bench(arguments.benchmark, overrides) / "results.json")
 
 
 def _describe(arguments: argparse.Namespace) -> None:

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from kanlm.experiments.bench.layers import REFERENCE, matched_block
+from kanlm.experiments.bench.blocks import REFERENCE, matched_block
+from kanlm.experiments.bench.bytes_read import bytes_read
+from kanlm.experiments.bench.decode_model import measure_models
 from kanlm.experiments.bench.settings import DecodeBenchmark
 from kanlm.experiments.bench.timing import interleaved, ratio
-from kanlm.kan import KANLinear
-from kanlm.kan.bases import Local
 from kanlm.model.feed_forward import FeedForward
 
 #: Inputs before they repeat: the weights that they touch are then out of every cache.
@@ -25,7 +25,11 @@ _STEPS = 8
 
 
 def measure_decode(settings: DecodeBenchmark, report: Callable[[str], object]) -> list[dict]:
-    """One row a dtype, batch size and block: time over the MLP's, bytes that a token reads."""
+    """One row a dtype, batch size and block, then those of whole models.
+
+    Raises:
+        UserError: a block is unknown or has no width of equal parameters.
+    """
     rows = []
     for name in settings.dtypes:
         dtype = getattr(torch, name)
@@ -37,21 +41,7 @@ def measure_decode(settings: DecodeBenchmark, report: Callable[[str], object]) -
         for batch_size in settings.batch_sizes:
             report(f"{name}, batch size {batch_size}")
             rows += _measure_batch(settings, stacks, dtype, batch_size)
-    return rows
-
-
-def bytes_read(block: FeedForward, batch_size: int = 1) -> float:
-    """Bytes of weights that a batch reads at least: of coefficients over a local basis, those
-    that its inputs activate, expected for uniformly spread ones; of others, all."""
-    total = 0.0
-    for module in block.modules():
-        share = 1.0
-        if isinstance(module, KANLinear) and isinstance(module.basis, Local):
-            share = 1 - (1 - module.basis.support / module.basis.num_functions) ** batch_size
-        for name, parameter in module.named_parameters(recurse=False):
-            part = share if name == "coefficients" else 1.0
-            total += part * parameter.numel() * parameter.element_size()
-    return total
+    return rows + measure_models(settings, report)
 
 
 @torch.inference_mode()
@@ -74,6 +64,7 @@ def _measure_batch(
         median = sorted(seconds[label])[settings.rounds // 2] / _STEPS
         rows.append(
             {
+                "what": "blocks",
                 "dtype": str(dtype).removeprefix("torch."),
                 "batch_size": batch_size,
                 "block": label,

@@ -10,22 +10,17 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._inductor.cpu_vec_isa import pick_vec_isa
 
 from kanlm.errors import UserError
+from kanlm.experiments.bench.blocks import REFERENCE, matched_block
+from kanlm.experiments.bench.compiled import warn_of_scalar_code
 from kanlm.experiments.bench.saved import saved_bytes
 from kanlm.experiments.bench.settings import LayerBenchmark
-from kanlm.experiments.bench.timing import interleaved, ratio
+from kanlm.experiments.bench.timing import interleaved, ratio, synchronizer
 from kanlm.kan.kernels import use_backend
-from kanlm.model.feed_forward import FeedForward, make_feed_forward
-from kanlm.model.matching import DEFAULT_PARAMETERS, has_width, solve_hidden
-
-#: What all blocks are measured against, compiled.
-REFERENCE = "gelu"
 
 
 def measure_layers(settings: LayerBenchmark, report: Callable[[str], object]) -> list[dict]:
@@ -34,33 +29,13 @@ def measure_layers(settings: LayerBenchmark, report: Callable[[str], object]) ->
     Raises:
         UserError: a block is unknown or has no such width, or the backend cannot take it.
     """
-    if settings.device == "cpu" and not pick_vec_isa():
-        report(
-            "torch.compile finds no vector instructions, so compiled times will mean little: it "
-            "gives up looking on a busy machine; try again on a quiet one"
-        )
+    warn_of_scalar_code(settings.device, report)
     rows = []
     for width in settings.widths:
         report(f"d_model {width}")
         with use_backend(settings.backend):
             rows += _measure_width(settings, width)
     return rows
-
-
-def matched_block(spec: Any, d_model: int) -> FeedForward:
-    """The block of a kind that has the MLP's parameters.
-
-    Raises:
-        UserError: the kind or an option is unknown, or the block has no such width.
-    """
-    described: dict[str, Any] = {"kind": spec} if isinstance(spec, str) else dict(spec)
-    try:
-        if has_width(described):
-            parameters = DEFAULT_PARAMETERS * d_model**2
-            described["hidden"] = solve_hidden(described, d_model, parameters=parameters)
-        return make_feed_forward(described, d_model, 1.0)
-    except ValueError as error:
-        raise UserError(f"blocks: {error}") from None
 
 
 def _measure_width(settings: LayerBenchmark, d_model: int) -> list[dict]:
@@ -89,7 +64,7 @@ def _measure_width(settings: LayerBenchmark, d_model: int) -> list[dict]:
         f"{label} {mode}": functools.partial(_step, run, blocks[label], x, dy)
         for (label, mode), run in runs.items()
     }
-    seconds = interleaved(steps, settings.rounds, _synchronizer(settings.device))
+    seconds = interleaved(steps, settings.rounds, synchronizer(settings.device))
     peaks = {name: _peak_bytes(step, settings.device) for name, step in steps.items()}
     reference = seconds[f"{REFERENCE} compiled"]
     return [
@@ -123,7 +98,3 @@ def _peak_bytes(step: Callable[[], object], device: str) -> int | None:
     torch.cuda.reset_peak_memory_stats(device)
     step()
     return torch.cuda.max_memory_allocated(device) - before
-
-
-def _synchronizer(device: str) -> Callable[[], object]:
-    return torch.cuda.synchronize if device.startswith("cuda") else lambda: None

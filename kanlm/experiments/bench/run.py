@@ -1,4 +1,4 @@
-"""`kanlm bench NAME`: measure, write JSON, print the table and draw the figures."""
+"""`kanlm bench NAME`: measure, write JSON, print the tables and draw the figures."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -8,11 +8,21 @@ from typing import Any
 from kanlm.config import check, merge, parse_override, to_tree
 from kanlm.experiments.bench.data import measure_data
 from kanlm.experiments.bench.decode import measure_decode
+from kanlm.experiments.bench.growth import measure_growth
 from kanlm.experiments.bench.layers import measure_layers
-from kanlm.experiments.bench.settings import DataBenchmark, DecodeBenchmark, LayerBenchmark
+from kanlm.experiments.bench.peers import measure_peers
+from kanlm.experiments.bench.settings import (
+    DataBenchmark,
+    DecodeBenchmark,
+    GrowthBenchmark,
+    LayerBenchmark,
+    PeerBenchmark,
+    StepBenchmark,
+)
+from kanlm.experiments.bench.step import measure_step
 from kanlm.experiments.provenance import environment
 from kanlm.files import write_text
-from kanlm.reporting.benchmarks import benchmark_figures, benchmark_table
+from kanlm.reporting.bench import benchmark_figures, benchmark_tables
 from kanlm.reporting.table import print_table
 
 #: Of the layout of a benchmark's JSON.
@@ -21,7 +31,10 @@ SCHEMA_VERSION = 1
 #: Benchmarks by name: their settings, and what measures.
 BENCHMARKS: dict[str, tuple[Any, Callable[..., list[dict]]]] = {
     "layers": (LayerBenchmark, measure_layers),
+    "step": (StepBenchmark, measure_step),
     "decode": (DecodeBenchmark, measure_decode),
+    "peers": (PeerBenchmark, measure_peers),
+    "growth": (GrowthBenchmark, measure_growth),
     "data": (DataBenchmark, measure_data),
 }
 
@@ -53,5 +66,6 @@ def bench(name: str, overrides: Sequence[str], report: Callable[[str], object] =
     write_text(folder / "results.json", json.dumps(results, indent=1) + "\n")
     for figure in benchmark_figures(results):
         write_text(folder / f"{figure.title}.svg", figure.svg)
-    print_table(benchmark_table(results))
+    for table in benchmark_tables(results):
+        print_table(table)
     return folder

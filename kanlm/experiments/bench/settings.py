@@ -29,14 +29,84 @@ class LayerBenchmark:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StepBenchmark:
+    """A training step of a whole model."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    d_model: int = 512
+    n_layers: int = 4
+    n_heads: int = 8
+    vocab_size: int = 8192
+    context_length: int = 512
+    batch_size: int = 4
+    precision: Literal["fp32", "bf16"] = "fp32"
+    #: Blocks beside SwiGLU, which all are compared with.
+    blocks: tuple[Any, ...] = ("gelu", "kan", "kan-local")
+    modes: tuple[Literal["eager", "compiled"], ...] = ("eager", "compiled")
+    #: What adds up the edges' functions of all blocks (kanlm.kan.kernels).
+    backend: Backend = "auto"
+    rounds: int = 7
+    device: str = "cpu"
+    output_dir: str = "runs/bench/step"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerBenchmark:
+    """Forward and backward of one KAN layer, beside other repositories' layers."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    in_features: int = 256
+    out_features: int = 256
+    tokens: int = 1024
+    grid_size: int = 5
+    degree: int = 3
+    #: Name → folder of a checkout; `--peer NAME=PATH` adds one.
+    peers: dict[str, str] = field(default_factory=dict)
+    rounds: int = 5
+    device: str = "cpu"
+    output_dir: str = "runs/bench/peers"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrowthBenchmark:
+    """Forward and backward of blocks, eagerly, as one of their sizes grows."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    tokens: tuple[int, ...] = (512, 1024, 2048, 4096, 8192)
+    widths: tuple[int, ...] = (128, 256, 512, 1024)
+    #: Cells of linear B-splines, whose coefficients grow with them.
+    grids: tuple[int, ...] = (4, 8, 16, 32)
+    #: `d_model` and tokens while another size grows.
+    width: int = 256
+    token_count: int = 2048
+    #: Blocks beside the GELU MLP, of equal parameters.
+    blocks: tuple[Any, ...] = ("swiglu", "kan", "kan-local")
+    rounds: int = 5
+    device: str = "cpu"
+    output_dir: str = "runs/bench/growth"
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "widths", "grids"):
+            sizes = getattr(self, name)
+            if len(set(sizes)) < 3:
+                raise ValueError(f"{name} = {list(sizes)}: an exponent needs at least 3 sizes")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DecodeBenchmark:
-    """The blocks of a model given one new input after another."""
+    """The blocks of a model given one new input after another, and the whole model."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     d_model: int = 768
     n_layers: int = 12
+    n_heads: int = 12
     batch_sizes: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    #: Of whole models, at batch 1.
+    vocab_sizes: tuple[int, ...] = (256, 8192, 49152)
     dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
     #: Blocks beside the GELU MLP that all are measured against.
     blocks: tuple[Any, ...] = field(

@@ -4,6 +4,8 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
+
 
 def interleaved(
     functions: Mapping[str, Callable[[], object]], rounds: int, synchronize: Callable[[], object]
@@ -37,3 +39,8 @@ def ratio(seconds: Sequence[float], reference: Sequence[float]) -> dict[str, flo
         statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
     )
     return {"median": middle, "low": low, "high": high}
+
+
+def synchronizer(device: str) -> Callable[[], object]:
+    """What waits for a device to have done all that it was asked."""
+    return torch.cuda.synchronize if device.startswith("cuda") else lambda: None

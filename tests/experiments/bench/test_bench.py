@@ -1,16 +1,23 @@
 """Benchmarks end to end at tiny sizes: counts are checked, times only exist."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from kanlm.errors import UserError
-from kanlm.experiments.bench.decode import bytes_read
-from kanlm.experiments.bench.layers import matched_block
+from kanlm.experiments.bench import peers, step
+from kanlm.experiments.bench.blocks import matched_block
+from kanlm.experiments.bench.bytes_read import bytes_read
+from kanlm.experiments.bench.decode_model import model_bytes_read
+from kanlm.experiments.bench.growth import fitted_exponent
 from kanlm.experiments.bench.run import bench
 from kanlm.experiments.bench.saved import saved_bytes
+from kanlm.experiments.bench.settings import StepBenchmark
+from kanlm.model import KanLMConfig, KanLMForCausalLM
+from kanlm.model.accounting import account
 from kanlm.model.feed_forward import make_feed_forward
 
 
@@ -41,16 +48,136 @@ def test_layers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "kan/hermite3-squash" in capsys.readouterr().out
 
 
+def test_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["d_model=32", "n_layers=2", "n_heads=2", "vocab_size=64", "context_length=16"]
+    sizes += ["batch_size=2", "rounds=2", "modes=[eager]", "blocks=[kan]", "precision=bf16"]
+    swiglu, kan = run("step", tmp_path, *sizes)["rows"]
+    assert (swiglu["block"], kan["block"]) == ("swiglu", "kan/hermite3-squash")
+    assert swiglu["speed_ratio"]["median"] == 1
+    assert kan["tokens_per_second"] == pytest.approx(32 / kan["seconds"])
+    assert kan["parameters"] == pytest.approx(swiglu["parameters"], rel=0.01)
+    # Three products of every weight, and of attention's scores the half that is not masked.
+    products = swiglu["parameters"] - 32 * 5
+    scores = 2 * 2 * 2 * 32 * 16 / 2
+    assert swiglu["flops"] == pytest.approx(32 * 3 * (2 * products + scores), rel=0.05)
+    assert "swiglu" in capsys.readouterr().out
+
+
+def test_a_step_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is timed is a whole update: the loss on the same tokens falls."""
+    losses = []
+
+    def watched(model: torch.nn.Module, *args: object) -> None:
+        losses.append(model(**batch).loss.item())
+
+    settings = StepBenchmark(d_model=32, n_layers=1, n_heads=2, vocab_size=16, context_length=8)
+    ids = torch.arange(16).view(2, 8)
+    batch = {"input_ids": ids, "shift_labels": ids.roll(-1, dims=1)}
+    take = step._make_step(settings, step._config(settings, "kan"), "eager", batch)
+    for _ in range(20):
+        watched(take.args[1])  # pyright: ignore[reportFunctionMemberAccess]
+        take()
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_growth(tmp_path: Path) -> None:
+    sizes = ["tokens=[8,16,32]", "widths=[16,32,48]", "grids=[2,4,8]", "width=16"]
+    results = run("growth", tmp_path, *sizes, "token_count=8", "rounds=2", "blocks=[kan]")
+    by_key = {(row["axis"], row["block"]): row for row in results["rows"]}
+    assert list(by_key) == [
+        *((axis, b) for axis in ("tokens", "d_model") for b in ("gelu", "kan/hermite3-squash")),
+        ("grid_size", "kan-local"),
+    ]
+    assert by_key["tokens", "gelu"]["flops_exponent"] == pytest.approx(1)
+    assert by_key["d_model", "gelu"]["flops_exponent"] == pytest.approx(2, abs=0.1)
+    assert 0.3 < by_key["grid_size", "kan-local"]["flops_exponent"] < 1
+    assert len(list(tmp_path.glob("growth-*.svg"))) == 3
+
+
+def test_an_exponent_is_the_slope_of_the_logarithms() -> None:
+    slope, error = fitted_exponent([1, 2, 4, 8], [3 * size**1.7 for size in (1, 2, 4, 8)])
+    assert slope == pytest.approx(1.7)
+    assert error == pytest.approx(0, abs=1e-6)
+
+
+def make_checkout(folder: Path) -> Path:
+    """A repository in the shape of fast-kan, whose layer keeps 16 times its input."""
+    (folder / "fastkan").mkdir(parents=True)
+    (folder / "fastkan" / "__init__.py").write_text(
+        """
+import torch
+
+class FastKANLayer(torch.nn.Linear):
+    def __init__(self, inputs, outputs, num_grids, use_layernorm):
+        super().__init__(16 * inputs, outputs)
+
+    def forward(self, x):
+        return super().forward(torch.cat([x.sin()] * 16, dim=-1))
+"""
+    )
+    return folder
+
+
+def test_peers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "PEERS", {"fast-kan": peers.PEERS["fast-kan"]})
+    checkout = make_checkout(tmp_path / "repository")
+    sizes = ["in_features=8", "out_features=8", "tokens=32", "rounds=2"]
+    results = run("peers", tmp_path / "out", *sizes, f"peers.fast-kan={checkout}")
+    ours, theirs = (row for row in results["rows"] if row["mode"] == "eager")
+    assert (ours["layer"], theirs["layer"]) == ("kanlm", "fast-kan")
+    assert ours["time_ratio"]["median"] == 1
+    # Its base and eight Gaussians; theirs sixteen and a bias. Its product alone is 16 inputs wide.
+    assert (ours["parameters"], theirs["parameters"]) == (9 * 64, 16 * 64 + 8)
+    assert ours["saved_bytes"] == 0
+    assert theirs["saved_bytes"] == 16 * 32 * 8 * 4
+    assert "fast-kan" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("peers.fastkan=.", "expected one of .*; did you mean 'fast-kan'"),
+        ("peers.fast-kan=missing", "there is no such folder"),
+        ("peers.fast-kan=.", "--peer fast-kan=.: No module named 'fastkan'"),
+    ],
+)
+def test_a_peer_that_is_none_is_named(
+    tmp_path: Path, override: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "PEERS", {"fast-kan": peers.PEERS["fast-kan"]})
+    monkeypatch.delitem(sys.modules, "fastkan", raising=False)
+    with pytest.raises(UserError, match=message):
+        run("peers", tmp_path, override)
+
+
 def test_decode(tmp_path: Path) -> None:
     blocks = "blocks=[{kind: kan-local, base: null, basis: {kind: bspline, grid_size: 7}}]"
     sizes = ["d_model=32", "n_layers=2", "batch_sizes=[1,3]", "dtypes=[bfloat16]", "rounds=2"]
+    sizes += ["n_heads=2", "vocab_sizes=[64]"]
     results = run("decode", tmp_path, *sizes, blocks)
-    rows = [row for row in results["rows"] if row["block"] == "kan/bspline1-g7"]
+    *rows, model = [row for row in results["rows"] if row["block"] == "kan/bspline1-g7"]
     assert [row["batch_size"] for row in rows] == [1, 3]
     # Two of eight functions, and a norm's gains, which all blocks read.
     assert rows[0]["bytes_ratio"] == pytest.approx(2 / 8, abs=0.01)
     assert rows[1]["bytes_ratio"] == pytest.approx(1 - (6 / 8) ** 3, abs=0.01)
+    # Of 2 × (4 + 8) d² weights and a head of 64 d, two layers' 8 d² are read by a quarter.
+    expected = (2 * (4 + 8 / 4) * 32 + 64) / (2 * (4 + 8) * 32 + 64)
+    assert model["bytes_ratio"] == pytest.approx(expected, rel=0.03)
+    share = model["bytes_ratio"] / model["time_ratio"]["median"]
+    assert model["share_of_allowed_speed"] == pytest.approx(share)
     assert (tmp_path / "decode-bfloat16.svg").exists()
+    assert (tmp_path / "decode-models-bfloat16.svg").exists()
+
+
+@pytest.mark.parametrize("tie_embeddings", [False, True])
+def test_of_an_untied_embedding_one_row_is_read(tie_embeddings: bool) -> None:
+    config = KanLMConfig(
+        vocab_size=50, d_model=8, n_layers=1, n_heads=1, tie_embeddings=tie_embeddings
+    )
+    model = KanLMForCausalLM(config)
+    assert model_bytes_read(model) == account(config).bytes_per_decoded_token()
 
 
 def test_data(

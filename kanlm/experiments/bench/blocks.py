@@ -1,0 +1,42 @@
+"""The blocks that benchmarks set side by side: each with the parameters of one MLP."""
+
+from typing import Any
+
+from kanlm.errors import UserError
+from kanlm.model.feed_forward import FeedForward, make_feed_forward
+from kanlm.model.matching import DEFAULT_PARAMETERS, has_width, solve_hidden
+
+#: What all blocks are measured against: the MLP of hidden width 4 d_model.
+REFERENCE = "gelu"
+
+
+def matched_spec(spec: Any, d_model: int) -> dict[str, Any]:
+    """A kind's options with the width that has the MLP's parameters.
+
+    Arguments:
+        spec: a kind's name, or `kind` and options.
+
+    Raises:
+        UserError: the kind or an option is unknown, or the block has no such width.
+    """
+    described: dict[str, Any] = {"kind": spec} if isinstance(spec, str) else dict(spec)
+    try:
+        if has_width(described):
+            parameters = DEFAULT_PARAMETERS * d_model**2
+            described["hidden"] = solve_hidden(described, d_model, parameters=parameters)
+    except ValueError as error:
+        raise UserError(f"blocks: {error}") from None
+    return described
+
+
+def matched_block(spec: Any, d_model: int) -> FeedForward:
+    """The block of a kind that has the MLP's parameters.
+
+    Raises:
+        UserError: the kind or an option is unknown, or the block has no such width.
+    """
+    described = matched_spec(spec, d_model)
+    try:
+        return make_feed_forward(described, d_model, 1.0)
+    except ValueError as error:
+        raise UserError(f"blocks: {error}") from None

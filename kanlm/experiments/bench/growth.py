@@ -1,0 +1,109 @@
+"""How the time of a block's forward and backward pass grows with tokens, width and grid.
+
+1. One of the three grows, the others stay.
+2. All blocks take turns at each size.
+3. The exponent is the slope of log time over log size by least squares; beside it stands that of
+   the FLOPs, counted, which is what time grows by where nothing else costs.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from scipy.stats import linregress
+
+from kanlm.experiments.bench.blocks import REFERENCE, matched_spec
+from kanlm.experiments.bench.settings import GrowthBenchmark
+from kanlm.experiments.bench.timing import interleaved, synchronizer
+from kanlm.model.feed_forward import FeedForward, make_feed_forward
+
+
+def measure_growth(settings: GrowthBenchmark, report: Callable[[str], object]) -> list[dict]:
+    """One row an axis and block: sizes, seconds, and the exponents of time and FLOPs.
+
+    Raises:
+        UserError: a block is unknown or has no width of equal parameters.
+    """
+    blocks = (REFERENCE, *settings.blocks)
+    rows = []
+    for axis, sizes in (("tokens", settings.tokens), ("d_model", settings.widths)):
+        points = []
+        for size in sizes:
+            report(f"{axis} {size}")
+            width = size if axis == "d_model" else settings.width
+            tokens = size if axis == "tokens" else settings.token_count
+            points.append(
+                _measure(settings, [matched_spec(b, width) for b in blocks], width, tokens)
+            )
+        rows += _rows(axis, sizes, points)
+    points = []
+    for size in settings.grids:
+        report(f"grid_size {size}")
+        points.append(
+            _measure(settings, [_on_grid(settings, size)], settings.width, settings.token_count)
+        )
+    return rows + _rows("grid_size", settings.grids, points)
+
+
+def _on_grid(settings: GrowthBenchmark, grid_size: int) -> dict[str, Any]:
+    """A block of linear B-splines on so many cells; its width does not shrink as they grow."""
+    spec = {"kind": "kan-local", "basis": {"kind": "bspline", "grid_size": settings.grids[0]}}
+    hidden = matched_spec(spec, settings.width)["hidden"]
+    return {**spec, "hidden": hidden, "basis": {"kind": "bspline", "grid_size": grid_size}}
+
+
+def _measure(
+    settings: GrowthBenchmark, specs: Sequence[dict[str, Any]], d_model: int, tokens: int
+) -> list[dict]:
+    """A block's kind, median seconds and FLOPs, of each."""
+    torch.manual_seed(0)
+    blocks = [make_feed_forward(spec, d_model, 1.0).to(settings.device) for spec in specs]
+    x = torch.randn(tokens, d_model, device=settings.device, requires_grad=True)
+    dy = torch.randn_like(x)
+    steps = {
+        str(index): functools.partial(_step, block, x, dy) for index, block in enumerate(blocks)
+    }
+    seconds = interleaved(steps, settings.rounds, synchronizer(settings.device))
+    return [
+        {
+            "block": block.label if len(specs) > 1 else spec["kind"],
+            "seconds": sorted(times)[settings.rounds // 2],
+            "flops": 3 * block.flops_per_token * tokens,
+        }
+        for spec, block, times in zip(specs, blocks, seconds.values(), strict=True)
+    ]
+
+
+def _step(block: FeedForward, x: torch.Tensor, dy: torch.Tensor) -> None:
+    block.zero_grad(set_to_none=True)
+    x.grad = None
+    block(x).backward(dy)
+
+
+def _rows(axis: str, sizes: Sequence[int], points: Sequence[Sequence[dict]]) -> list[dict]:
+    rows = []
+    for series in zip(*points, strict=True):
+        seconds = [point["seconds"] for point in series]
+        flops = [point["flops"] for point in series]
+        exponent, error = fitted_exponent(sizes, seconds)
+        rows.append(
+            {
+                "axis": axis,
+                "block": series[0]["block"],
+                "sizes": list(sizes),
+                "seconds": seconds,
+                "flops": flops,
+                "exponent": exponent,
+                "standard_error": error,
+                "flops_exponent": fitted_exponent(sizes, flops)[0],
+            }
+        )
+    return rows
+
+
+def fitted_exponent(sizes: Sequence[float], costs: Sequence[float]) -> tuple[float, float]:
+    """p of cost ∝ sizeᵖ by least squares of the logarithms, and its standard error."""
+    fit: Any = linregress([math.log(size) for size in sizes], [math.log(cost) for cost in costs])
+    return float(fit.slope), float(fit.stderr)

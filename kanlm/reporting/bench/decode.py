@@ -1,0 +1,123 @@
+"""Decoding: blocks by batch size and whole models by vocabulary, a table and figures of each."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from kanlm.reporting.bench.parts import lines, rules, where
+from kanlm.reporting.figures import Picture
+from kanlm.reporting.numbers import count, duration, fixed, span
+from kanlm.reporting.table import Table
+
+
+def decode_tables(results: Mapping[str, Any]) -> list[Table]:
+    """Of the blocks, and of whole models."""
+    return [_blocks_table(results), _models_table(results)]
+
+
+def _blocks_table(results: Mapping[str, Any]) -> Table:
+    settings = results["settings"]
+
+    def cells(row: Mapping[str, Any]) -> list[str]:
+        return [
+            row["block"],
+            row["dtype"],
+            str(row["batch_size"]),
+            fixed(row["time_ratio"]["median"], 2),
+            span([row["time_ratio"]["low"], row["time_ratio"]["high"]], 2),
+            fixed(row["bytes_ratio"], 2),
+            duration(row["seconds_per_step"]),
+            count(row["bytes_per_second"], "B/s"),
+        ]
+
+    groups = [
+        where(results, what="blocks", dtype=dtype, batch_size=size)
+        for dtype in settings["dtypes"]
+        for size in settings["batch_sizes"]
+    ]
+    return Table(
+        title=f"Feed-forward blocks of {settings['n_layers']} layers, d_model "
+        f"{settings['d_model']}, a new input every step, equal parameters",
+        columns=[
+            "block",
+            "dtype",
+            "batch",
+            "× MLP's time",
+            "quartiles",
+            "× MLP's bytes",
+            "a step",
+            "read at",
+        ],
+        rows=[cells(row) for group in groups for row in group],
+        note="Bytes are the floor: weights that a step must read, those of coefficients for "
+        "inputs spread evenly over the grid.",
+        rules=rules(groups),
+    )
+
+
+def _models_table(results: Mapping[str, Any]) -> Table:
+    settings = results["settings"]
+
+    def cells(row: Mapping[str, Any]) -> list[str]:
+        return [
+            row["block"],
+            row["dtype"],
+            f"{row['vocab_size']:,}",
+            fixed(row["time_ratio"]["median"], 2),
+            span([row["time_ratio"]["low"], row["time_ratio"]["high"]], 2),
+            fixed(row["bytes_ratio"], 2),
+            fixed(row["share_of_allowed_speed"], 2),
+            fixed(1 / row["seconds_per_token"], 1),
+            count(row["bytes_per_second"], "B/s"),
+        ]
+
+    groups = [
+        where(results, what="model", dtype=dtype, vocab_size=size)
+        for dtype in settings["dtypes"]
+        for size in settings["vocab_sizes"]
+    ]
+    return Table(
+        title=f"Whole models of {settings['n_layers']} layers, d_model {settings['d_model']}, "
+        "token by token, equal parameters",
+        columns=[
+            "block",
+            "dtype",
+            "vocabulary",
+            "× MLP's time",
+            "quartiles",
+            "× MLP's bytes",
+            "speed / allowed",
+            "tokens/s",
+            "read at",
+        ],
+        rows=[cells(row) for group in groups for row in group],
+        note="Allowed is the speed of a model that reads its own bytes as fast as the MLP's model "
+        "reads its.",
+        rules=rules(groups),
+    )
+
+
+def decode_figures(results: Mapping[str, Any]) -> list[Picture]:
+    """Time over the MLP's by batch size, and of whole models by vocabulary, for each dtype."""
+    settings = results["settings"]
+    return [
+        lines(
+            f"{name}-{dtype}",
+            across.replace("_", " "),
+            "time over the MLP's",
+            settings[f"{across}s"],
+            _times_by_block(results, what=what, dtype=dtype),
+        )
+        for dtype in settings["dtypes"]
+        for name, what, across in (
+            ("decode", "blocks", "batch_size"),
+            ("decode-models", "model", "vocab_size"),
+        )
+    ]
+
+
+def _times_by_block(results: Mapping[str, Any], **values: Any) -> dict[str, list[float]]:
+    """Block → its times over the MLP's, in order of size."""
+    times: dict[str, list[float]] = {}
+    for row in where(results, **values):
+        times.setdefault(row["block"], []).append(row["time_ratio"]["median"])
+    return times

@@ -1,0 +1,46 @@
+"""What the tables and figures of all benchmarks are made of."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from kanlm.reporting.figures import MARKERS, PALETTE, STYLE, Picture, standalone_svg
+
+
+def where(results: Mapping[str, Any], **values: Any) -> list[Any]:
+    """Rows that have all these values."""
+    return [
+        row for row in results["rows"] if all(row[name] == value for name, value in values.items())
+    ]
+
+
+def rules(groups: Sequence[Sequence[Any]]) -> list[int]:
+    """Rows that begin a group, but the first."""
+    return list(itertools.accumulate(len(group) for group in groups))[:-1]
+
+
+def lines(
+    name: str, across: str, up: str, x: Sequence[float], lines: Mapping[str, Sequence[float]]
+) -> Picture:
+    """A line a label over sizes that double; from zero up, so that heights compare."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+        axes = figure.subplots()
+        for index, (label, values) in enumerate(lines.items()):
+            axes.plot(
+                x,
+                values,
+                label=label,
+                color=PALETTE[index % len(PALETTE)],
+                marker=MARKERS[index % len(MARKERS)],
+            )
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(x, [str(each) for each in x])
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel(across)
+        axes.set_ylabel(up)
+        figure.legend(loc="outside right upper", frameon=False)
+        return Picture(name, standalone_svg(figure))
