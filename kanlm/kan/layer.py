@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from .base_functions import BASE_FLOPS, BASE_FUNCTIONS, BaseFunction
 from .bases import Basis, Hermite, Local
 from .initialization import assign_, uniform_
-from .kernels import edge_sums, reads_sparsely, sparse_sums
+from .kernels import SparseLayer, edge_sums, reads_sparsely
 from .moments import unit_normal_mean
 
 #: How a layer's edge functions start.
@@ -145,15 +145,15 @@ class KANLinear(nn.Module):
         """Whether `forward` would read the active coefficients alone: few tokens, no gradients."""
         return reads_sparsely(x, self.coefficients, self.basis)
 
-    def sparse_sums(self, x: Tensor, norm: tuple[Tensor, float] | None = None) -> Tensor:
-        """`forward` by reading the active coefficients alone, for a basis that is `Local`.
+    def as_sparse(self, norm: tuple[Tensor, float] | None = None) -> SparseLayer:
+        """What `forward` computes, for `sparse_sums`; of a basis that is `Local`.
 
         Arguments:
-            norm: gain (in,) and epsilon of an RMS norm that x goes through first.
+            norm: gain (in,) and epsilon of an RMS norm that the inputs go through first.
         """
         assert isinstance(self.basis, Local)
-        return sparse_sums(
-            x, self.coefficients, self.basis, self.base, self.base_weight, self.bias, norm
+        return SparseLayer(
+            self.coefficients, self.basis, self.base, self.base_weight, self.bias, norm
         )
 
     @property

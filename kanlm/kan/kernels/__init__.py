@@ -17,6 +17,14 @@
 """
 
 from .choice import BACKENDS, Backend, edge_sums, reads_sparsely, use_backend
-from .sparse import sparse_sums
+from .sparse import SparseLayer, sparse_sums
 
-__all__ = ["BACKENDS", "Backend", "edge_sums", "reads_sparsely", "sparse_sums", "use_backend"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "SparseLayer",
+    "edge_sums",
+    "reads_sparsely",
+    "sparse_sums",
+    "use_backend",
+]

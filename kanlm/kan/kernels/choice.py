@@ -13,7 +13,7 @@ from ..bases import Basis, Differentiable, Local
 from .compiled import contract_compiled
 from .fused import fused_sums, no_fused_sums, pays
 from .recompute import contract_recomputing
-from .sparse import most_tokens, sparse_sums
+from .sparse import SparseLayer, most_tokens, sparse_sums
 
 Backend = Literal["auto", "reference", "recompute", "triton", "sparse"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
@@ -66,7 +66,7 @@ def edge_sums(
     backend = _backend(x, coefficients, basis)
     if backend == "sparse":
         assert isinstance(basis, Local)
-        return sparse_sums(x, coefficients, basis, base, base_weight, bias)
+        return sparse_sums(x, SparseLayer(coefficients, basis, base, base_weight, bias))
     sums = {"reference": _reference, "recompute": _recompute, "triton": fused_sums}[backend]
     y = sums(x, coefficients, basis, base, base_weight)
     return y if bias is None else y + bias.to(y.dtype)

@@ -9,14 +9,26 @@
 // Threads share out the inputs, because these are what a token's rows belong to. The rows of
 // one input are read for all tokens before those of the next, so that tokens share what the
 // caches hold and never read more than a dense product would.
+//
+// Layers in a row are computed in one call: starting threads and crossing over from Python takes
+// as long as many rows.
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <vector>
 #include <omp.h>
 
 namespace {
+
+// As `_Layer` in sparse.py. Weights are of the type of the inputs.
+struct Layer {
+    const void *norm, *coefficients, *base_weight, *bias;
+    const float* knots;  // of equal cells; null where `first` and `values` are given
+    int64_t inputs, functions, out, support, base_kind, cells;
+    float epsilon;
+};
 
 // bfloat16 is the upper half of a float.
 struct Bfloat16 { uint16_t bits; };
@@ -152,72 +164,110 @@ inline float inverse_rms(const T* x, int64_t inputs, float epsilon) {
     return 1 / std::sqrt(squares / inputs + epsilon);
 }
 
+// Where the numbers between inputs and outputs are: one place for all layers of a call.
+struct Scratch {
+    int64_t* first;
+    float *values, *base, *sums;
+};
+
+// By all threads of a team, with a barrier at the end.
 template <typename T>
-void run(
-    const T* x, const T* norm, const T* coefficients, const T* base_weight, const T* bias, T* y,
-    int64_t* first, float* weights, float* base, float* sums,
-    int64_t tokens, int64_t inputs, int64_t functions, int64_t out, int64_t support,
-    int64_t base_kind, float low, float high, int64_t cells, float epsilon, int64_t threads
-) {
+void run(const Layer& layer, const T* x, T* y, const Scratch& scratch, int64_t tokens) {
+    const int64_t inputs = layer.inputs, out = layer.out, support = layer.support;
     const int64_t stride = (out + kLine - 1) / kLine * kLine;
-#pragma omp parallel num_threads(threads)
-    {
-        const int64_t thread = omp_get_thread_num(), team = omp_get_num_threads();
-        const int64_t begin = inputs * thread / team, end = inputs * (thread + 1) / team;
-        float* own = sums + thread * tokens * stride;
-        std::memset(own, 0, sizeof(float) * tokens * stride);
-        for (int64_t n = 0; n < tokens; n++) {
-            const float scale = norm == nullptr ? 1 : inverse_rms(x + n * inputs, inputs, epsilon);
-            for (int64_t i = begin; i < end; i++) {
-                const int64_t place = n * inputs + i;
-                const float value = load(x[place]) * (norm == nullptr ? 1 : scale * load(norm[i]));
-                if (cells > 0)
-                    bspline(value, low, high, cells, support - 1, first + place, weights + place * support);
-                if (base_kind == 1) base[place] = value / (1 + std::exp(-value));
-                if (base_kind == 2) base[place] = value;
-            }
+    const int64_t thread = omp_get_thread_num(), team = omp_get_num_threads();
+    const int64_t begin = inputs * thread / team, end = inputs * (thread + 1) / team;
+    const T* norm = static_cast<const T*>(layer.norm);
+    const T* coefficients = static_cast<const T*>(layer.coefficients);
+    const T* base_weight = static_cast<const T*>(layer.base_weight);
+    const T* bias = static_cast<const T*>(layer.bias);
+    const float low = layer.knots == nullptr ? 0 : layer.knots[support - 1];
+    const float high = layer.knots == nullptr ? 0 : layer.knots[support - 1 + layer.cells];
+    float* base = scratch.base;
+    float* own = scratch.sums + thread * tokens * stride;
+    std::memset(own, 0, sizeof(float) * tokens * stride);
+    for (int64_t n = 0; n < tokens; n++) {
+        const float scale = norm == nullptr ? 1 : inverse_rms(x + n * inputs, inputs, layer.epsilon);
+        for (int64_t i = begin; i < end; i++) {
+            const int64_t place = n * inputs + i;
+            const float value = load(x[place]) * (norm == nullptr ? 1 : scale * load(norm[i]));
+            if (layer.knots != nullptr)
+                bspline(value, low, high, layer.cells, support - 1, scratch.first + place,
+                        scratch.values + place * support);
+            if (layer.base_kind == 1) base[place] = value / (1 + std::exp(-value));
+            if (layer.base_kind == 2) base[place] = value;
         }
-        const auto add = [&](auto add_supported) {
-            add_supported(own, first, weights, coefficients, tokens, inputs, functions, out, stride, begin, end);
-        };
-        switch (support) {
-            case 1: add(add_inputs<1, T>); break;
-            case 2: add(add_inputs<2, T>); break;
-            case 3: add(add_inputs<3, T>); break;
-            case 4: add(add_inputs<4, T>); break;
-            case 5: add(add_inputs<5, T>); break;
-            case 6: add(add_inputs<6, T>); break;
-        }
+    }
+    const auto add = [&](auto add_supported) {
+        add_supported(own, scratch.first, scratch.values, coefficients, tokens, inputs,
+                      layer.functions, out, stride, begin, end);
+    };
+    switch (support) {
+        case 1: add(add_inputs<1, T>); break;
+        case 2: add(add_inputs<2, T>); break;
+        case 3: add(add_inputs<3, T>); break;
+        case 4: add(add_inputs<4, T>); break;
+        case 5: add(add_inputs<5, T>); break;
+        case 6: add(add_inputs<6, T>); break;
+    }
 #pragma omp barrier
 #pragma omp for schedule(static)
-        for (int64_t block = 0; block < out; block += kDots) {
-            const int64_t count = std::min<int64_t>(kDots, out - block);
-            for (int64_t n = 0; n < tokens; n++) {
-                float products[kDots] = {0};
-                if (base_kind != 0)
-                    dot_rows(products, base + n * inputs, base_weight + block * inputs, count, inputs);
-                for (int64_t o = block; o < block + count; o++) {
-                    float sum = products[o - block] + (bias == nullptr ? 0 : load(bias[o]));
-                    for (int64_t k = 0; k < team; k++) sum += sums[(k * tokens + n) * stride + o];
-                    store(y + n * out + o, sum);
-                }
+    for (int64_t block = 0; block < out; block += kDots) {
+        const int64_t count = std::min<int64_t>(kDots, out - block);
+        for (int64_t n = 0; n < tokens; n++) {
+            float products[kDots] = {0};
+            if (layer.base_kind != 0)
+                dot_rows(products, base + n * inputs, base_weight + block * inputs, count, inputs);
+            for (int64_t o = block; o < block + count; o++) {
+                float sum = products[o - block] + (bias == nullptr ? 0 : load(bias[o]));
+                for (int64_t k = 0; k < team; k++) sum += scratch.sums[(k * tokens + n) * stride + o];
+                store(y + n * out + o, sum);
             }
         }
     }
 }
 
+template <typename T>
+void run_all(
+    const Layer* layers, int64_t count, const T* x, T* y, int64_t* first, float* values,
+    int64_t tokens, int64_t threads
+) {
+    int64_t inputs = 0, supported = 0, stride = 0, between = 0;
+    for (int64_t l = 0; l < count; l++) {
+        inputs = std::max(inputs, layers[l].inputs);
+        supported = std::max(supported, layers[l].inputs * layers[l].support);
+        stride = std::max(stride, (layers[l].out + kLine - 1) / kLine * kLine);
+        if (l + 1 < count) between = std::max(between, layers[l].out);
+    }
+    // Kept from call to call.
+    thread_local std::vector<int64_t> indices;
+    thread_local std::vector<float> floats;
+    thread_local std::vector<T> hidden;
+    if (first == nullptr) {
+        indices.resize(tokens * inputs);
+        first = indices.data();
+    }
+    floats.resize(tokens * (supported + inputs + threads * stride));
+    hidden.resize(2 * tokens * between);
+    float* base = floats.data();
+    float* sums = base + tokens * inputs;
+    if (values == nullptr) values = sums + tokens * threads * stride;
+    const Scratch scratch = {first, values, base, sums};
+    T* halves[2] = {hidden.data(), hidden.data() + tokens * between};
+#pragma omp parallel num_threads(threads)
+    for (int64_t l = 0; l < count; l++)
+        run<T>(layers[l], l == 0 ? x : halves[(l - 1) % 2], l + 1 == count ? y : halves[l % 2],
+               scratch, tokens);
+}
+
 }  // namespace
 
-#define DEFINE(NAME, T)                                                                          \
-    extern "C" void NAME(                                                                        \
-        const T* x, const T* norm, const T* coefficients, const T* base_weight, const T* bias,   \
-        T* y,                                                                                    \
-        int64_t* first, float* weights, float* base, float* sums,                                \
-        int64_t tokens, int64_t inputs, int64_t functions, int64_t out, int64_t support,         \
-        int64_t base_kind, float low, float high, int64_t cells, float epsilon, int64_t threads  \
-    ) {                                                                                          \
-        run<T>(x, norm, coefficients, base_weight, bias, y, first, weights, base, sums, tokens,  \
-               inputs, functions, out, support, base_kind, low, high, cells, epsilon, threads);  \
+#define DEFINE(NAME, T)                                                                       \
+    extern "C" void NAME(                                                                     \
+        const Layer* layers, int64_t count, const T* x, T* y, int64_t* first, float* values,  \
+        int64_t tokens, int64_t threads                                                       \
+    ) {                                                                                       \
+        run_all<T>(layers, count, x, y, first, values, tokens, threads);                      \
     }
 DEFINE(sums_float32, float)
 DEFINE(sums_bfloat16, Bfloat16)

@@ -10,15 +10,18 @@ up weighted rows of a table.
 
 import ctypes
 import functools
+import weakref
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..base_functions import BASE_FUNCTIONS, BaseFunction
 from ..bases import BSpline, Local
-from ..native import is_plain, load_library
+from ..native import holds_floats, is_plain, load_library
 
 #: Most tokens at a time for which reading rows was faster than dense products at every width
 #: and grid tried (`kanlm bench decode`): with sparse.cpp, and with embedding_bag.
@@ -33,93 +36,164 @@ def most_tokens(x: Tensor) -> int:
     return TORCH_TOKENS if _native(x) is None else NATIVE_TOKENS
 
 
-def sparse_sums(
-    x: Tensor,
-    coefficients: Tensor,
-    basis: Local,
-    base: BaseFunction | None = None,
-    base_weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    norm: tuple[Tensor, float] | None = None,
-) -> Tensor:
-    """A layer's outputs, exact to rounding, without gradients.
+class SparseLayer(NamedTuple):
+    """What is added up in a layer, as of `edge_sums`.
 
-    Arguments:
-        x: (…, in).
+    Attributes:
         coefficients: (in, B, out).
         base: function beside the basis, with `base_weight` (out, in).
         bias: (out,).
-        norm: gain (in,) and epsilon of an RMS norm that x goes through first.
+        norm: gain (in,) and epsilon of an RMS norm that the inputs go through first.
+    """
+
+    coefficients: Tensor
+    basis: Local
+    base: BaseFunction | None = None
+    base_weight: Tensor | None = None
+    bias: Tensor | None = None
+    norm: tuple[Tensor, float] | None = None
+
+    @property
+    def tensors(self) -> list[Tensor | None]:
+        """Those of the type of the inputs."""
+        gain = None if self.norm is None else self.norm[0]
+        return [gain, self.coefficients, self.base_weight, self.bias]
+
+
+def sparse_sums(x: Tensor, *layers: SparseLayer, owner: nn.Module | None = None) -> Tensor:
+    """Outputs of layers in a row, exact to rounding, without gradients.
+
+    Arguments:
+        x: (…, in).
+        layers: of which each takes the outputs of the one before.
+        owner: whose these layers are, always the same ones: what is found out about them is
+            kept until one of their tensors lies elsewhere.
 
     Returns: (…, out).
     """
     function = _native(x)
-    weights = [coefficients, base_weight, bias, None if norm is None else norm[0]]
-    if function is None or any(w is not None and not _plain(w, x) for w in weights):
-        return _torch_sums(x, coefficients, basis, base, base_weight, bias, norm)
-    inputs, functions, out = coefficients.shape
-    tokens = x.numel() // inputs
+    if function is None:
+        return functools.reduce(_torch_sums, layers, x)
+    prepared = _prepare(x, layers, owner)
+    if prepared is None:
+        return functools.reduce(_sums, layers, x)
     x = x.contiguous()
-    y = x.new_empty(*x.shape[:-1], out)
+    y = x.new_empty(*x.shape[:-1], prepared.out)
+    tokens = x.numel() // prepared.inputs
     threads = torch.get_num_threads()
-    if isinstance(basis, BSpline) and basis.equal_cells and len(basis.knots) == 1:
-        low, high, cells = *_range(basis), basis.grid_size
-        first = torch.empty(tokens * inputs, dtype=torch.int64)
-        values = torch.empty(tokens * inputs * basis.support)
-    else:
-        low, high, cells = 0.0, 0.0, 0
-        if norm is not None:
-            x, norm = _normed(x, *norm), None
-        first, values = basis.active(x)
-        first, values = first.contiguous(), values.float().contiguous()
-    gain, epsilon = (None, 0.0) if norm is None else norm
-    # Sums of different threads share no line of the cache.
-    stride = -(-out // 16) * 16
-    scratch = torch.empty(tokens * inputs + threads * tokens * stride)
-    base_values = scratch.data_ptr()
-    sums = base_values + 4 * tokens * inputs
-    function(
-        x.data_ptr(),
-        _pointer(gain),
-        coefficients.data_ptr(),
-        _pointer(base_weight),
-        _pointer(bias),
-        y.data_ptr(),
-        first.data_ptr(),
-        values.data_ptr(),
-        base_values,
-        sums,
-        tokens,
-        inputs,
-        functions,
-        out,
-        basis.support,
-        _BASES[base],
-        low,
-        high,
-        cells,
-        epsilon,
-        threads,
-    )
+    function(prepared.layers, len(layers), x.data_ptr(), y.data_ptr(), None, None, tokens, threads)
     return y
 
 
-def _torch_sums(
-    x: Tensor,
-    coefficients: Tensor,
-    basis: Local,
-    base: BaseFunction | None,
-    base_weight: Tensor | None,
-    bias: Tensor | None,
-    norm: tuple[Tensor, float] | None,
-) -> Tensor:
-    """`sparse_sums` by torch's own operators, on any device and in any dtype."""
-    if norm is not None:
-        x = _normed(x, *norm)
+def _sums(x: Tensor, layer: SparseLayer) -> Tensor:
+    """One layer, by sparse.cpp if its weights are plain, with values that the basis finds."""
+    function = _native(x)
+    if function is None or any(w is not None and not _plain(w, x) for w in layer.tensors):
+        return _torch_sums(x, layer)
+    prepared = _prepare(x, (layer,), None)
+    first, values = None, None
+    if prepared is None:
+        if layer.norm is not None:
+            x, layer = _normed(x, *layer.norm), layer._replace(norm=None)
+        first, values = layer.basis.active(x)
+        first, values = first.contiguous(), values.float().contiguous()
+        prepared = _Prepared((layer,))
+    x = x.contiguous()
+    y = x.new_empty(*x.shape[:-1], prepared.out)
+    tokens = x.numel() // prepared.inputs
+    pointers = _pointer(first), _pointer(values)
+    threads = torch.get_num_threads()
+    function(prepared.layers, 1, x.data_ptr(), y.data_ptr(), *pointers, tokens, threads)
+    return y
+
+
+class _Layer(ctypes.Structure):
+    """As `Layer` in sparse.cpp."""
+
+    _fields_: ClassVar = [
+        *[(name, ctypes.c_void_p) for name in ("norm", "coefficients", "base_weight", "bias")],
+        ("knots", ctypes.c_void_p),
+        *[
+            (name, ctypes.c_int64)
+            for name in ("inputs", "functions", "out", "support", "base_kind", "cells")
+        ],
+        ("epsilon", ctypes.c_float),
+    ]
+
+
+class _Prepared:
+    """Layers as sparse.cpp takes them: where their tensors lie, not what is in them."""
+
+    def __init__(self, layers: Sequence[SparseLayer]) -> None:
+        self.inputs, self.out = layers[0].coefficients.shape[0], layers[-1].coefficients.shape[2]
+        self.layers = (_Layer * len(layers))(*map(self._layer, layers))
+        self.places = _places(layers)
+
+    def _layer(self, layer: SparseLayer) -> _Layer:
+        knots = _knots(layer.basis)
+        return _Layer(
+            *map(_pointer, layer.tensors),
+            _pointer(knots),
+            *layer.coefficients.shape,
+            layer.basis.support,
+            _BASES[layer.base],
+            0 if knots is None else layer.basis.num_functions - layer.basis.support + 1,
+            0.0 if layer.norm is None else layer.norm[1],
+        )
+
+
+#: Of modules that have been asked before.
+_prepared: "weakref.WeakKeyDictionary[nn.Module, _Prepared]" = weakref.WeakKeyDictionary()
+
+
+def _prepare(x: Tensor, layers: Sequence[SparseLayer], owner: nn.Module | None) -> _Prepared | None:
+    """The layers for sparse.cpp; None if it cannot find all values by itself."""
+    if owner is not None:
+        known = _prepared.get(owner)
+        if known is not None and known.places == (x.dtype, *_places(layers)):
+            return known
+    for layer in layers:
+        if _knots(layer.basis) is None:
+            return None
+        if any(weight is not None and not _plain(weight, x) for weight in layer.tensors):
+            return None
+    prepared = _Prepared(layers)
+    if owner is not None:
+        prepared.places = (x.dtype, *prepared.places)
+        _prepared[owner] = prepared
+    return prepared
+
+
+def _places(layers: Sequence[SparseLayer]) -> tuple[Any, ...]:
+    """Where each tensor lies, which changes when another takes its place."""
+    places = []
+    for layer in layers:
+        places += [
+            layer.coefficients.data_ptr(),
+            _pointer(layer.base_weight),
+            _pointer(layer.bias),
+            None if layer.norm is None else layer.norm[0].data_ptr(),
+            layer.basis.knots.data_ptr() if isinstance(layer.basis, BSpline) else None,
+        ]
+    return tuple(places)
+
+
+def _knots(basis: Local) -> Tensor | None:
+    """Of a grid on which sparse.cpp finds the values: B-splines on equal cells for all inputs."""
+    if not isinstance(basis, BSpline) or not basis.equal_cells or len(basis.knots) != 1:
+        return None
+    return basis.knots if holds_floats(basis.knots) else None
+
+
+def _torch_sums(x: Tensor, layer: SparseLayer) -> Tensor:
+    """One layer by torch's own operators, on any device and in any dtype."""
+    if layer.norm is not None:
+        x = _normed(x, *layer.norm)
+    coefficients = layer.coefficients
     inputs, functions, out = coefficients.shape
-    first, values = basis.active(x.reshape(-1, inputs))
+    first, values = layer.basis.active(x.reshape(-1, inputs))
     start = torch.arange(0, inputs * functions, functions, device=x.device)
-    rows = (first + start).unsqueeze(-1) + torch.arange(basis.support, device=x.device)
+    rows = (first + start).unsqueeze(-1) + torch.arange(layer.basis.support, device=x.device)
     sums = F.embedding_bag(
         rows.flatten(1),
         coefficients.reshape(-1, out),
@@ -127,10 +201,10 @@ def _torch_sums(
         per_sample_weights=values.flatten(1).to(coefficients.dtype),
     )
     y = sums.view(*x.shape[:-1], out)
-    if base is not None:
-        assert base_weight is not None
-        y = y + F.linear(BASE_FUNCTIONS[base](x), base_weight)
-    return y if bias is None else y + bias
+    if layer.base is not None:
+        assert layer.base_weight is not None
+        y = y + F.linear(BASE_FUNCTIONS[layer.base](x), layer.base_weight)
+    return y if layer.bias is None else y + layer.bias
 
 
 def _normed(x: Tensor, gain: Tensor, epsilon: float) -> Tensor:
@@ -149,17 +223,12 @@ def _functions() -> "dict[torch.dtype, ctypes._NamedFuncPointer]":
     library = load_library(Path(__file__).with_name("sparse.cpp"))
     if library is None:
         return {}
-    pointer, count, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+    pointer, count = ctypes.c_void_p, ctypes.c_int64
     functions = {dtype: getattr(library, name) for dtype, name in _NAMES.items()}
     for function in functions.values():
-        function.argtypes = [*[pointer] * 10, *[count] * 6, number, number, count, number, count]
+        function.argtypes = [pointer, count, *[pointer] * 4, count, count]
         function.restype = None
     return functions
-
-
-def _range(basis: BSpline) -> tuple[float, float]:
-    low, high = basis.ends[0].tolist()
-    return low, high
 
 
 def _plain(weight: Tensor, x: Tensor) -> bool:

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...kan import KANLinear
+from ...kan.kernels import sparse_sums
 from ...kan.layer import Base, Start
 from ...kan.moments import unit_normal_mean
 from ..layers import Linear, RMSNorm
@@ -61,12 +62,16 @@ class KAN(FeedForward):
         self.label = f"kan/{self.up.label}"
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.up(x)
-        # Hooks see a layer's inputs only when it is called.
-        watched = self.down._forward_pre_hooks or self.down._forward_hooks
-        if not watched and self.down.reads_sparsely(hidden):
-            return self.down.sparse_sums(hidden, norm=(self.norm.weight, self.norm.epsilon))
-        return self.down(self.norm(hidden))
+        if self.up.reads_sparsely(x) and not self._watched:
+            norm = self.norm.weight, self.norm.epsilon
+            return sparse_sums(x, self.up.as_sparse(), self.down.as_sparse(norm), owner=self)
+        return self.down(self.norm(self.up(x)))
+
+    @property
+    def _watched(self) -> bool:
+        """Whether somebody waits for the inner layers to be called."""
+        inner = (self.up, self.norm, self.down)
+        return any(layer._forward_pre_hooks or layer._forward_hooks for layer in inner)
 
     @property
     def flops_per_token(self) -> int:

@@ -1,13 +1,15 @@
 """Sparse sums, compiled from C++ and through torch, against the dense formula."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kanlm.kan import BSpline, KANLinear, adapt_layer, native
-from kanlm.kan.bases import Local
+from kanlm.kan import BSpline, KANLinear, adapt_layer, native, refine_layer
 from kanlm.kan.kernels import sparse, sparse_sums, use_backend
+from kanlm.model.feed_forward.kan import KANLocal
 
 native_only = pytest.mark.skipif(
     native.obstacle() is not None, reason=f"no native kernels: {native.obstacle()}"
@@ -29,11 +31,8 @@ def dense(layer: KANLinear, x: torch.Tensor) -> torch.Tensor:
 
 
 def few(layer: KANLinear, x: torch.Tensor, norm=None) -> torch.Tensor:
-    assert isinstance(layer.basis, Local)
     with torch.no_grad():
-        return sparse_sums(
-            x, layer.coefficients, layer.basis, layer.base, layer.base_weight, layer.bias, norm
-        )
+        return sparse_sums(x, layer.as_sparse(norm))
 
 
 @pytest.mark.parametrize("degree", range(6))
@@ -138,3 +137,59 @@ def test_a_table_that_does_not_lie_in_order(way) -> None:
 
 def test_no_token_at_all(way) -> None:
     assert few(KANLinear(6, 5, basis=BSpline()), torch.empty(0, 6)).shape == (0, 5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layers_in_a_row_are_those_one_by_one(way, dtype) -> None:
+    up, down = (
+        KANLinear(9, 21, basis=BSpline()).to(dtype),
+        KANLinear(21, 9, basis=BSpline(degree=2, grid_size=5), base=None, bias=True).to(dtype),
+    )
+    norm = torch.rand(21).to(dtype) + 0.5, 1e-6
+    x = torch.randn(2, 3, 9).to(dtype)
+    with torch.no_grad():
+        got = sparse_sums(x, up.as_sparse(), down.as_sparse(norm))
+    assert torch.equal(got, few(down, few(up, x), norm))
+
+
+def test_what_is_kept_of_a_block_follows_its_weights(way) -> None:
+    """Weights and grids that change in place, lie elsewhere, or are of another type."""
+    block = KANLocal(5, 7, 1.0)
+    assert isinstance(block.up.basis, BSpline)
+    x = torch.randn(3, 5)
+
+    def check(tolerance: float = 2e-6) -> None:
+        with torch.no_grad():
+            got = block(x)
+            with use_backend("reference"):
+                expected = block(x)
+        torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
+
+    check()
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter)
+    check()
+    block.up.basis.knots.mul_(0.5)
+    check()
+    block.down.coefficients = torch.nn.Parameter(torch.randn_like(block.down.coefficients))
+    block.norm.weight = torch.nn.Parameter(torch.randn_like(block.norm.weight))
+    check()
+    refine_layer(block.up, 12)
+    check()
+    block.load_state_dict({name: t.clone() for name, t in block.state_dict().items()}, assign=True)
+    check()
+    block.bfloat16()
+    x = x.bfloat16()
+    check(0.05)
+    assert torch.equal(copy.deepcopy(block)(x), block(x))
+
+
+def test_a_watched_layer_is_called() -> None:
+    block = KANLocal(5, 7, 1.0)
+    called: list[str] = []
+    for name in ("up", "norm", "down"):
+        handle = getattr(block, name).register_forward_hook(lambda *_, n=name: called.append(n))
+        with torch.no_grad():
+            block(torch.randn(1, 5))
+        handle.remove()
+    assert called == ["up", "norm", "down"]
