@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import nn
 
 from kanlm.config import Config, check
@@ -38,8 +38,9 @@ from kanlm.training.phases import Phases
 from kanlm.training.polish import coefficients, polish
 from kanlm.training.processes import on_main, sum_over_processes, told_elsewhere
 from kanlm.training.schedule import learning_rate_ratio
-from kanlm.training.sharding import gathered_copy, place, shards, synchronised
+from kanlm.training.sharding import gathered_copy, place, reshard, shards, synchronised
 from kanlm.training.stopping import EXIT_CODES, Stop
+from kanlm.training.stored import load_weights
 from kanlm.training.tracking import Tracker, say, training_status
 from kanlm.training.updates import measured_update
 
@@ -154,10 +155,8 @@ class Trainer:
                 self._after_step()
         if self.config.training.early_stopping_patience is not None:
             best = on_main(self.accelerator, self._best_checkpoint)
-            model, optimizer = self._whole()
-            checkpoints.load_weights(model, best / "model.safetensors")
-            if self._sharded:
-                self._replace(model, optimizer, Window())
+            reshard(self.bare_model)
+            load_weights(self.bare_model, best)
         point("after-training")
 
     def leave(self) -> None:
@@ -418,28 +417,18 @@ class Trainer:
             self._save()
 
     def _save(self) -> None:
+        training = self.config.training
         self.state.window = self.meter.read()
-        random_states = gather_object([checkpoints.random_state()])
-        whole = self.bare_model, self._bare_optimizer
-        if self._sharded:
-            main = self.accelerator.is_main_process
-            whole = gathered_copy(*whole, self.build_optimizer, device="cpu", keep=main)
-        on_main(self.accelerator, lambda: self._write_checkpoint(random_states, whole))
-
-    def _write_checkpoint(
-        self,
-        random_states: list[dict[str, torch.Tensor]],
-        whole: tuple[nn.Module, torch.optim.Optimizer] | None,
-    ) -> None:
-        assert whole is not None
-        self.check_data()
+        on_main(self.accelerator, self.check_data)
+        reshard(self.bare_model)
         checkpoints.save_checkpoint(
+            self.accelerator,
             self.folder / "checkpoints",
             self.state.step,
-            *whole,
-            random_states,
+            self.bare_model,
+            self._bare_optimizer,
             {**asdict(self.state), "wandb_id": self.tracker.wandb_id},
-            self.config.training.keep_checkpoints,
+            training.keep_checkpoints,
             self.state.best_step if self._keeps_best else None,
         )
 
@@ -456,13 +445,23 @@ class Trainer:
                 f"'{self.config.data.domain}': bring that text back, or choose another output_dir"
             )
         self._take_grids_of(self.state.step)
-        model, optimizer = self._whole()
-        checkpoints.load_checkpoint(found, model, optimizer)
-        if self._sharded:
-            self._replace(model, optimizer, Window())
+        checkpoints.load_checkpoint(found, self.bare_model, self._bare_optimizer)
         point("inside-resume")
         self.meter.start(self.state.window)
-        checkpoints.load_random_state(found, self.accelerator.process_index)
+        self._resume_random_numbers(found)
+
+    def _resume_random_numbers(self, checkpoint: Path) -> None:
+        """Go on with each process's own, or with new ones where there were other processes."""
+        rank, now = self.accelerator.process_index, self.accelerator.num_processes
+        before = checkpoints.processes(checkpoint)
+        if before == now:
+            checkpoints.load_random_state(checkpoint, rank)
+            return
+        draw = np.random.SeedSequence([self.config.seed, self.state.step, now, rank])
+        torch.manual_seed(int(draw.generate_state(1, np.uint64)[0]))
+        if self.accelerator.is_main_process:
+            dropout = "; dropout draws other numbers from here" if self.config.model.dropout else ""
+            say(f"{checkpoint} was written by {before} processes and is read by {now}{dropout}")
 
     def _take_grids_of(self, step: int) -> None:
         """Give the model the shapes that it had after so many updates, for a checkpoint to fill."""
