@@ -51,36 +51,64 @@ class Layout:
 Index = dict[Kind, dict[str, Layout]]
 
 
-def write_own_part(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, rank: int
-) -> tuple[Index, list[Path]]:
-    """Write what this process has to write of a model and its optimizer.
+@dataclass(frozen=True)
+class OwnPart:
+    """What one process has to write of a model and its optimizer.
 
-    Returns: where rows of shared tensors are (empty if they are not shared), and the files.
-
-    Raises:
-        OSError, SafetensorError: it cannot be written.
+    Attributes:
+        tensors: by kind and name, the rows that are this process's to write.
+        index: where they belong; empty if the model is not shared.
     """
-    tensors: dict[Kind, dict[str, torch.Tensor]] = {
-        "model": weights(model),
-        "optimizer": _moments(model, optimizer),
-    }
-    sharded = any(is_sharded(tensor) for tensor in tensors["model"].values())
-    layouts: Index = {}
-    files: list[Path] = []
-    for kind, all_of_it in tensors.items():
-        own = {name: t for name, t in all_of_it.items() if is_first_copy(t, rank)}
-        if sharded:
-            own = {name: tensor for name, tensor in own.items() if own_part(tensor).numel()}
-        if own or rank == 0:
-            files.append(_file(folder, kind, rank if sharded else None))
-            save_file({name: own_part(t).contiguous() for name, t in own.items()}, files[-1])
-        layouts[kind] = {
-            name: Layout(list(tensor.shape), [(rank, *own_rows(tensor))])
-            for name, tensor in own.items()
+
+    rank: int
+    tensors: dict[Kind, dict[str, torch.Tensor]]
+    index: Index
+
+    @classmethod
+    def of(cls, model: nn.Module, optimizer: torch.optim.Optimizer, rank: int) -> "OwnPart":
+        """The part of process `rank`, still in the model's own memory.
+
+        Arguments:
+            model: whole, or shared, with the parts where they belong (`reshard`).
+        """
+        tensors: dict[Kind, dict[str, torch.Tensor]] = {
+            "model": weights(model),
+            "optimizer": _moments(model, optimizer),
         }
-        point("inside-checkpoint-write")
-    return layouts if sharded else {}, files
+        sharded = any(is_sharded(tensor) for tensor in tensors["model"].values())
+        part = cls(rank, {}, {})
+        for kind, held in tensors.items():
+            own = {name: tensor for name, tensor in held.items() if is_first_copy(tensor, rank)}
+            part.tensors[kind] = {name: own_part(tensor) for name, tensor in own.items()}
+            if sharded:
+                part.index[kind] = {
+                    name: Layout(list(tensor.shape), [(rank, *own_rows(tensor))])
+                    for name, tensor in own.items()
+                    if own_part(tensor).numel()
+                }
+        return part
+
+    def copied(self) -> "OwnPart":
+        """The same in memory of its own on the host, which training leaves alone."""
+        tensors: dict[Kind, dict[str, torch.Tensor]] = {
+            kind: {name: tensor.to("cpu", copy=True) for name, tensor in held.items()}
+            for kind, held in self.tensors.items()
+        }
+        return OwnPart(self.rank, tensors, self.index)
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write the files that are this process's, and say which these are.
+
+        Raises:
+            OSError, SafetensorError: one cannot be written.
+        """
+        files: list[Path] = []
+        for kind, held in self.tensors.items():
+            if held or self.rank == 0:
+                files.append(_file(folder, kind, self.rank if self.index else None))
+                save_file({name: t.contiguous() for name, t in held.items()}, files[-1])
+            point("inside-checkpoint-write")
+        return files
 
 
 def write_index(folder: Path, by_rank: list[Index]) -> None:

@@ -37,6 +37,7 @@ from kanlm.training.optimizer import learning_rates, set_learning_rate
 from kanlm.training.phases import Phases
 from kanlm.training.polish import coefficients, polish
 from kanlm.training.processes import on_main, sum_over_processes, told_elsewhere
+from kanlm.training.saving import Saving
 from kanlm.training.schedule import learning_rate_ratio
 from kanlm.training.sharding import gathered_copy, place, reshard, shards, synchronised
 from kanlm.training.stopping import EXIT_CODES, Stop
@@ -127,7 +128,13 @@ class Trainer:
         self.check_data = check_data
         self.stop = stop
         self.stop_agreed: int | None = None
+        self.all_written = False
         self.folder = folder
+        self.saving = Saving(
+            accelerator,
+            folder / "checkpoints",
+            background=config.training.background_checkpoints,
+        )
         self.state = Progress(data_hash=data_hash)
         if config.training.batch_size % accelerator.num_processes:
             raise UserError(
@@ -149,10 +156,14 @@ class Trainer:
                 row had to be left out.
         """
         with self._tracker() as self.tracker, self.stop.noted(self.tracker.note):
-            while not self._finished():
-                self._change_grids()
-                self.train_step()
-                self._after_step()
+            try:
+                while not self._finished():
+                    self._change_grids()
+                    self.train_step()
+                    self._after_step()
+                self._finish_saving()
+            finally:
+                self.saving.abandon()
         if self.config.training.early_stopping_patience is not None:
             best = on_main(self.accelerator, self._best_checkpoint)
             reshard(self.bare_model)
@@ -260,15 +271,17 @@ class Trainer:
                 self.optimizer.step()
 
     def _shared_figures(self, norm: torch.Tensor) -> tuple[float, float]:
-        """The global batch's loss and the sum of all processes' `norm`; and agree on a stop.
+        """The global batch's loss and the sum of all processes' `norm`.
 
-        One all-reduce a step, for which the device is waited for: what is not finite in one
-        process is so in all afterwards, and they stop after the same step.
+        They also agree on a stop, and on whether a checkpoint is written. One all-reduce a step,
+        for which the device is waited for: what is not finite in one process is so in all
+        afterwards, and they stop after the same step.
         """
-        stops = [float(self.stop.exit_code == code) for code in EXIT_CODES]
+        flags = [self.saving.written, *(self.stop.exit_code == code for code in EXIT_CODES)]
         own = torch.stack([self.meter.step_loss, norm.double()])
-        figures = torch.cat([own, torch.tensor(stops, dtype=torch.float64, device=own.device)])
-        loss, norms, *stops = sum_over_processes(self.accelerator, figures).tolist()
+        figures = torch.cat([own, torch.tensor(flags, dtype=torch.float64, device=own.device)])
+        loss, norms, written, *stops = sum_over_processes(self.accelerator, figures).tolist()
+        self.all_written = written == self.accelerator.num_processes
         self.stop_agreed = next((c for c, n in zip(EXIT_CODES, stops, strict=True) if n), None)
         return loss, norms
 
@@ -407,7 +420,7 @@ class Trainer:
         return self.config.optimizer.learning_rate * ratio
 
     def save(self) -> None:
-        """Write a checkpoint from which the run continues bit for bit.
+        """Begin a checkpoint from which the run continues bit for bit.
 
         Raises:
             UserError: nothing can be written, or the text has changed meanwhile, so that the
@@ -421,16 +434,18 @@ class Trainer:
         self.state.window = self.meter.read()
         on_main(self.accelerator, self.check_data)
         reshard(self.bare_model)
-        checkpoints.save_checkpoint(
-            self.accelerator,
-            self.folder / "checkpoints",
+        self.saving.start(
             self.state.step,
             self.bare_model,
             self._bare_optimizer,
             {**asdict(self.state), "wandb_id": self.tracker.wandb_id},
-            training.keep_checkpoints,
-            self.state.best_step if self._keeps_best else None,
+            keep=training.keep_checkpoints,
+            best_step=self.state.best_step if self._keeps_best else None,
         )
+
+    def _finish_saving(self) -> None:
+        with self.phases.of("checkpoint"):
+            self.saving.finish()
 
     def _resume(self) -> None:
         place = self.folder / "checkpoints"
@@ -520,6 +535,8 @@ class Trainer:
         What is saved then might be broken, and would push out what is not.
         """
         finished = self._finished()
+        if self.all_written:
+            self._finish_saving()
         if self.state.health.skipped_in_a_row and not finished:
             return
         stop = None if finished else self._stop_requested()
@@ -528,6 +545,7 @@ class Trainer:
         if finished or due or is_best or stop is not None:
             self.save()
         if stop is not None:
+            self._finish_saving()
             interrupted = Interrupted(stop)
             interrupted.told_elsewhere = not self.accelerator.is_main_process
             raise interrupted
