@@ -395,6 +395,7 @@ def _tree(folder: Path, run: Path, sharding: str) -> dict[str, Any]:
             "keep_best_checkpoint": True,
             "compile": "off",
             "sharding": sharding,
+            "background_checkpoints": "on",
             "grid_schedule": {0: 2, 7: 4},
             "grid_adaptation_steps": [4, 10],
         },

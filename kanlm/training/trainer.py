@@ -130,11 +130,9 @@ class Trainer:
         self.stop_agreed: int | None = None
         self.all_written = False
         self.folder = folder
-        self.saving = Saving(
-            accelerator,
-            folder / "checkpoints",
-            background=config.training.background_checkpoints,
-        )
+        wanted = config.training.background_checkpoints
+        background = wanted == "on" or (wanted == "auto" and accelerator.device.type != "cpu")
+        self.saving = Saving(accelerator, folder / "checkpoints", background=background)
         self.state = Progress(data_hash=data_hash)
         if config.training.batch_size % accelerator.num_processes:
             raise UserError(
