@@ -131,6 +131,7 @@ class StoredTensors:
     """The tensors of one kind in a folder, of each of which any rows can be read.
 
     Attributes:
+        folder, kind: as asked for.
         path: what to name in a message.
         shapes: name → shape.
 
@@ -139,7 +140,8 @@ class StoredTensors:
     """
 
     def __init__(self, folder: Path, kind: Kind) -> None:
-        self.folder, self.kind = folder, kind
+        self.folder: Path = folder
+        self.kind: Kind = kind
         self._files: dict[int | None, Any] = {}
         self._parts: dict[str, list[tuple[int | None, int, int]]] = {}
         if (folder / INDEX).exists():
@@ -221,13 +223,13 @@ def load_weights(model: nn.Module, folder: Path) -> None:
         UserError: naming the first tensor that is missing, left over or of another shape.
     """
     stored, own = StoredTensors(folder, "model"), weights(model)
+    shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
     for name in dict.fromkeys([*own, *stored]):
-        ours, theirs = own.get(name), stored.shapes.get(name)
-        if ours is None or theirs != tuple(ours.shape):
-            shapes = ["absent" if s is None else s for s in (theirs, ours and tuple(ours.shape))]
+        theirs, ours = stored.shapes.get(name, "absent"), shapes.get(name, "absent")
+        if theirs != ours:
             raise UserError(
-                f"{stored.path} is of another architecture: {name} is {shapes[0]} there and "
-                f"{shapes[1]} in this model"
+                f"{stored.path} is of another architecture: {name} is {theirs} there and "
+                f"{ours} in this model"
             )
     with torch.no_grad():
         for name, tensor in own.items():

@@ -24,6 +24,7 @@ from torch.multiprocessing.spawn import spawn
 
 from kanlm.config import Config, from_tree, load, merge, to_tree, to_yaml
 from kanlm.errors import Interrupted
+from kanlm.kan.sharding import from_own_part, gathered, own_part, own_rows
 from kanlm.training import run as runs
 from kanlm.training.resolve import resolve
 from kanlm.training.sharding import fsdp_plugin
@@ -67,6 +68,16 @@ def weights(config: Config) -> dict[str, Tensor]:
     return load_file(Path(config.output_dir) / "model" / "model.safetensors")
 
 
+def check_own_parts(groups: list[dict[str, Any]]) -> None:
+    """What we take for this process's rows is what torch put there."""
+    for parameter in [p for group in groups for p in group["params"]]:
+        start, stop = own_rows(parameter)
+        whole = gathered(parameter.detach())
+        assert torch.equal(own_part(parameter.detach()), whole[start:stop])
+        again = from_own_part(parameter.detach(), whole[start:stop])
+        assert torch.equal(gathered(again), whole)
+
+
 def process(
     rank: int,
     processes: int,
@@ -99,6 +110,7 @@ def process(
         kinds = {
             isinstance(parameter, DTensor) for group in groups for parameter in group["params"]
         }
+        check_own_parts(groups)
         sharding = trainer.config.training.sharding
         assert kinds == {sharding != "none"}
         if sharding == "hybrid":
@@ -278,7 +290,7 @@ def test_any_number_of_processes_goes_on_from_any_checkpoint(config: Config, tmp
         ]:
             name = f"{Path(writer.output_dir).name}-read-by-{processes}-{sharding}"
             reader = of(sharding, name)
-            for part in ("checkpoints", "metrics.jsonl"):
+            for part in ("checkpoints", "metrics.jsonl", "config.yaml"):
                 source, target = Path(writer.output_dir) / part, Path(reader.output_dir) / part
                 target.parent.mkdir(exist_ok=True)
                 shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
