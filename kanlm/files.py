@@ -34,11 +34,11 @@ def replacing(target: Path) -> Iterator[Path]:
         for path in draft.rglob("*"):
             if path.is_file():
                 path.chmod(mode)
-            _flush(path)
-        _flush(draft)
+            flush(path)
+        flush(draft)
         discard(target)
         draft.rename(target)
-        _flush(target.parent)
+        flush(target.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(draft, ignore_errors=True)
         raise cannot_write(target, error) from None
@@ -66,6 +66,19 @@ def sweep(folder: Path) -> None:
             _remove(path)
 
 
+@contextmanager
+def said_of(target: Path) -> Iterator[None]:
+    """Around what is written for `target`.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise cannot_write(target, error) from None
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace a small file in one move.
 
@@ -78,7 +91,7 @@ def write_text(path: Path, text: str) -> None:
         draft.unlink(missing_ok=True)
         with draft.open("x") as file:
             file.write(text)
-        _flush(draft)
+        flush(draft)
         draft.replace(path)
     except OSError as error:
         with suppress(OSError):
@@ -104,7 +117,8 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,9 +1,9 @@
 """Does a run end with the numbers it would have had if nothing had happened to it?
 
 A tiny run, with grids that refine and move, dropout, checkpoints every few steps and a best
-one, is brought to its end once in peace, with one process and with two. Then it is started
-again and again in new folders, something is done to it, and the same command goes on until
-it is done:
+one, is brought to its end once in peace: by one process, by two, and by two that share the
+model. Then it is started again and again in new folders, something is done to it, and the
+same command goes on until it is done:
 
 - SIGKILL at random instants, to all its processes or to one;
 - SIGKILL at each of `kanlm.faults.POINTS`, by each process that comes by;
@@ -12,7 +12,8 @@ it is done:
 
 In the end the weights must be those of the peaceful run bit for bit, and its log the same
 line for line but for the times. Processes are forked from this one, so that none spends its
-life importing libraries; two of them meet over gloo as under torchrun.
+life importing libraries; two of them meet over gloo as under torchrun. Last comes a larger
+run, that of `killed_quickstart`, which is compared with one of another number of processes.
 """
 
 import argparse
@@ -30,13 +31,15 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 # Before torch is imported: it must have started no threads when this process forks.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+
+import killed_quickstart
 
 from kanlm import faults
 from kanlm.cli import main as kanlm
@@ -58,8 +61,6 @@ PASSED_ONCE = (
 )
 #: Points that only the main process passes.
 MAIN_ONLY = (
-    "before-checkpoint-write",
-    "inside-checkpoint-write",
     "before-checkpoint-move",
     "after-write-before-latest",
     "inside-pruning",
@@ -70,12 +71,26 @@ MAIN_ONLY = (
 AFTER_A_KILL = ("inside-resume", "inside-log-rewrite")
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How many processes there are, and what they share."""
+
+    processes: int
+    sharding: str = "none"
+
+    def __str__(self) -> str:
+        return f"{self.processes}{', FSDP2' if self.sharding != 'none' else ''}"
+
+
+LAYOUTS = {"one": Layout(1), "two": Layout(2), "shared": Layout(2, "full")}
+
+
 @dataclass
 class Row:
     """One fault, and what came of it each time."""
 
     fault: str
-    processes: int
+    layout: Layout
     injected: int = 0
     identical: int = 0
     #: Done after the last checkpoint, and so once more.
@@ -154,39 +169,45 @@ class Chaos:
         self.folder, self.draw = folder, draw
         self.count = 0
         self.rows: list[Row] = []
-        self.expected: dict[int, tuple[bytes, list[dict[str, Any]]]] = {}
-        self.seconds: dict[int, float] = {}
+        self.expected: dict[Layout, tuple[bytes, list[dict[str, Any]]]] = {}
+        self.seconds: dict[Layout, float] = {}
+        #: Of a checkpoint.
+        self.files: dict[Layout, list[str]] = {}
         self.slowest_farewell = 0.0
         text = random.Random(0)
         words = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "to", "her", "house"]
         lines = (" ".join(text.choices(words, k=30)) for _ in range(80))
         (folder / "words.txt").write_text("\n\n".join(lines))
 
-    def peace(self, processes: int) -> None:
+    def peace(self, layout: Layout) -> None:
         """Bring the run to its end undisturbed."""
-        config, run = self._new_run()
-        attempt = Attempt(config, processes, {})
+        config, run = self._new_run(layout)
+        attempt = Attempt(config, layout.processes, {})
         attempt.wait()
         if any(attempt.exit_codes):
             sys.exit(f"the undisturbed run failed:\n{attempt.log.read_text()[-3000:]}")
-        self.seconds[processes] = time.monotonic() - attempt.started
-        self.expected[processes] = _results(run)
+        self.seconds[layout] = time.monotonic() - attempt.started
+        self.expected[layout] = _results(run)
+        newest = run / "checkpoints" / (run / "checkpoints" / "latest").read_text()
+        self.files[layout] = sorted(path.name for path in newest.iterdir())
 
-    def at_random(self, processes: int, times: int) -> None:
+    def at_random(self, layout: Layout, times: int) -> None:
         """SIGKILL at an instant anywhere in the life of a run, to all or to one process."""
+        processes = layout.processes
         for victims in [list(range(processes)), *([[0], [1]] if processes > 1 else [])]:
             everyone = len(victims) == processes
             name = "a random instant" + ("" if everyone else f", process {victims[0]} alone")
-            row = self._row(name, processes)
+            row = self._row(name, layout)
             for _ in range(times if processes == 1 or everyone else -(-times // 4)):
-                self._try(row, lambda config, run, v=victims: self._kill(config, run, processes, v))
+                self._try(row, lambda config, run, v=victims: self._kill(config, run, layout, v))
 
-    def at_points(self, processes: int, times: int, names: Sequence[str]) -> None:
+    def at_points(self, layout: Layout, times: int, names: Sequence[str]) -> None:
         """SIGKILL at each point, at its first visits or in several runs, by each process."""
+        processes = layout.processes
         for name in names:
             for rank in range(1 if name in MAIN_ONLY else processes):
                 at = f"{name}, process {rank}" if processes > 1 else name
-                row = self._row(at, processes)
+                row = self._row(at, layout)
                 for visit in range(1, times + 1):
                     fault = f"{name}:{1 if name in PASSED_ONCE else visit}"
                     self._try(
@@ -196,20 +217,21 @@ class Chaos:
                         ),
                     )
 
-    def by_damage(self, processes: int) -> None:
+    def by_damage(self, layout: Layout) -> None:
         """Each file of the newest checkpoint truncated, and a bit of it flipped."""
-        files = ["model.safetensors", "optimizer.safetensors", "state.json", "index.json"]
-        files += [f"random-{rank}.safetensors" for rank in range(processes)]
         for kind in ("truncated", "with a flipped bit", "gone"):
-            row = self._row(f"a checkpoint's file {kind}, each in turn", processes)
-            for file in [*files, "latest"]:
+            row = self._row(f"a checkpoint's file {kind}, each in turn", layout)
+            for file in [*self.files[layout], "latest"]:
                 self._try(
                     row,
-                    lambda config, run, k=kind, f=file: self._damage(config, run, processes, k, f),
+                    lambda config, run, k=kind, f=file: self._damage(
+                        config, run, layout.processes, k, f
+                    ),
                 )
 
-    def by_signal(self, processes: int) -> None:
+    def by_signal(self, layout: Layout) -> None:
         """Signals, and a time limit, after which the run saves itself and says so."""
+        processes = layout.processes
         for number, code in [
             (signal.SIGTERM, 143),
             (signal.SIGINT, 130),
@@ -217,7 +239,7 @@ class Chaos:
             (None, 75),
         ]:
             name = signal.Signals(number).name if number else "the time limit"
-            row = self._row(f"{name}, exit code {code}", processes)
+            row = self._row(f"{name}, exit code {code}", layout)
             for rank in range(processes if number else 1):
                 self._try(
                     row,
@@ -228,9 +250,9 @@ class Chaos:
 
     # What is done to one run; each returns whether it was done, and the steps lost.
 
-    def _kill(self, config: Path, run: Path, processes: int, victims: list[int]) -> int | None:
-        attempt = Attempt(config, processes, {})
-        attempt.wait(self.draw.uniform(0, self.seconds[processes]))
+    def _kill(self, config: Path, run: Path, layout: Layout, victims: list[int]) -> int | None:
+        attempt = Attempt(config, layout.processes, {})
+        attempt.wait(self.draw.uniform(0, self.seconds[layout]))
         attempt.send(signal.SIGKILL, victims)
         self._see_off(attempt)
         return _lost_steps(run) if attempt.killed else None
@@ -287,13 +309,13 @@ class Chaos:
 
     # Bookkeeping
 
-    def _row(self, fault: str, processes: int) -> Row:
-        self.rows.append(Row(fault, processes))
+    def _row(self, fault: str, layout: Layout) -> Row:
+        self.rows.append(Row(fault, layout))
         return self.rows[-1]
 
     def _try(self, row: Row, disturb: Callable[[Path, Path], int | None]) -> None:
         """Disturb a new run, let it go on to its end, and compare."""
-        config, run = self._new_run()
+        config, run = self._new_run(row.layout)
         try:
             lost = disturb(config, run)
             if lost is None:
@@ -304,14 +326,14 @@ class Chaos:
                     raise AssertionError("the fault never came")
             row.injected += 1
             row.lost_steps.append(lost)
-            attempt = Attempt(config, row.processes, {})
-            if not attempt.wait(20 * self.seconds[row.processes] + PATIENCE):
+            attempt = Attempt(config, row.layout.processes, {})
+            if not attempt.wait(20 * self.seconds[row.layout] + PATIENCE):
                 raise AssertionError("the resumed run did not end")
             if any(attempt.exit_codes):
                 text = attempt.log.read_text().strip().splitlines()
                 raise AssertionError(f"exit codes {attempt.exit_codes}: {text[-1]}")
             weights, lines = _results(run)
-            wanted_weights, wanted_lines = self.expected[row.processes]
+            wanted_weights, wanted_lines = self.expected[row.layout]
             if weights != wanted_weights:
                 raise AssertionError("other weights")
             if lines != wanted_lines:
@@ -321,7 +343,7 @@ class Chaos:
             row.failures.append(f"{error} ({run.name})")
         else:
             shutil.rmtree(run)
-        print(f"{row.fault}, {row.processes} processes: {row.identical}/{row.injected}", flush=True)
+        print(f"{row.fault}, processes {row.layout}: {row.identical}/{row.injected}", flush=True)
 
     def _see_off(self, attempt: Attempt) -> None:
         """Wait for the end of all processes of a run of which one was killed, or fails."""
@@ -335,15 +357,16 @@ class Chaos:
             attempt.wait()
             raise AssertionError("a process outlived another that was killed")
 
-    def _new_run(self) -> tuple[Path, Path]:
+    def _new_run(self, layout: Layout) -> tuple[Path, Path]:
         self.count += 1
         run = self.folder / f"run-{self.count}"
         config = self.folder / f"run-{self.count}.yaml"
-        config.write_text(to_yaml(resolve(from_tree(_tree(self.folder, run)))))
+        tree = _tree(self.folder, run, layout.sharding)
+        config.write_text(to_yaml(resolve(from_tree(tree))))
         return config, run
 
 
-def _tree(folder: Path, run: Path) -> dict[str, Any]:
+def _tree(folder: Path, run: Path, sharding: str) -> dict[str, Any]:
     splines = {"kind": "kan-local", "basis": {"kind": "bspline", "degree": 1}}
     return {
         "output_dir": str(run),
@@ -371,6 +394,8 @@ def _tree(folder: Path, run: Path) -> dict[str, Any]:
             "checkpoint_every": 3,
             "keep_best_checkpoint": True,
             "compile": "off",
+            "sharding": sharding,
+            "background_checkpoints": "on",
             "grid_schedule": {0: 2, 7: 4},
             "grid_adaptation_steps": [4, 10],
         },
@@ -455,13 +480,24 @@ def _resumable_step(run: Path, newest: Path, file: str) -> int:
     return steps[-1] if file == "latest" else steps[-2]
 
 
-def table(chaos: Chaos, seconds: float) -> str:
+def _quickstart_row(outcome: killed_quickstart.Outcome) -> str:
+    lost = outcome.lost_steps
+    return (
+        f"| SIGKILL twice in a run of the quickstart's KAN | 2, FSDP2 | {outcome.kills} "
+        f"| {outcome.killed:.4f} bits per byte, undisturbed in one process "
+        f"{outcome.undisturbed:.4f} | {sum(lost) / len(lost):.1f} | {max(lost)} |"
+    )
+
+
+def table(chaos: Chaos, seconds: float, quickstart: killed_quickstart.Outcome | None = None) -> str:
     """What was done and what came of it, in Markdown."""
     rows = [
-        f"| {row.fault} | {row.processes} | {row.injected} | {row.outcome} "
+        f"| {row.fault} | {row.layout} | {row.injected} | {row.outcome} "
         f"| {sum(row.lost_steps) / max(1, row.injected):.1f} | {max(row.lost_steps, default=0)} |"
         for row in chaos.rows
     ]
+    if quickstart is not None:
+        rows.append(_quickstart_row(quickstart))
     total = sum(row.injected for row in chaos.rows)
     same = sum(row.identical for row in chaos.rows)
     points = "\n".join(f"- `{name}`: {text}." for name, text in faults.POINTS.items())
@@ -497,9 +533,10 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50, help="at random instants (default 50)")
     parser.add_argument("--visits", type=int, default=3, help="kills at each point (default 3)")
     parser.add_argument("--points", nargs="*", default=list(faults.POINTS), help="default: all")
-    parser.add_argument("--processes", nargs="*", type=int, default=[1, 2], help="default: 1 2")
+    parser.add_argument("--layouts", nargs="*", choices=LAYOUTS, default=[*LAYOUTS])
     parser.add_argument("--no-damage", action="store_true", help="leave checkpoints alone")
     parser.add_argument("--no-signals", action="store_true", help="send no signals")
+    parser.add_argument("--no-quickstart", action="store_true", help="leave out the large run")
     parser.add_argument("--seed", type=int, default=0, help="of the instants (default 0)")
     parser.add_argument("--output", type=Path, default=Path("scripts/chaos.md"))
     options = parser.parse_args()
@@ -508,25 +545,31 @@ def main() -> None:
         chaos = Chaos(Path(folder), random.Random(options.seed))
         # What was imported is never garbage: collecting it takes half of a run's time.
         gc.freeze()
+        layouts = [LAYOUTS[name] for name in options.layouts]
         # The first run makes the shards that all others read.
-        for processes in (1, *options.processes):
-            chaos.peace(processes)
-        for processes in options.processes:
-            chaos.at_random(processes, options.kills)
-            chaos.at_points(processes, options.visits, options.points)
+        for layout in (LAYOUTS["one"], *layouts):
+            chaos.peace(layout)
+        for layout in layouts:
+            chaos.at_random(layout, options.kills)
+            chaos.at_points(layout, options.visits, options.points)
             if not options.no_damage:
-                chaos.by_damage(processes)
+                chaos.by_damage(layout)
             if not options.no_signals:
-                chaos.by_signal(processes)
+                chaos.by_signal(layout)
+        quickstart = None
+        if not options.no_quickstart:
+            quickstart = killed_quickstart.compare(Path(folder) / "quickstart", [])
         seconds = time.monotonic() - started
-        options.output.write_text(table(chaos, seconds))
-        content = [{**vars(row), "outcome": row.outcome} for row in chaos.rows]
+        options.output.write_text(table(chaos, seconds, quickstart))
+        content = [{**asdict(row), "outcome": row.outcome} for row in chaos.rows]
+        if quickstart is not None:
+            content.append({"fault": "SIGKILL twice, quickstart", **asdict(quickstart)})
         options.output.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
     failed = [row for row in chaos.rows if row.failures or row.identical != row.injected]
     for row in failed:
-        print(f"{row.fault}, {row.processes} processes: {row.outcome}", file=sys.stderr)
+        print(f"{row.fault}, processes {row.layout}: {row.outcome}", file=sys.stderr)
     print(f"{options.output}: {sum(r.injected for r in chaos.rows)} faults in {seconds:.0f} s")
-    sys.exit(1 if failed else 0)
+    sys.exit(1 if failed or (quickstart is not None and not quickstart.passed) else 0)
 
 
 if __name__ == "__main__":

@@ -21,18 +21,22 @@ def script(name: str, *words: str) -> str:
     return done.stdout
 
 
+def layout(row: dict) -> tuple[int, str]:
+    return row["layout"]["processes"], row["layout"]["sharding"]
+
+
 def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path):
-    words = ["--kills", "2", "--visits", "1", "--no-damage", "--no-signals"]
+    words = ["--kills", "2", "--visits", "1", "--no-damage", "--no-signals", "--no-quickstart"]
     points = ["inside-checkpoint-write", "inside-grid-change"]
     script("chaos.py", *words, "--points", *points, "--output", str(tmp_path / "chaos.md"))
     rows = json.loads((tmp_path / "chaos.json").read_text())
     assert {row["fault"].split(",")[0] for row in rows} == {"a random instant", *points}
-    assert {row["processes"] for row in rows} == {1, 2}
+    assert {layout(row) for row in rows} == {(1, "none"), (2, "none"), (2, "full")}
     assert all(row["injected"] == row["identical"] > 0 for row in rows)
 
 
 def test_a_signal_or_time_limit_saves_and_exits_alike_in_both_processes(tmp_path: Path):
-    words = ["--kills", "0", "--points", "--no-damage", "--processes", "2"]
+    words = ["--kills", "0", "--points", "--no-damage", "--layouts", "two", "--no-quickstart"]
     script("chaos.py", *words, "--output", str(tmp_path / "chaos.md"))
     rows = json.loads((tmp_path / "chaos.json").read_text())
     told = {row["fault"]: row["identical"] for row in rows if row["injected"]}
@@ -50,5 +54,13 @@ def test_damaged_files_are_refused_in_a_line():
 
 @pytest.mark.slow
 def test_damaged_checkpoints_and_every_point(tmp_path: Path):
-    words = ["--kills", "4", "--visits", "1", "--output", str(tmp_path / "chaos.md")]
+    words = [
+        "--kills",
+        "4",
+        "--visits",
+        "1",
+        "--no-quickstart",
+        "--output",
+        str(tmp_path / "chaos.md"),
+    ]
     script("chaos.py", *words)

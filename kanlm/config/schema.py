@@ -126,6 +126,9 @@ class TrainingSettings:
     checkpoint_every: int | None = 500
     #: Checkpoints kept: the newest ones.
     keep_checkpoints: int = 2
+    #: Write checkpoints while training goes on, from a copy in the host's memory: `auto` does
+    #: where the model is on a GPU.
+    background_checkpoints: Literal["off", "on", "auto"] = "auto"
     #: Also save, and keep, a checkpoint of the least validation loss, as early stopping does.
     keep_best_checkpoint: bool = False
     #: Stop after this many validations without a new best, and keep the best model.

@@ -3,16 +3,16 @@
 A folder `checkpoints/step-00000500/` appears whole or not at all: it is written under
 another name, flushed to disk and renamed, and only then does the file `latest` name it.
 Nothing in it can run code when it is read, and nothing is read that its index does not
-vouch for: where a file is damaged, the checkpoint before takes its place.
+vouch for: where a file is damaged, the checkpoint before takes its place. `saving` writes
+them.
 
-    model.safetensors      weights and persistent buffers, grids among them
-    optimizer.safetensors  the optimizer's moments, by parameter name
+    model*.safetensors, optimizer*.safetensors, shards.json
+                           what `stored` says: whole, or each process's part
     random-R.safetensors   random-number states of rank R
     state.json             step, counters, and what the loop must remember
     index.json             size and SHA-256 of each of these, written last
 """
 
-import itertools
 import json
 import re
 from collections.abc import Callable
@@ -21,75 +21,28 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from kanlm.errors import UserError, first_line
-from kanlm.faults import point
-from kanlm.files import cannot_write, discard, replacing, sweep, write_text
-from kanlm.model import KanLMConfig, KanLMForCausalLM
-from kanlm.training.seal import damage, seal
+from kanlm.training.seal import damage
+from kanlm.training.stored import load_moments, load_weights
 
 
-def save_checkpoint(
-    folder: Path,
-    step: int,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    random_states: list[dict[str, torch.Tensor]],
-    state: dict[str, Any],
-    keep: int,
-    best_step: int | None = None,
-) -> Path:
-    """Write `folder/step-N` atomically, move `latest` to it and delete what is not kept.
-
-    Arguments:
-        keep: how many of the newest are kept.
-        best_step: of a checkpoint that is kept besides.
-
-    Raises:
-        UserError: the disk is full or the folder cannot be written.
-    """
-    target = _place(folder, step)
-    point("before-checkpoint-write")
-    with replacing(target) as draft:
-        save_file(weights(model), draft / "model.safetensors")
-        point("inside-checkpoint-write")
-        save_file(_optimizer_tensors(model, optimizer), draft / "optimizer.safetensors")
-        point("inside-checkpoint-write")
-        for rank, tensors in enumerate(random_states):
-            save_file(tensors, draft / f"random-{rank}.safetensors")
-        (draft / "state.json").write_text(json.dumps({"step": step, **state}, indent=1))
-        point("inside-checkpoint-write")
-        seal(draft)
-        point("before-checkpoint-move")
-    point("after-write-before-latest")
-    write_text(folder / "latest", target.name)
-    _prune(folder, step, keep, best_step)
-    return target
-
-
-def _place(folder: Path, step: int) -> Path:
+def checkpoint_place(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is, or would be."""
     return folder / f"step-{step:08d}"
 
 
-def _steps(folder: Path) -> list[int]:
+def random_file(checkpoint: Path, rank: int) -> Path:
+    """Where the random states of a rank are."""
+    return checkpoint / f"random-{rank}.safetensors"
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
     """Steps of the checkpoints in a folder, the newest first."""
     found = (re.fullmatch(r"step-(\d{8,})", path.name) for path in folder.glob("step-*"))
     return sorted((int(match[1]) for match in found if match), reverse=True)
-
-
-def _prune(folder: Path, step: int, keep: int, best_step: int | None) -> None:
-    """Delete checkpoints older than the `keep` newest up to `step`, the best excepted."""
-    old = itertools.islice((s for s in _steps(folder) if s <= step), keep, None)
-    try:
-        for doomed in old:
-            if doomed != best_step:
-                discard(_place(folder, doomed))
-        sweep(folder)
-    except OSError as error:
-        raise cannot_write(folder, error) from None
 
 
 def checkpoint_to_resume(folder: Path, report: Callable[[str], None]) -> Path | None:
@@ -104,7 +57,7 @@ def checkpoint_to_resume(folder: Path, report: Callable[[str], None]) -> Path | 
     Raises:
         UserError: there are checkpoints, and none is intact.
     """
-    places = [_place(folder, step) for step in _steps(folder)]
+    places = [checkpoint_place(folder, step) for step in checkpoint_steps(folder)]
     pointer, problems = folder / "latest", []
     if pointer.exists():
         name = pointer.read_text(errors="replace").strip()
@@ -131,7 +84,7 @@ def best_checkpoint(folder: Path, step: int) -> Path:
     Raises:
         UserError: it is damaged.
     """
-    place = _place(folder, step)
+    place = checkpoint_place(folder, step)
     problem = damage(place)
     if problem is not None:
         raise UserError(f"{place} is damaged: {problem}; it holds the best model")
@@ -148,27 +101,14 @@ def load_checkpoint(
 ) -> dict[str, Any]:
     """Put weights and moments into place and return the contents of state.json.
 
+    Arguments:
+        model, optimizer: whole, or shared by any number of processes.
+
     Raises:
         UserError: a file cannot be read, or the weights are of another architecture.
     """
-    load_weights(model, checkpoint / "model.safetensors")
-    path = checkpoint / "optimizer.safetensors"
-    tensors = _read(path)
-    for name, parameter in model.named_parameters():
-        moments = {
-            key.rpartition(":")[2]: tensors.pop(key)
-            for key in list(tensors)
-            if key.rpartition(":")[0] == name
-        }
-        for key, value in moments.items():
-            if value.ndim and value.shape != parameter.shape:
-                raise UserError(
-                    f"{path} is of another architecture: {name}:{key} is {tuple(value.shape)} "
-                    f"there, for a parameter that is {tuple(parameter.shape)} in this model"
-                )
-        optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in moments.items()}
-    if tensors:
-        raise UserError(f"{path} is of another architecture: {min(tensors)} is of no parameter")
+    load_weights(model, checkpoint)
+    load_moments(model, optimizer, checkpoint)
     return read_state(checkpoint)
 
 
@@ -196,115 +136,25 @@ def random_state() -> dict[str, torch.Tensor]:
     return state
 
 
+def processes(checkpoint: Path) -> int:
+    """How many processes wrote the checkpoint."""
+    return len(list(checkpoint.glob("random-*.safetensors")))
+
+
 def load_random_state(checkpoint: Path, rank: int) -> None:
     """Put the random-number generators of a rank's process into place.
 
     Raises:
-        UserError: the checkpoint was written by fewer processes, or holds something else.
+        UserError: the file cannot be read, or holds something else.
     """
-    path = checkpoint / f"random-{rank}.safetensors"
-    if not path.exists():
-        raise UserError(f"{path} is missing: the run was started with fewer processes")
-    state = _read(path)
+    path = random_file(checkpoint, rank)
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read: {first_line(error)}") from None
     try:
         torch.set_rng_state(state["cpu"])
         if "cuda" in state and torch.cuda.is_available():
             torch.cuda.set_rng_state(state["cuda"])
     except (KeyError, TypeError, RuntimeError) as error:
         raise UserError(f"{path} holds no random state: {first_line(error)}") from None
-
-
-def weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and persistent buffers by name, a tied one once."""
-    tensors: dict[str, torch.Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            tensors[name] = tensor.detach().contiguous()
-    return tensors
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Copy a safetensors file into the model, which it must fit exactly.
-
-    Raises:
-        UserError: naming the first tensor that is missing, left over or of another shape.
-    """
-    tensors = _read(path)
-    own = weights(model)
-    for name in dict.fromkeys([*own, *tensors]):
-        ours, theirs = own.get(name), tensors.get(name)
-        if ours is None or theirs is None or ours.shape != theirs.shape:
-            shapes = [tuple(t.shape) if t is not None else "absent" for t in (theirs, ours)]
-            raise UserError(
-                f"{path} is of another architecture: {name} is {shapes[0]} there and "
-                f"{shapes[1]} in this model"
-            )
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])
-
-
-def model_folder(run: Path) -> Path:
-    """Where a finished run keeps its model and tokenizer.
-
-    Raises:
-        UserError: the run is not finished.
-    """
-    if not (run / "model").exists():
-        raise UserError(f"{run} has no model/ yet: finish that run first")
-    return run / "model"
-
-
-def load_trained(run: Path, **settings: Any) -> KanLMForCausalLM:
-    """The model in a finished run's `model/`, with other `settings` such as dropout.
-
-    Raises:
-        UserError: the run is not finished, or its weights are not those of its model.
-    """
-    place = model_folder(run)
-    try:
-        kind = json.loads((place / "config.json").read_text()).get("model_type")
-        if kind != KanLMConfig.model_type:
-            raise UserError(f"{place} is of another architecture: model_type is {kind}")
-        model = KanLMForCausalLM(KanLMConfig.from_pretrained(place, **settings))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{place / 'config.json'} cannot be read: {error}") from None
-    load_weights(model, place / "model.safetensors")
-    return model
-
-
-def load_tokenizer(run: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer in a finished run's `model/`; code that lies there is not run.
-
-    Raises:
-        UserError: the run is not finished, or its tokenizer cannot be read.
-    """
-    place = model_folder(run)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            place, trust_remote_code=False, local_files_only=True
-        )
-    except Exception as error:  # What tokenizers raises is a bare Exception.
-        raise UserError(f"{place}: the tokenizer cannot be read: {first_line(error)}") from None
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise UserError(f"{place}: the tokenizer has no fast version (tokenizer.json)")
-    return tokenizer
-
-
-def _optimizer_tensors(
-    model: nn.Module, optimizer: torch.optim.Optimizer
-) -> dict[str, torch.Tensor]:
-    return {
-        f"{name}:{key}": value.contiguous()
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
-def _read(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None

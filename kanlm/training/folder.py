@@ -35,8 +35,15 @@ READ_BY = {
     "generate": ("generation", "seed"),
 }
 
-#: Settings that may differ from start to start, because no number depends on them.
-_FREE = ("output_dir", "study", "training.time_limit_minutes")
+#: Settings that may differ from start to start, because no number depends on them beyond
+#: rounding, as on the number of processes.
+_FREE = (
+    "output_dir",
+    "study",
+    "training.time_limit_minutes",
+    "training.sharding",
+    "training.background_checkpoints",
+)
 
 _RUN, _STUDY = "a single run", "a study"
 
@@ -44,8 +51,9 @@ _RUN, _STUDY = "a single run", "a study"
 def claim(folder: Path, config: Config, *, study: bool = False) -> None:
     """Check that `folder` is empty, absent, or holds a run, or a study, of this very `config`.
 
-    `output_dir` may differ, so that a run can be moved, and so may the time limit and `study`:
-    it may get more arms, seeds or trials, for each of its runs is claimed by itself.
+    `output_dir` may differ, so that a run can be moved, and so may the time limit, what
+    processes share, how checkpoints are written, and `study`: it may get more arms, seeds or
+    trials, for each of its runs is claimed by itself.
 
     Raises:
         UserError: the folder holds a study where a run is to be, or a run where a study is,

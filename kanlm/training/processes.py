@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 
 from kanlm.errors import UserError
 
@@ -41,6 +41,27 @@ def on_main(accelerator: Accelerator, act: Callable[[], T]) -> T:
     if outcome[1] is not None:
         raise told_elsewhere(UserError(outcome[1]))
     return outcome[0]
+
+
+def in_all(accelerator: Accelerator, act: Callable[[], T]) -> list[T]:
+    """Call `act` in every process, and give all of them what came of it, by rank.
+
+    Raises:
+        UserError: as `act` does in one of them, in every process; the first of those tells it.
+    """
+    result: T | None = None
+    failure: UserError | None = None
+    try:
+        result = act()
+    except UserError as error:
+        failure = error
+    outcomes: list[Any] = gather_object([(result, None if failure is None else str(failure))])
+    failed = [rank for rank, (_, error) in enumerate(outcomes) if error is not None]
+    if not failed:
+        return [result for result, _ in outcomes]
+    if failure is not None and failed[0] == accelerator.process_index:
+        raise failure
+    raise told_elsewhere(UserError(outcomes[failed[0]][1]))
 
 
 def told_elsewhere(error: UserError) -> UserError:

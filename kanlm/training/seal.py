@@ -6,6 +6,7 @@ from the folder, and a file that was put there by somebody else as well.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,31 @@ INDEX = "index.json"
 FORMAT_VERSION = 1
 
 
-def seal(folder: Path) -> None:
-    """Write `index.json` over all files in the folder."""
-    (folder / INDEX).write_text(_text(_files(folder)))
+#: Of a file: its size and checksum.
+Facts = dict[str, Any]
+
+
+def facts(path: Path) -> Facts:
+    """Read a file for what the index says of it."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}
+
+
+def seal(folder: Path, known: Mapping[str, Facts] | None = None) -> None:
+    """Write `index.json` over all files in the folder.
+
+    Arguments:
+        known: file name → its facts, of those that need not be read for them again.
+    """
+    (folder / INDEX).write_text(_text(_files(folder, known or {})))
 
 
 def damage(folder: Path) -> str | None:
     """What is wrong with a sealed folder, in words, or None if it is as it was sealed."""
     try:
         text = (folder / INDEX).read_bytes()
-        found = _files(folder)
+        found = _files(folder, {})
         if text == _text(found).encode():
             return None
         return _difference(json.loads(text)["files"], found)
@@ -34,21 +50,16 @@ def damage(folder: Path) -> str | None:
         return f"{INDEX} is damaged"
 
 
-def _files(folder: Path) -> dict[str, dict[str, Any]]:
-    files = {}
-    for path in sorted(folder.iterdir()):
-        if path.name != INDEX:
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            files[path.name] = {"bytes": path.stat().st_size, "sha256": digest}
-    return files
+def _files(folder: Path, known: Mapping[str, Facts]) -> dict[str, Facts]:
+    names = sorted(path.name for path in folder.iterdir() if path.name != INDEX)
+    return {name: known[name] if name in known else facts(folder / name) for name in names}
 
 
-def _text(files: dict[str, dict[str, Any]]) -> str:
+def _text(files: dict[str, Facts]) -> str:
     return json.dumps({"format_version": FORMAT_VERSION, "files": files}, indent=1)
 
 
-def _difference(listed: dict[str, dict[str, Any]], found: dict[str, dict[str, Any]]) -> str:
+def _difference(listed: dict[str, Facts], found: dict[str, Facts]) -> str:
     """Say of the first file that is not as listed how it differs."""
     for name, facts in listed.items():
         if name not in found:

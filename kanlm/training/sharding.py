@@ -5,8 +5,8 @@ stays with DDP and says nothing. There torch's own `fully_shard` does what Accel
 on GPUs, so that all of this is tested without one. A decoder block is a unit of its own, and
 what is outside the blocks another.
 
-Whatever needs whole parameters (checkpoints, the exported model, grids that change shape)
-asks for `gathered_copy`: an ordinary model and optimizer, made of all parts.
+Whatever needs whole parameters (the exported model, grids that change shape) asks for
+`gathered_copy`: an ordinary model and optimizer, made of all parts. Checkpoints do not.
 """
 
 import os
@@ -137,6 +137,13 @@ def shards(accelerator: Accelerator, sharding: str) -> bool:
     return sharding != "none" or asked or accelerator.distributed_type is DistributedType.FSDP
 
 
+def reshard(model: nn.Module) -> None:
+    """Leave each process with its part, also of what a pass without gradients left whole."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def gathered_copy(
     model: KanLMForCausalLM,
     optimizer: torch.optim.Optimizer,
@@ -152,10 +159,7 @@ def gathered_copy(
         device: for the copy.
         keep: whether this process wants it; the others get None and hold no memory for it.
     """
-    for module in model.modules():
-        # A pass without gradients leaves what is outside the blocks whole.
-        if isinstance(module, FSDPModule):
-            module.reshard()
+    reshard(model)
     copy = _empty_copy(model, device) if keep else None
     tensors = (
         {} if copy is None else {**dict(copy.named_parameters()), **dict(copy.named_buffers())}

@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import nn
 
 from kanlm.config import Config, check
@@ -37,9 +37,11 @@ from kanlm.training.optimizer import learning_rates, set_learning_rate
 from kanlm.training.phases import Phases
 from kanlm.training.polish import coefficients, polish
 from kanlm.training.processes import on_main, sum_over_processes, told_elsewhere
+from kanlm.training.saving import Saving
 from kanlm.training.schedule import learning_rate_ratio
-from kanlm.training.sharding import gathered_copy, place, shards, synchronised
+from kanlm.training.sharding import gathered_copy, place, reshard, shards, synchronised
 from kanlm.training.stopping import EXIT_CODES, Stop
+from kanlm.training.stored import load_weights
 from kanlm.training.tracking import Tracker, say, training_status
 from kanlm.training.updates import measured_update
 
@@ -126,7 +128,11 @@ class Trainer:
         self.check_data = check_data
         self.stop = stop
         self.stop_agreed: int | None = None
+        self.all_written = False
         self.folder = folder
+        wanted = config.training.background_checkpoints
+        background = wanted == "on" or (wanted == "auto" and accelerator.device.type != "cpu")
+        self.saving = Saving(accelerator, folder / "checkpoints", background=background)
         self.state = Progress(data_hash=data_hash)
         if config.training.batch_size % accelerator.num_processes:
             raise UserError(
@@ -148,16 +154,18 @@ class Trainer:
                 row had to be left out.
         """
         with self._tracker() as self.tracker, self.stop.noted(self.tracker.note):
-            while not self._finished():
-                self._change_grids()
-                self.train_step()
-                self._after_step()
+            try:
+                while not self._finished():
+                    self._change_grids()
+                    self.train_step()
+                    self._after_step()
+                self._finish_saving()
+            finally:
+                self.saving.abandon()
         if self.config.training.early_stopping_patience is not None:
             best = on_main(self.accelerator, self._best_checkpoint)
-            model, optimizer = self._whole()
-            checkpoints.load_weights(model, best / "model.safetensors")
-            if self._sharded:
-                self._replace(model, optimizer, Window())
+            reshard(self.bare_model)
+            load_weights(self.bare_model, best)
         point("after-training")
 
     def leave(self) -> None:
@@ -261,15 +269,17 @@ class Trainer:
                 self.optimizer.step()
 
     def _shared_figures(self, norm: torch.Tensor) -> tuple[float, float]:
-        """The global batch's loss and the sum of all processes' `norm`; and agree on a stop.
+        """The global batch's loss and the sum of all processes' `norm`.
 
-        One all-reduce a step, for which the device is waited for: what is not finite in one
-        process is so in all afterwards, and they stop after the same step.
+        They also agree on a stop, and on whether a checkpoint is written. One all-reduce a step,
+        for which the device is waited for: what is not finite in one process is so in all
+        afterwards, and they stop after the same step.
         """
-        stops = [float(self.stop.exit_code == code) for code in EXIT_CODES]
+        flags = [self.saving.written, *(self.stop.exit_code == code for code in EXIT_CODES)]
         own = torch.stack([self.meter.step_loss, norm.double()])
-        figures = torch.cat([own, torch.tensor(stops, dtype=torch.float64, device=own.device)])
-        loss, norms, *stops = sum_over_processes(self.accelerator, figures).tolist()
+        figures = torch.cat([own, torch.tensor(flags, dtype=torch.float64, device=own.device)])
+        loss, norms, written, *stops = sum_over_processes(self.accelerator, figures).tolist()
+        self.all_written = written == self.accelerator.num_processes
         self.stop_agreed = next((c for c, n in zip(EXIT_CODES, stops, strict=True) if n), None)
         return loss, norms
 
@@ -408,7 +418,7 @@ class Trainer:
         return self.config.optimizer.learning_rate * ratio
 
     def save(self) -> None:
-        """Write a checkpoint from which the run continues bit for bit.
+        """Begin a checkpoint from which the run continues bit for bit.
 
         Raises:
             UserError: nothing can be written, or the text has changed meanwhile, so that the
@@ -418,30 +428,22 @@ class Trainer:
             self._save()
 
     def _save(self) -> None:
+        training = self.config.training
         self.state.window = self.meter.read()
-        random_states = gather_object([checkpoints.random_state()])
-        whole = self.bare_model, self._bare_optimizer
-        if self._sharded:
-            main = self.accelerator.is_main_process
-            whole = gathered_copy(*whole, self.build_optimizer, device="cpu", keep=main)
-        on_main(self.accelerator, lambda: self._write_checkpoint(random_states, whole))
-
-    def _write_checkpoint(
-        self,
-        random_states: list[dict[str, torch.Tensor]],
-        whole: tuple[nn.Module, torch.optim.Optimizer] | None,
-    ) -> None:
-        assert whole is not None
-        self.check_data()
-        checkpoints.save_checkpoint(
-            self.folder / "checkpoints",
+        on_main(self.accelerator, self.check_data)
+        reshard(self.bare_model)
+        self.saving.start(
             self.state.step,
-            *whole,
-            random_states,
+            self.bare_model,
+            self._bare_optimizer,
             {**asdict(self.state), "wandb_id": self.tracker.wandb_id},
-            self.config.training.keep_checkpoints,
-            self.state.best_step if self._keeps_best else None,
+            keep=training.keep_checkpoints,
+            best_step=self.state.best_step if self._keeps_best else None,
         )
+
+    def _finish_saving(self) -> None:
+        with self.phases.of("checkpoint"):
+            self.saving.finish()
 
     def _resume(self) -> None:
         place = self.folder / "checkpoints"
@@ -456,13 +458,23 @@ class Trainer:
                 f"'{self.config.data.domain}': bring that text back, or choose another output_dir"
             )
         self._take_grids_of(self.state.step)
-        model, optimizer = self._whole()
-        checkpoints.load_checkpoint(found, model, optimizer)
-        if self._sharded:
-            self._replace(model, optimizer, Window())
+        checkpoints.load_checkpoint(found, self.bare_model, self._bare_optimizer)
         point("inside-resume")
         self.meter.start(self.state.window)
-        checkpoints.load_random_state(found, self.accelerator.process_index)
+        self._resume_random_numbers(found)
+
+    def _resume_random_numbers(self, checkpoint: Path) -> None:
+        """Go on with each process's own, or with new ones where there were other processes."""
+        rank, now = self.accelerator.process_index, self.accelerator.num_processes
+        before = checkpoints.processes(checkpoint)
+        if before == now:
+            checkpoints.load_random_state(checkpoint, rank)
+            return
+        draw = np.random.SeedSequence([self.config.seed, self.state.step, now, rank])
+        torch.manual_seed(int(draw.generate_state(1, np.uint64)[0]))
+        if self.accelerator.is_main_process:
+            dropout = "; dropout draws other numbers from here" if self.config.model.dropout else ""
+            say(f"{checkpoint} was written by {before} processes and is read by {now}{dropout}")
 
     def _take_grids_of(self, step: int) -> None:
         """Give the model the shapes that it had after so many updates, for a checkpoint to fill."""
@@ -521,6 +533,8 @@ class Trainer:
         What is saved then might be broken, and would push out what is not.
         """
         finished = self._finished()
+        if self.all_written:
+            self._finish_saving()
         if self.state.health.skipped_in_a_row and not finished:
             return
         stop = None if finished else self._stop_requested()
@@ -529,6 +543,7 @@ class Trainer:
         if finished or due or is_best or stop is not None:
             self.save()
         if stop is not None:
+            self._finish_saving()
             interrupted = Interrupted(stop)
             interrupted.told_elsewhere = not self.accelerator.is_main_process
             raise interrupted

@@ -3,6 +3,7 @@ import json
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import nn
 
@@ -10,7 +11,9 @@ from kanlm import files
 from kanlm.config import OptimizerSettings
 from kanlm.errors import UserError
 from kanlm.training import checkpoint as checkpoints
+from kanlm.training import stored
 from kanlm.training.optimizer import build_optimizer
+from kanlm.training.saving import Saving
 from kanlm.training.seal import seal
 
 
@@ -40,10 +43,9 @@ def step(model: Tied, optimizer: torch.optim.Optimizer) -> None:
 
 
 def save(folder, number, model, optimizer, keep=2, best_step=None):
-    random = {"cpu": torch.get_rng_state()}
-    return checkpoints.save_checkpoint(
-        folder, number, model, optimizer, [random], {"best": 0.5}, keep, best_step
-    )
+    saving = Saving(Accelerator(cpu=True), folder, background=False)
+    saving.start(number, model, optimizer, {"best": 0.5}, keep=keep, best_step=best_step)
+    return checkpoints.checkpoint_place(folder, number)
 
 
 def find(folder, said=None):
@@ -198,7 +200,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_and_nothing_else(tmp_path, m
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoints, "save_file", full)
+    monkeypatch.setattr(stored, "save_file", full)
     with pytest.raises(UserError, match="no space is left on the disk"):
         save(tmp_path, 2, model, optimizer)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-00000001"]
@@ -213,7 +215,7 @@ def test_a_killed_write_is_not_taken_for_a_checkpoint(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "_flush", killed)
+        patch.setattr(files, "flush", killed)
         with pytest.raises(KeyboardInterrupt):
             save(tmp_path, 2, model, optimizer)
     found = find(tmp_path)

@@ -241,3 +241,41 @@ main(sys.argv[1:])
     trained = lines(two, "train")
     assert [line["step"] for line in trained] == [1, 2, 3, 5, 6]
     assert all(math.isfinite(line["loss"]) for line in trained)
+
+
+@pytest.mark.slow
+def test_a_full_disk_in_one_process_ends_both_and_costs_no_checkpoint(
+    config: Config, tmp_path: Path
+):
+    """Each process writes its part: the second cannot write the second time."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        """
+import errno, os, sys
+from kanlm.cli import main
+from kanlm.training import stored
+
+save_file, calls = stored.save_file, []
+
+
+def full(tensors, path):
+    calls.append(path)
+    if os.environ["RANK"] == "1" and len(calls) == 3:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    save_file(tensors, path)
+
+
+stored.save_file = full
+main(sys.argv[1:])
+"""
+    )
+    training = {"sharding": "full", "checkpoint_every": 2}
+    done = run_in_two(program, config, tmp_path, training=training)
+    assert done.returncode != 0
+    assert done.stderr.count("step-00000004 cannot be written: no space is left on the disk") == 1
+    # A traceback would name it; the launcher has one of its own.
+    assert "checkpoint.py" not in done.stderr
+    kept = sorted(path.name for path in (tmp_path / "two" / "checkpoints").iterdir())
+    assert kept == ["latest", "step-00000002"]
+    program.write_text("import sys; from kanlm.cli import main; main(sys.argv[1:])")
+    assert run_in_two(program, config, tmp_path, training=training).returncode == 0

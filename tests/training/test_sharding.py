@@ -6,6 +6,7 @@ takes longer than to train.
 
 import json
 import os
+import shutil
 import signal
 import socket
 from dataclasses import replace
@@ -23,10 +24,11 @@ from torch.multiprocessing.spawn import spawn
 
 from kanlm.config import Config, from_tree, load, merge, to_tree, to_yaml
 from kanlm.errors import Interrupted
+from kanlm.kan.sharding import from_own_part, gathered, own_part, own_rows
 from kanlm.training import run as runs
-from kanlm.training.checkpoint import load_trained
 from kanlm.training.resolve import resolve
 from kanlm.training.sharding import fsdp_plugin
+from kanlm.training.trained import load_trained
 from kanlm.training.trainer import Trainer
 
 TOLERANCES = {"fp64": 1e-9, "fp32": 1e-5}
@@ -66,6 +68,16 @@ def weights(config: Config) -> dict[str, Tensor]:
     return load_file(Path(config.output_dir) / "model" / "model.safetensors")
 
 
+def check_own_parts(groups: list[dict[str, Any]]) -> None:
+    """What we take for this process's rows is what torch put there."""
+    for parameter in [p for group in groups for p in group["params"]]:
+        start, stop = own_rows(parameter)
+        whole = gathered(parameter.detach())
+        assert torch.equal(own_part(parameter.detach()), whole[start:stop])
+        again = from_own_part(parameter.detach(), whole[start:stop])
+        assert torch.equal(gathered(again), whole)
+
+
 def process(
     rank: int,
     processes: int,
@@ -98,6 +110,7 @@ def process(
         kinds = {
             isinstance(parameter, DTensor) for group in groups for parameter in group["params"]
         }
+        check_own_parts(groups)
         sharding = trainer.config.training.sharding
         assert kinds == {sharding != "none"}
         if sharding == "hybrid":
@@ -241,3 +254,50 @@ def test_shared_samples_and_bfloat16(config: Config, tmp_path: Path):
     assert {tensor.dtype for tensor in weights(shared).values()} == {torch.float32}
     ours, theirs = ([line["loss"] for line in lines(c)] for c in (alone, shared))
     assert theirs == pytest.approx(ours, abs=0.02)
+
+
+@pytest.mark.slow
+def test_any_number_of_processes_goes_on_from_any_checkpoint(config: Config, tmp_path: Path):
+    """Written by two, by two that share, and by two machines of two; read by one to four."""
+    whole = make(config, tmp_path, "adapting", "fp64", "none")
+    runs.run(whole)
+
+    def of(sharding: str, name: str) -> Config:
+        part = {"output_dir": str(tmp_path / name), "training": {"sharding": sharding}}
+        return resolve(from_tree(merge(to_tree(whole), part)))
+
+    writers = [of("none", "writer-2"), of("full", "writer-2-full"), of("hybrid", "writer-4")]
+    run_in(2, writers[:2], interrupt_at=11)
+    run_in(4, writers[2:], local=2, interrupt_at=11)
+    saved = [Path(each.output_dir) / "checkpoints" / "step-00000012" for each in writers]
+    assert [sorted(p.name for p in place.glob("[mo]*.safetensors")) for place in saved] == [
+        ["model.safetensors", "optimizer.safetensors"],
+        # Of two copies one is written.
+        *[[f"{kind}-rank-{rank}.safetensors" for kind in ("model", "optimizer") for rank in (0, 1)]]
+        * 2,
+    ]
+    sizes = [sum(p.stat().st_size for p in place.glob("model*.safetensors")) for place in saved]
+    assert max(sizes) < 1.1 * min(sizes)
+
+    readers: dict[int, list[Config]] = {1: [], 2: [], 4: []}
+    for writer in writers:
+        for processes, sharding in [
+            (1, "none"),
+            (2, "none"),
+            (2, "full"),
+            (4, "full"),
+            (4, "hybrid"),
+        ]:
+            name = f"{Path(writer.output_dir).name}-read-by-{processes}-{sharding}"
+            reader = of(sharding, name)
+            for part in ("checkpoints", "metrics.jsonl", "config.yaml"):
+                source, target = Path(writer.output_dir) / part, Path(reader.output_dir) / part
+                target.parent.mkdir(exist_ok=True)
+                shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
+            readers[processes].append(reader)
+    for reader in readers[1]:
+        runs.run(reader)
+    run_in(2, readers[2])
+    run_in(4, readers[4], local=2)
+    for reader in [each for group in readers.values() for each in group]:
+        check_alike(whole, reader, TOLERANCES["fp64"])

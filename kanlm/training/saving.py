@@ -1,0 +1,160 @@
+"""Writing checkpoints, beside training where that is wanted.
+
+1. The main process makes a folder under another name, in which all processes write.
+2. Each writes its own part. Waiting for nobody, it may do this on a thread, from a copy of
+   what is to be written, while training goes on.
+3. When all have written, the main process adds the index and moves the folder into place,
+   then `latest`, and deletes what is not kept.
+
+Steps 1 and 3 are taken by all processes together, after the same training step: they agree
+on it in the sum that every step has anyway.
+"""
+
+import itertools
+import json
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import save_file
+from torch import nn
+
+from kanlm.faults import point
+from kanlm.files import cannot_write, discard, flush, replacing, said_of, sweep, write_text
+from kanlm.training.checkpoint import (
+    checkpoint_place,
+    checkpoint_steps,
+    random_file,
+    random_state,
+)
+from kanlm.training.processes import in_all, on_main
+from kanlm.training.seal import Facts, facts, seal
+from kanlm.training.stored import Index, OwnPart, write_index
+
+#: What a process has written: where rows of shared tensors are, and facts by file name.
+Written = tuple[Index, dict[str, Facts]]
+
+
+class Saving:
+    """Checkpoints of one run, one at a time.
+
+    All processes call `start` and `finish` at once, and see the same folder.
+
+    Arguments:
+        accelerator: the processes.
+        folder: of the checkpoints.
+        background: write on a thread, from a copy on the host.
+    """
+
+    def __init__(self, accelerator: Accelerator, folder: Path, *, background: bool) -> None:
+        self.accelerator, self.folder, self.background = accelerator, folder, background
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._stack = ExitStack()
+        self._writing: Future[Written] | None = None
+        self._complete: Callable[[list[Written]], None]
+
+    def start(
+        self,
+        step: int,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        state: dict[str, Any],
+        *,
+        keep: int,
+        best_step: int | None = None,
+    ) -> None:
+        """Begin `step-N`, having finished what was begun before.
+
+        Arguments:
+            model: whole, or shared, with the parts where they belong (`reshard`).
+            state: as of the main process.
+            keep: how many of the newest are kept.
+            best_step: of a checkpoint that is kept besides.
+
+        Raises:
+            UserError: the disk is full or the folder cannot be written.
+        """
+        self.finish()
+        target, rank = checkpoint_place(self.folder, step), self.accelerator.process_index
+        point("before-checkpoint-write")
+        # The main process holds the draft; it moves into place when the stack closes.
+        draft = on_main(self.accelerator, lambda: self._stack.enter_context(replacing(target)))
+        own, numbers = OwnPart.of(model, optimizer, rank), random_state()
+
+        def write(part: OwnPart) -> Written:
+            with said_of(target):
+                files = [*part.write(draft), random_file(draft, rank)]
+                save_file(numbers, files[-1])
+                for file in files:
+                    flush(file)
+                return part.index, {file.name: facts(file) for file in files}
+
+        def complete(written: list[Written]) -> None:
+            with said_of(target):
+                write_index(draft, [index for index, _ in written])
+                (draft / "state.json").write_text(json.dumps({"step": step, **state}, indent=1))
+                point("inside-checkpoint-write")
+                seal(draft, {name: known for _, each in written for name, known in each.items()})
+                point("before-checkpoint-move")
+            self._stack.close()
+            point("after-write-before-latest")
+            write_text(self.folder / "latest", target.name)
+            _prune(self.folder, step, keep, best_step)
+
+        self._complete = complete
+        self._writing = self._threads.submit(write, own.copied() if self.background else own)
+        if not self.background:
+            self.finish()
+
+    @property
+    def written(self) -> bool:
+        """Whether this process has nothing left to write."""
+        return self._writing is None or self._writing.done()
+
+    def finish(self) -> None:
+        """Wait until the checkpoint that was begun is in its place.
+
+        Raises:
+            UserError: it cannot be written; nothing of it is left.
+        """
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return
+        try:
+            written = in_all(self.accelerator, writing.result)
+            on_main(self.accelerator, lambda: self._complete(written))
+        except BaseException:
+            self._forget()
+            raise
+
+    def abandon(self) -> None:
+        """Leave nothing of a checkpoint that was begun: the run has failed meanwhile."""
+        if self._writing is not None:
+            self._writing.exception()
+            self._forget()
+
+    def _forget(self) -> None:
+        """Delete the draft."""
+        self._writing = None
+        with suppress(_ForgottenError), self._stack:
+            raise _ForgottenError
+
+
+class _ForgottenError(Exception):
+    """Tells the draft's keeper not to move it into place."""
+
+
+def _prune(folder: Path, step: int, keep: int, best_step: int | None) -> None:
+    """Delete checkpoints older than the `keep` newest up to `step`, the best excepted."""
+    old = itertools.islice((s for s in checkpoint_steps(folder) if s <= step), keep, None)
+    try:
+        for doomed in old:
+            if doomed != best_step:
+                discard(checkpoint_place(folder, doomed))
+        sweep(folder)
+    except OSError as error:
+        raise cannot_write(folder, error) from None
