@@ -204,9 +204,9 @@ def _decode(results: Results) -> str:
         f"**Decoding, feed-forward blocks alone**: {settings['n_layers']} layers, d_model "
         f"{settings['d_model']}, a new input every step: time over the GELU MLP's by batch size, "
         "and how fast the MLP reads its weights. The floor at batch 1 is the share of the MLP's "
-        "bytes that are read. The MLP is torch's own; where it reads several times more slowly than "
-        "at batch 1, which it does on processors without instructions for bfloat16, it is its "
-        "products that wait, and a ratio there says more of them than of KANs.\n\n"
+        "bytes that are read. The MLP is torch's own; where it reads several times more slowly "
+        "than at batch 1, it waits for its products, which on processors without instructions for "
+        "bfloat16 are slow, and a ratio there says more of them than of KANs.\n\n"
         + _table(heads, by_batch)
         + "\n\n**Decoding, whole models**, batch 1: tokens a second, and in brackets that over "
         "what a model would reach that reads its own bytes as fast as the MLP's model reads "

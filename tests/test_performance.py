@@ -15,7 +15,8 @@ def benchmarks() -> ModuleType:
     """scripts/benchmarks.py."""
     path = ROOT / "scripts" / "benchmarks.py"
     spec = importlib.util.spec_from_file_location("benchmarks", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -33,8 +34,10 @@ def test_figures_tell_where_they_come_from_and_not_whose_machine(benchmarks: Mod
     kept = json.loads(benchmarks.JSON.read_text())
     for results in kept.values():
         made = results["provenance"]
-        assert made["commit"] and not made["dirty"]
-        assert made["versions"]["torch"] and made["hardware"]["cpu"]
+        assert made["commit"]
+        assert not made["dirty"]
+        assert made["versions"]["torch"]
+        assert made["hardware"]["cpu"]
     assert "/" not in "".join(str(r["settings"]) for r in kept.values()).replace("://", "")
 
 
