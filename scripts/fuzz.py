@@ -87,7 +87,7 @@ CONFIGS = [
     b"""output_dir: runs/a
 data:
   domain: words
-  sources: [{kind: files, path: words.txt, weight: 2.0}, stdlib-prose]
+  sources: [{kind: files, path: words.txt, weight: {0: 2.0, 500: 1}}, stdlib-prose]
 tokenizer: {kind: bpe, vocab_size: 300}
 model:
   n_layers: 2

@@ -19,6 +19,7 @@ from kanlm.config.schema import (
     TrackingSettings,
     TrainingSettings,
 )
+from kanlm.config.weights import mixture_stages
 
 __all__ = [
     "Config",
@@ -39,6 +40,7 @@ __all__ = [
     "lies_in",
     "load",
     "merge",
+    "mixture_stages",
     "nested",
     "parse_override",
     "read_tree",

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from kanlm.config.arms import check_arm, check_grid, check_own
+from kanlm.config.weights import mixture_stages, weight_schedule
 from kanlm.errors import nearest
 from kanlm.model.settings import ModelSettings
 
@@ -55,7 +56,9 @@ class DataSettings:
 
     #: Name of the domain in results.
     domain: str = "text"
-    #: Each `{kind, weight, …}`; the rest are the options of the source's class.
+    #: Each `{kind, weight, …}`; the rest are the options of the source's class. The weight is
+    #: its share of the training sequences beside the others', a number or, by the update from
+    #: which on it holds, several: `{0: 1.0, 5000: 0.25}`.
     sources: list[dict[str, Any]] = field(default_factory=lambda: [{"kind": "stdlib-prose"}])
     #: Folder against which a source's relative paths are read.
     root: str = "."
@@ -88,10 +91,23 @@ class DataSettings:
             )
         if not self.domain or set(self.domain) & set("/\\:") or self.domain.startswith("."):
             raise ValueError(f"domain = {self.domain!r}: expected a name fit for a folder")
-        for source in self.sources:
+        mixture_stages(self.weights)
+
+    @property
+    def weights(self) -> list[dict[int, float]]:
+        """Of each source, update → weight from that one on.
+
+        Raises:
+            ValueError: naming the source whose weight is none.
+        """
+        schedules = []
+        for i, source in enumerate(self.sources):
             weight = source.get("weight", 1.0)
-            if isinstance(weight, bool) or not isinstance(weight, int | float) or weight <= 0:
-                raise ValueError(f"weight = {weight!r} of a source: expected a positive number")
+            try:
+                schedules.append(weight_schedule(weight))
+            except ValueError as error:
+                raise ValueError(f"sources.{i}.weight = {weight!r}: {error}") from None
+        return schedules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -450,6 +466,12 @@ class Config:
                 f"evaluation.stride = {stride} is longer than model.context_length = {context}: "
                 "tokens between windows would go unscored"
             )
+        for i, schedule in enumerate(self.data.weights):
+            if max(schedule) >= self.training.steps:
+                raise ValueError(
+                    f"data.sources.{i}.weight = {schedule}: it changes before update "
+                    f"{max(schedule)}, and there are updates 0 to {self.training.steps - 1}"
+                )
         if self.schedule.warmup_steps > self.training.steps:
             raise ValueError(
                 f"schedule.warmup_steps = {self.schedule.warmup_steps} is more than "

@@ -126,7 +126,8 @@ class CorpusSource:
     """One source of a mixture: its share of training and its splits."""
 
     source: Source
-    weight: float
+    #: Update → weight from that one on.
+    weights: dict[int, float]
     sharded: ShardedSource
     splits: dict[str, Split]
     #: Documents dropped from training as near-duplicates of held-out ones.
@@ -162,7 +163,13 @@ class Corpus:
         """Hex sha256 of the text and of what decides which of it is trained on, and how much."""
         data = self.data
         rules = [data.validation_fraction, data.test_fraction, data.near_duplicate_threshold]
-        texts = [(entry.sharded.manifest.content_hash, entry.weight) for entry in self.sources]
+        texts = [
+            (
+                entry.sharded.manifest.content_hash,
+                entry.weights[0] if len(entry.weights) == 1 else list(entry.weights.items()),
+            )
+            for entry in self.sources
+        ]
         return hash_json([texts, rules])
 
     @property
@@ -216,10 +223,10 @@ def open_corpus(
     sharded = [prepare(source, tokenizer, data, report=report) for source in sources]
     dropped = _dropped(data, sharded)
     entries = []
-    for spec, source, opened, drop in zip(data.sources, sources, sharded, dropped, strict=True):
+    for weights, source, opened, drop in zip(data.weights, sources, sharded, dropped, strict=True):
         splits = {name: _open_split(opened, name, tokenizer, drop) for name in SPLITS}
         count = sum(int(mark.sum()) for mark in drop)
-        entries.append(CorpusSource(source, float(spec.get("weight", 1.0)), opened, splits, count))
+        entries.append(CorpusSource(source, weights, opened, splits, count))
         if count:
             report(f"{source.label}: dropped {count} near-duplicates of held-out documents")
     return Corpus(data, tokenizer, entries)

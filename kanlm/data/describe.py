@@ -27,9 +27,10 @@ def describe(data: DataSettings, tokenizer: PreTrainedTokenizerFast) -> dict[str
     Returns:
         JSON-ready: `domain`, `fingerprint`, `vocab_size`, `tokenizer_hash`; `sources`, each
         with its `splits` (documents, bytes, words, tokens, bytes_per_token after dropping),
-        `near_duplicates`, `empty_documents` and hashes; `splits` over all sources;
-        `overlap`, from "A in B" to the share of A's distinct 8-token shingles that occur in
-        B, between the splits and between the sources; and a `sample` of training text.
+        `weights` by the update from which on they hold, `near_duplicates`, `empty_documents`
+        and hashes; `splits` over all sources; `overlap`, from "A in B" to the share of A's
+        distinct 8-token shingles that occur in B, between the splits and between the sources;
+        and a `sample` of training text.
 
     Raises:
         UserError: as `open_corpus`.
@@ -71,7 +72,7 @@ def _describe_source(entry: CorpusSource) -> dict[str, Any]:
     return {
         "label": entry.source.label,
         "description": manifest.source,
-        "weight": entry.weight,
+        "weights": {str(step): weight for step, weight in entry.weights.items()},
         "folder": str(entry.sharded.folder),
         "source_hash": manifest.source_hash,
         "content_hash": manifest.content_hash,
@@ -130,8 +131,12 @@ def _share(part: np.ndarray, whole: np.ndarray) -> float | None:
 
 
 def _source_lines(source: dict[str, Any]) -> list[str]:
+    weights = [
+        f"{weight:g}" + (f" from update {step} on" if step != "0" else "")
+        for step, weight in source["weights"].items()
+    ]
     lines = [
-        f"{source['label']}: {source['description']}, weight {source['weight']:g}",
+        f"{source['label']}: {source['description']}, weight {', '.join(weights)}",
         f"  sha256 of the text {source['content_hash']}",
     ]
     if source["single_document"]:

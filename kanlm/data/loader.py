@@ -4,11 +4,14 @@ The stream of a source's N training tokens is a circle. In every epoch it is cut
 offset drawn for that epoch, into ⌈N / context_length⌉ blocks that are visited in an order
 drawn for that epoch; labels of the last block that the first has already are −100, so that
 every token is a target exactly once an epoch. Sequence n of a mixture comes from a source
-given by a cycle in which each has exactly its share. Nothing but integers is remembered:
-a run goes on at step k by asking for step k, and ranks take slices of the same batch.
+given by a cycle in which each has exactly its share. Where weights change, each source goes on
+with the sequence after its last. Nothing but integers is remembered: a run goes on at step k by
+asking for step k, and ranks take slices of the same batch. No workers load data, for there is
+nothing to wait for but the reading of memory-mapped tokens.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from functools import lru_cache
 from itertools import pairwise
@@ -16,6 +19,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
+from kanlm.config import mixture_stages
 from kanlm.data.corpus import Corpus, Split
 from kanlm.data.tokenizer import end_of_document
 from kanlm.errors import UserError
@@ -31,7 +35,7 @@ class Batches:
 
     Args:
         corpus: its training split is read.
-        seed: decides offsets, orders and the cycle of the mixture.
+        seed: decides offsets, orders and the cycles of the mixture.
         batch_size: sequences in a global batch.
         context_length: tokens in a sequence.
         attention_within_documents: give position_ids as of `document_positions`.
@@ -61,7 +65,10 @@ class Batches:
                     f"model.context_length = {context_length}: longer than the {n_tokens} "
                     f"training tokens of {entry.source.label}"
                 )
-        self.mixture = Mixture([entry.weight for entry in corpus.sources], seed)
+        stages = mixture_stages([entry.weights for entry in corpus.sources])
+        self.mixture = Mixture(
+            {step * batch_size: weights for step, weights in stages.items()}, seed
+        )
         self.circles = [
             Circle(entry.splits["train"], context_length, (seed, number))
             for number, entry in enumerate(corpus.sources)
@@ -142,34 +149,67 @@ class Circle:
 
 
 class Mixture:
-    """Which source each sequence comes from.
+    """Which source each sequence comes from, by weights that may change.
 
-    In every cycle each source has its exact share, in an order drawn for that cycle. The
-    cycle is the shortest that the weights' ratios fit into.
+    Args:
+        stages: number of a sequence → weights of the sources from that one on, 0 or more; there
+            is one for 0.
+        seed: of the sources' order.
 
     Raises:
         UserError: a weight is too small beside the others to come up in a cycle.
     """
 
-    def __init__(self, weights: list[float], seed: int) -> None:
+    def __init__(self, stages: Mapping[int, Sequence[float]], seed: int) -> None:
+        starts = sorted(stages)
+        self.starts = np.array(starts)
+        self.cycles = [Cycle(stages[start], (seed, n)) for n, start in enumerate(starts)]
+        lengths = [stop - start for start, stop in pairwise(starts)]
+        given = [c.given(n) for c, n in zip(self.cycles, lengths, strict=False)]
+        #: Sequences that each source gave before a stage, (stages, sources).
+        self.given = np.cumsum([np.zeros_like(self.cycles[0].counts), *given], axis=0)
+
+    def locate(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the source of each sequence, and how many sequences it gave before, (n,) each.
+
+        Args:
+            indices: numbers of sequences, rising.
+        """
+        sources, before = np.empty_like(indices), np.empty_like(indices)
+        stages = np.searchsorted(self.starts, indices, side="right") - 1
+        for stage in np.unique(stages):
+            own = stages == stage
+            sources[own], within = self.cycles[stage].locate(indices[own] - self.starts[stage])
+            before[own] = self.given[stage, sources[own]] + within
+        return sources, before
+
+
+class Cycle:
+    """Endless cycles of the sources by one set of weights.
+
+    In every cycle each source has its exact share, in an order drawn for that cycle. The
+    cycle is the shortest that the weights' ratios fit into.
+    """
+
+    def __init__(self, weights: Sequence[float], seed: tuple[int, int]) -> None:
         shares = [Fraction(str(weight)) for weight in weights]
         shares = [share / sum(shares) for share in shares]
         length = math.lcm(*(share.denominator for share in shares))
         if length > LONGEST_CYCLE:
             length = LONGEST_CYCLE
-        counts = _apportion(shares, length)
-        if 0 in counts:
-            weight = weights[counts.index(0)]
-            raise UserError(
-                f"data.sources: weight = {weight} is less than 1/{LONGEST_CYCLE} of the "
-                f"weights' sum {sum(weights)}"
-            )
-        self.counts = np.array(counts)
-        self.members = np.repeat(np.arange(len(weights)), counts)
-        self._cycle = lru_cache(maxsize=2)(lambda cycle: self._draw((seed, cycle)))
+        self.counts = np.array(_apportion(shares, length))
+        for number, (weight, count) in enumerate(zip(weights, self.counts, strict=True)):
+            if weight and not count:
+                raise UserError(
+                    f"data.sources.{number}.weight = {weight} is less than 1/{LONGEST_CYCLE} of "
+                    f"the weights' sum {sum(weights)}"
+                )
+        self.members = np.repeat(np.arange(len(weights)), self.counts)
+        first, stage = seed
+        self._cycle = lru_cache(maxsize=2)(lambda cycle: self._draw((first, cycle, stage)))
 
     def locate(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the source of each sequence, and how many sequences it gave before, (n,) each."""
+        """Return what `Mixture.locate` does, counted from the first of these cycles on."""
         cycles, places = np.divmod(indices, len(self.members))
         sources, before = np.empty_like(indices), np.empty_like(indices)
         # Indices rise, so that a cycle's are neighbours.
@@ -179,6 +219,12 @@ class Mixture:
             own = places[first:stop]
             sources[first:stop], before[first:stop] = order[own], given[own]
         return sources, cycles * self.counts[sources] + before
+
+    def given(self, length: int) -> np.ndarray:
+        """Return how many of the first `length` sequences each source gives, (sources,)."""
+        cycles, rest = divmod(length, len(self.members))
+        order, _ = self._cycle(cycles)
+        return cycles * self.counts + np.bincount(order[:rest], minlength=len(self.counts))
 
     def _draw(self, seed: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
         order = np.random.default_rng(_words(seed)).permutation(self.members)

@@ -9,7 +9,7 @@ same when a default has changed.
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -29,6 +29,8 @@ from kanlm.model.grids import grid_sizes, with_grid_size
 from kanlm.model.matching import resolve_feed_forward
 from kanlm.model.settings import ModelSettings
 from kanlm.training.polish import coefficients
+
+_T = TypeVar("_T")
 
 
 def resolve(config: Config) -> Config:
@@ -57,13 +59,14 @@ def resolve(config: Config) -> Config:
 
 def _shrunk(config: Config) -> Config:
     """The same experiment at a size that runs in seconds; a second time changes nothing."""
-    model = config.model
+    model, schedule = config.model, config.training.grid_schedule
     if isinstance(model.feed_forward, list):
         kinds: Any = [_width_open(model.feed_forward[i]) for i in (0, -1)]
     else:
         kinds = _width_open(model.feed_forward)
     return replace(
         config,
+        data=_shrunk_weights(config.data),
         model=replace(
             model,
             d_model=16,
@@ -81,7 +84,7 @@ def _shrunk(config: Config) -> Config:
             evaluate_every=2,
             polish_steps=min(config.training.polish_steps, 2),
             polish_batch_size=None,
-            grid_schedule=_shrunk_schedule(config.training.grid_schedule),
+            grid_schedule=schedule and _ends(schedule),
             grid_adaptation_steps=[1] if config.training.grid_adaptation_steps else [],
         ),
         schedule=replace(config.schedule, warmup_steps=min(config.schedule.warmup_steps, 1)),
@@ -90,10 +93,18 @@ def _shrunk(config: Config) -> Config:
     )
 
 
-def _shrunk_schedule(schedule: Mapping[int, int] | None) -> dict[int, int] | None:
-    if schedule is None:
-        return None
+def _ends(schedule: Mapping[int, _T]) -> dict[int, _T]:
+    """The schedule of two steps that goes from the first value to the last."""
     return {0: schedule[min(schedule)], 1: schedule[max(schedule)]}
+
+
+def _shrunk_weights(data: DataSettings) -> DataSettings:
+    """A mixture that changes goes from its first weights to its last."""
+    sources = [
+        source if len(weights) == 1 else {**source, "weight": _ends(weights)}
+        for source, weights in zip(data.sources, data.weights, strict=True)
+    ]
+    return replace(data, sources=sources)
 
 
 def shrunk_part(part: Mapping[str, Any]) -> dict[str, Any]:

@@ -137,9 +137,12 @@ def test_the_fingerprint_follows_text_weights_and_rules_but_not_the_tokenizer(
     first = open_corpus(make_data(texts), byte_tokenizer).fingerprint
     assert open_corpus(make_data(texts), bpe_tokenizer).fingerprint == first
     found = {first, open_corpus(make_data(stories(60, seed=1)), byte_tokenizer).fingerprint}
+    changed = {0: 1.0, 9: 2.0}
+    assert open_corpus(make_data(texts, weights=[{0: 1.0}]), byte_tokenizer).fingerprint == first
+    found.add(open_corpus(make_data(texts, weights=[changed]), byte_tokenizer).fingerprint)
     for change in ({"weights": [2.0]}, {"near_duplicate_threshold": 0.5}, {"test_fraction": 0.1}):
         found.add(open_corpus(make_data(texts, **change), byte_tokenizer).fingerprint)
-    assert len(found) == 5
+    assert len(found) == 6
 
 
 @pytest.mark.parametrize("kind", ["characters", "bpe"])

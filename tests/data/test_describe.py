@@ -21,7 +21,8 @@ def shingle_set(texts):
 
 def test_counts_and_overlap_are_those_of_the_text(make_data, byte_tokenizer, stories):
     parts = [*stories(80), "", "\n"], [text.upper() for text in stories(70, seed=1)]
-    data = make_data(*parts, weights=[1, 3], near_duplicate_threshold=None)
+    weights = [{0: 1, 500: 0.25}, 3]
+    data = make_data(*parts, weights=weights, near_duplicate_threshold=None)
     found = json.loads(json.dumps(describe(data, byte_tokenizer)))
     by_split = {"train": [], "validation": [], "test": []}
     for part, source in zip(parts, found["sources"], strict=True):
@@ -38,7 +39,8 @@ def test_counts_and_overlap_are_those_of_the_text(make_data, byte_tokenizer, sto
                 "bytes_per_token": size / (size + len(mine)),
             }
     assert [source["empty_documents"] for source in found["sources"]] == [2, 0]
-    assert [source["weight"] for source in found["sources"]] == [1.0, 3.0]
+    weights = [source["weights"] for source in found["sources"]]
+    assert weights == [{"0": 1.0, "500": 0.25}, {"0": 3.0}]
     sets = {name: shingle_set(texts) for name, texts in by_split.items()}
     for name in ("validation", "test"):
         share = len(sets[name] & sets["train"]) / len(sets[name])
@@ -58,6 +60,15 @@ def test_what_is_printed_names_sources_splits_and_special_cases(
     print_description(data, byte_tokenizer)
     printed = capsys.readouterr().out
     assert "domain tales" in printed
+    assert "weight 1\n" in printed
     assert "one document: split contiguously in the order of its text" in printed
     assert "validation in train" in printed
     assert f"{len(text[: int(len(text) * 0.9)].encode()):,}" in printed
+
+
+def test_weights_that_change_are_printed(make_data, byte_tokenizer, stories, capsys):
+    data = make_data(stories(60), stories(60, seed=1), weights=[{0: 1, 500: 0.25}, 3])
+    print_description(data, byte_tokenizer)
+    printed = capsys.readouterr().out
+    assert "part0.jsonl (1 file), weight 1, 0.25 from update 500 on\n" in printed
+    assert "part1.jsonl (1 file), weight 3\n" in printed

@@ -1,6 +1,7 @@
 """Batches: each token once an epoch, exact mixtures, ranks and resumption by integers."""
 
 from collections import Counter
+from itertools import chain, pairwise
 
 import numpy as np
 import pytest
@@ -8,16 +9,29 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kanlm.data.corpus import Split, open_corpus
+from kanlm.config import DataSettings
+from kanlm.data.corpus import Corpus, CorpusSource, Split, open_corpus
 from kanlm.data.loader import IGNORED, Batches, Circle, Mixture, document_positions
 from kanlm.errors import UserError
 
 
-def numbered_split(n_tokens):
-    """A stream in which every token is its own position."""
+def numbered_split(n_tokens, first=0):
+    """A stream in which every token is its own position, counted from `first`."""
     sizes = np.array([[n_tokens, 0, 0]], dtype=np.int64)
     kept = np.ones(1, dtype=bool)
-    return Split("train", None, [np.arange(n_tokens, dtype=np.uint32)], [sizes], [kept])  # type: ignore[arg-type]
+    tokens = np.arange(first, first + n_tokens, dtype=np.uint32)
+    return Split("train", None, [tokens], [sizes], [kept])  # type: ignore[arg-type]
+
+
+def numbered_corpus(tokenizer, lengths, schedules):
+    """Sources whose streams number their tokens on: no two tokens are the same."""
+    firsts = np.cumsum([0, *lengths])
+    splits = [numbered_split(length, int(f)) for length, f in zip(lengths, firsts, strict=False)]
+    entries = [
+        CorpusSource(None, schedule, None, {"train": split}, 0)  # type: ignore[arg-type]
+        for schedule, split in zip(schedules, splits, strict=True)
+    ]
+    return Corpus(DataSettings(), tokenizer, entries)
 
 
 @pytest.fixture
@@ -66,8 +80,8 @@ def test_rounds_differ_in_offset_and_order():
     st.integers(0, 3),
 )
 def test_weights_are_exact_over_every_cycle(weights, seed, cycle):
-    mixture = Mixture(weights, seed)
-    length = len(mixture.members)
+    mixture = Mixture({0: weights}, seed)
+    length = len(mixture.cycles[0].members)
     places = list(zip(*mixture.locate(cycle * length + np.arange(length)), strict=True))
     counts = Counter(source for source, _ in places)
     for source, weight in enumerate(weights):
@@ -78,14 +92,39 @@ def test_weights_are_exact_over_every_cycle(weights, seed, cycle):
 
 
 def test_a_mixture_of_awkward_weights_is_as_exact_as_its_cycle_is_long():
-    mixture = Mixture([1 / 3, 0.123456789], 0)
+    mixture = Mixture({0: [1 / 3, 0.123456789]}, 0)
     share = np.mean(mixture.locate(np.arange(10_000))[0] == 0)
     assert abs(share - (1 / 3) / (1 / 3 + 0.123456789)) <= 1e-4
 
 
 def test_a_weight_too_small_to_come_up_is_refused():
-    with pytest.raises(UserError, match="weight = 1e-09 is less than 1/10000"):
-        Mixture([1.0, 1e-9], 0)
+    with pytest.raises(UserError, match=r"data\.sources\.1\.weight = 1e-09 is less than 1/10000"):
+        Mixture({0: [1.0, 1e-9]}, 0)
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_a_source_goes_on_where_the_stage_before_left_it(data):
+    n_sources = data.draw(st.integers(1, 3))
+    weights = st.lists(st.sampled_from([0, 0.5, 1, 3]), min_size=n_sources, max_size=n_sources)
+    starts = data.draw(st.lists(st.integers(1, 60), unique=True, max_size=3))
+    stages = {start: data.draw(weights.filter(any)) for start in (0, *starts)}
+    seed = data.draw(st.integers(0, 9))
+    mixture = Mixture(stages, seed)
+    sources, before = mixture.locate(np.arange(150))
+    for source in range(n_sources):
+        assert before[sources == source].tolist() == list(range((sources == source).sum()))
+    bounds = [*sorted(stages), 150]
+    for start, stop in pairwise(bounds):
+        shares = np.array(stages[start]) / sum(stages[start])
+        length = len(mixture.cycles[bounds.index(start)].members)
+        whole = start + (stop - start) // length * length
+        counts = np.bincount(sources[start:whole], minlength=n_sources)
+        np.testing.assert_allclose(counts, shares * (whole - start))
+    # The same for a run that begins anywhere.
+    first = data.draw(st.integers(0, 149))
+    part = Mixture(stages, seed).locate(np.arange(first, 150))
+    np.testing.assert_array_equal(part, [sources[first:], before[first:]])
 
 
 @settings(max_examples=20, deadline=None)
@@ -103,13 +142,60 @@ def test_slices_of_the_ranks_join_to_the_global_batch(shared_corpus, step, world
 
 @pytest.fixture(scope="module")
 def shared_corpus(tmp_path_factory, byte_tokenizer, stories, write_jsonl):
-    from kanlm.config import DataSettings
-
     folder = tmp_path_factory.mktemp("corpus")
     write_jsonl(folder / "a.jsonl", stories(100))
     sources = [{"kind": "files", "path": "a.jsonl"}]
     data = DataSettings(sources=sources, root=str(folder), cache_dir=str(folder / "cache"))
     return open_corpus(data, byte_tokenizer)
+
+
+def targets(loader, steps, world_size, micro_batch_size):
+    """Targets of each sequence of so many steps, as the processes' micro-batches ask for them."""
+    rows = []
+    for step in range(steps):
+        for rank in range(world_size):
+            labels = loader.batch(step, rank, world_size)["shift_labels"]
+            for micro in labels.split(micro_batch_size):
+                rows += [row[row != IGNORED].tolist() for row in micro]
+    return rows
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_ranks_together_ask_for_every_token_of_every_source_once_an_epoch(byte_tokenizer, data):
+    """Whatever the processes and micro-batches, and wherever an epoch ends within a batch.
+
+    No worker loads data, so that there is nothing to divide further: a process cuts the batch
+    of a step out of memory-mapped files when it comes to that step.
+    """
+    context_length = data.draw(st.integers(1, 12), "context_length")
+    sizes = st.integers(context_length + 1, 60)
+    lengths = data.draw(st.lists(sizes, min_size=1, max_size=3), "lengths")
+    positive = st.sampled_from([0.5, 1.0, 2.0, 3.0])
+    later = st.dictionaries(st.integers(1, 20), positive, max_size=2)
+    schedules = [{0: data.draw(positive), **data.draw(later)} for _ in lengths]
+    batch_size = 4 * data.draw(st.integers(1, 4), "batch_size / 4")
+    world_size = data.draw(st.sampled_from([1, 2, 4]), "world_size")
+    micro_batch_size = data.draw(st.integers(1, batch_size // world_size), "micro_batch_size")
+    loader = batches(
+        numbered_corpus(byte_tokenizer, lengths, schedules),
+        seed=data.draw(st.integers(0, 9), "seed"),
+        batch_size=batch_size,
+        context_length=context_length,
+    )
+    # Two epochs at least of the source that comes round last, after the last change of weights.
+    counts = loader.mixture.cycles[-1].counts
+    cycles = max(-(-2 * c.n_blocks // n) for c, n in zip(loader.circles, counts, strict=True))
+    steps = max(map(max, schedules)) + 1 + cycles * int(counts.sum()) // batch_size
+    rows = targets(loader, steps, world_size, micro_batch_size)
+    first = 0
+    for circle, length in zip(loader.circles, lengths, strict=True):
+        own = [row for row in rows if first <= row[0] < first + length]
+        for start in range(0, len(own) - circle.n_blocks + 1, circle.n_blocks):
+            epoch = own[start : start + circle.n_blocks]
+            assert sorted(chain.from_iterable(epoch)) == list(range(first, first + length))
+        assert len(own) >= 2 * circle.n_blocks
+        first += length
 
 
 def test_the_same_seed_and_step_give_the_same_batch_in_a_fresh_object(corpus):

@@ -175,6 +175,17 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
+def test_a_shrunk_mixture_goes_from_its_first_weights_to_its_last() -> None:
+    sources = [
+        {"kind": "stdlib-prose", "weight": {0: 1, 10: 3, 20: 2}},
+        {"kind": "stdlib-code", "weight": {0: 0, 10: 1}},
+        {"kind": "stdlib-code", "weight": 4},
+    ]
+    config = resolve(from_tree({"shrink": True, "data": {"sources": sources}}))
+    assert config.data.weights == [{0: 1.0, 1: 2.0}, {0: 0.0, 1: 1.0}, {0: 4.0}]
+    assert resolve(config) == config
+
+
 @pytest.mark.parametrize(
     "feed_forward",
     [
