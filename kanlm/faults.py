@@ -12,6 +12,7 @@ from collections import Counter
 
 #: Name → what has been done there, and what has not.
 POINTS = {
+    "inside-preparation": "shards are written of which the preparation's progress does not tell",
     "before-config": "the folder is the run's, config.yaml is not written",
     "before-update": "gradients are there, the weights are still the old ones",
     "between-optimizer-and-log": "the weights are new, the log line is not written",

@@ -53,6 +53,7 @@ STEPS = 24
 PATIENCE = 30.0
 #: Points passed once in a run, so that each time is another run's first.
 PASSED_ONCE = (
+    "inside-preparation",
     "before-config",
     "inside-resume",
     "inside-log-rewrite",
@@ -61,12 +62,15 @@ PASSED_ONCE = (
 )
 #: Points that only the main process passes.
 MAIN_ONLY = (
+    "inside-preparation",
     "before-checkpoint-move",
     "after-write-before-latest",
     "inside-pruning",
     "inside-log-rewrite",
     "before-results",
 )
+#: Points of a run that finds no shards prepared.
+UNPREPARED = ("inside-preparation",)
 #: What a run must have gone through before it passes a point.
 AFTER_A_KILL = ("inside-resume", "inside-log-rewrite")
 
@@ -260,6 +264,9 @@ class Chaos:
     def _kill_at(
         self, config: Path, run: Path, processes: int, name: str, rank: int, fault: str
     ) -> int | None:
+        if name in UNPREPARED:
+            shared, own = self.folder / "cache", self.folder / f"cache-{run.name}"
+            config.write_text(config.read_text().replace(str(shared), str(own)))
         if name in AFTER_A_KILL:
             first = Attempt(config, processes, {0: f"between-optimizer-and-log:{STEPS // 2}"})
             self._see_off(first)

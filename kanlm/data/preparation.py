@@ -13,15 +13,13 @@ whole, but for the text of a source that is nothing but one file of text: that s
 import fcntl
 import hashlib
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -41,34 +39,34 @@ from kanlm.data.shards import (
     write_shard,
 )
 from kanlm.data.sources.base import Cursor, Source, hash_json, is_blank
-from kanlm.data.splits import SPLITS, Text, blocks, contiguous_lengths, split_of_digest
-from kanlm.data.tokenizer import Encoder, batches, decode, end_of_document, tokenizer_hash
+from kanlm.data.splits import SPLITS, Text, blocks, contiguous_lengths
+from kanlm.data.tokenising import (
+    Document,
+    ahead,
+    by_split,
+    document_batches,
+    place,
+    split_numbers,
+    tokenise,
+)
+from kanlm.data.tokenizer import Encoder, decode, end_of_document, tokenizer_hash
 from kanlm.errors import UserError
+from kanlm.faults import point
 
 #: Tokens after which a shard of every split is written, and progress with it.
 SHARD_TOKENS = 2**24
-#: Documents that are tokenised at once, at most.
-BATCH_DOCUMENTS = 4096
-#: Batches that are tokenised side by side: one fills the cores that another leaves idle.
-THREADS = 2
-
 #: Documents, and characters of each, on which a tokenizer's losses are looked for.
 SPELLING_DOCUMENTS = 32
 SPELLING_CHARACTERS = 2**12
 
 PROGRESS = "progress.json"
 
-_T = TypeVar("_T")
-_R = TypeVar("_R")
-
 
 @dataclass(frozen=True)
-class Piece:
-    """A document, or a block of the only one, and the reading's state after it."""
+class Read:
+    """A document, and the reading's state after it."""
 
-    split: str
-    text: str
-    bytes: int
+    document: Document
     cursor: Cursor
     content_hash: str
     empty: int
@@ -76,13 +74,24 @@ class Piece:
 
 @dataclass(frozen=True)
 class Tokenised:
-    """A batch of pieces, and the reading's state after it."""
+    """A batch of documents, and the reading's state after it."""
 
     #: Split → tokens of its documents, end to end, and (documents, 3) tokens, words and bytes.
     splits: dict[str, tuple[np.ndarray, np.ndarray]]
     cursor: Cursor
     content_hash: str
     empty: int
+
+
+class Reading(Protocol):
+    """All batches of tokens of a source after some progress."""
+
+    def __iter__(self) -> Iterator[Tokenised]: ...
+
+    @property
+    def empty(self) -> int:
+        """Documents left out up to where it has come."""
+        ...
 
 
 @dataclass
@@ -100,6 +109,40 @@ class Progress:
     #: Shards written so far of the split that has most.
     rounds: int = 0
     shards: list[Shard] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is prepared, and where its shards lie when that is done."""
+
+    source: Source
+    tokenizer: PreTrainedTokenizerFast
+    #: Fields of the manifest that decide whether shards may be reused.
+    expected: dict[str, Any]
+    folder: Path
+
+    @classmethod
+    def of(cls, source: Source, tokenizer: PreTrainedTokenizerFast, data: DataSettings) -> "Target":
+        """Name the folder by what decides on its content."""
+        expected = {
+            "source_hash": source.fingerprint(),
+            "tokenizer_hash": tokenizer_hash(tokenizer),
+            "validation_fraction": data.validation_fraction,
+            "test_fraction": data.test_fraction,
+        }
+        key = hash_json([FORMAT_VERSION, expected])[:16]
+        folder = Path(data.cache_dir) / f"{source.label}-{key}"
+        return cls(source, tokenizer, expected, folder)
+
+    @property
+    def fractions(self) -> tuple[float, float]:
+        """Shares of the text in validation and test."""
+        return self.expected["validation_fraction"], self.expected["test_fraction"]
+
+    @property
+    def dtype(self) -> str:
+        """Of tokens on the disk."""
+        return "uint16" if len(self.tokenizer) <= 2**16 else "uint32"
 
 
 def prepare(
@@ -124,39 +167,72 @@ def prepare(
         UserError: the source has no text or bad text, the disk is full, or the folder of
             shards does not match its manifest.
     """
-    expected = {
-        "source_hash": source.fingerprint(),
-        "tokenizer_hash": tokenizer_hash(tokenizer),
-        "validation_fraction": data.validation_fraction,
-        "test_fraction": data.test_fraction,
-    }
-    key = hash_json([FORMAT_VERSION, expected])[:16]
-    folder = Path(data.cache_dir) / f"{source.label}-{key}"
+    target = Target.of(source, tokenizer, data)
+    return prepare_target(target, shard_tokens=shard_tokens, report=report)
+
+
+def prepare_target(
+    target: Target,
+    *,
+    shard_tokens: int = SHARD_TOKENS,
+    report: Callable[[str], None] = lambda line: None,
+) -> ShardedSource:
+    """Do as `prepare`."""
+    unfinished = target.folder.with_name(target.folder.name + ".partial")
+    read = partial(_Tokenising, target)
+    return prepare_by(read, target, unfinished, shard_tokens=shard_tokens, report=report)
+
+
+def prepare_by(
+    read: Callable[[Progress], Reading],
+    target: Target,
+    unfinished: Path,
+    *,
+    shard_tokens: int = SHARD_TOKENS,
+    report: Callable[[str], None] = lambda line: None,
+) -> ShardedSource:
+    """Return the target's shards, made of what `read` reads if they are not there.
+
+    Args:
+        read: gives all batches of tokens after some progress.
+        target: what is prepared, and where.
+        unfinished: folder to write into, which goes on from what is in it.
+        shard_tokens: size of a shard; the last batch may exceed it.
+        report: takes lines on what is being done.
+
+    Raises:
+        UserError: as `prepare`.
+    """
+    folder = target.folder
     if not folder.exists():
         with disk_errors(folder.parent), _lock(folder):
             # Another process may have finished it while this one waited.
             if not folder.exists():
-                _prepare_folder(source, tokenizer, expected, folder, shard_tokens, report)
-    return ShardedSource(folder, expected)
+                _prepare_folder(read, target, unfinished, shard_tokens, report)
+    return ShardedSource(folder, target.expected)
 
 
 def training_documents(source: Source, data: DataSettings) -> Iterator[str]:
     """Yield the text that falls into training, before near-duplicates are dropped."""
     progress = Progress(single_document=source.single_document)
-    pieces = _Reading(source, progress, data.validation_fraction, data.test_fraction)
-    return (piece.text for piece in pieces if piece.split == "train")
+    reading = _Reading(source, progress, data.validation_fraction, data.test_fraction)
+    return (read.document.text for read in reading if read.document.split == "train")
+
+
+def chained_hash(content_hash: str, digest: bytes) -> str:
+    """Return the hash of all documents up to one with this digest."""
+    return hashlib.sha256(content_hash.encode() + digest).hexdigest()
 
 
 def _prepare_folder(
-    source: Source,
-    tokenizer: PreTrainedTokenizerFast,
-    expected: dict[str, Any],
-    folder: Path,
+    read: Callable[[Progress], Reading],
+    target: Target,
+    unfinished: Path,
     shard_tokens: int,
     report: Callable[[str], None],
 ) -> None:
-    """Write all shards into `FOLDER.partial` and rename it to `folder`."""
-    unfinished = folder.with_name(folder.name + ".partial")
+    """Write all shards into `unfinished` and rename it to the target's folder."""
+    source, tokenizer, folder = target.source, target.tokenizer, target.folder
     unfinished.mkdir(exist_ok=True)
     for leftover in unfinished.glob(".*"):
         leftover.unlink()
@@ -167,15 +243,9 @@ def _prepare_folder(
     else:
         tokens = sum(shard.tokens for shard in progress.shards)
         report(f"preparing {source.describe()} from where it stopped, after {tokens:,} tokens")
-    dtype = "uint16" if len(tokenizer) <= 2**16 else "uint32"
-    encoder = Encoder(tokenizer)
-    # Sizes count the end-of-document token as a token and no byte.
-    ending = [] if progress.single_document else [end_of_document(tokenizer)]
-    fractions = expected["validation_fraction"], expected["test_fraction"]
-    reading = _Reading(source, progress, *fractions)
+    reading = read(progress)
     buffer = _Buffer(unfinished, progress)
-    pieces = batches(reading, lambda piece: len(piece.text), BATCH_DOCUMENTS)
-    for batch in _ahead(partial(_tokenise, encoder, ending, dtype), pieces):
+    for batch in reading:
         buffer.add(batch)
         if buffer.tokens >= shard_tokens:
             buffer.flush()
@@ -187,14 +257,14 @@ def _prepare_folder(
         format_version=FORMAT_VERSION,
         source=source.describe(),
         content_hash=progress.content_hash,
-        notes=[*source.notes(), *_notes_on_spelling(source, tokenizer, encoder)],
+        notes=[*source.notes(), *_notes_on_spelling(source, tokenizer)],
         end_of_document=end_of_document(tokenizer),
-        dtype=dtype,
+        dtype=target.dtype,
         single_document=progress.single_document,
         empty_documents=reading.empty,
         counts=count_splits(progress.shards),
         shards=progress.shards,
-        **expected,
+        **target.expected,
     )
     write_json(unfinished / MANIFEST, manifest_to_json(manifest))
     (unfinished / PROGRESS).unlink(missing_ok=True)
@@ -204,10 +274,9 @@ def _prepare_folder(
     report(f"{source.label}: sha256 of the text {manifest.content_hash}")
 
 
-def _notes_on_spelling(
-    source: Source, tokenizer: PreTrainedTokenizerFast, encoder: Encoder
-) -> list[str]:
+def _notes_on_spelling(source: Source, tokenizer: PreTrainedTokenizerFast) -> list[str]:
     """Say so if tokens lose part of the text, as some pretrained tokenizers' do."""
+    encoder = Encoder(tokenizer)
     beginnings = source.chunks() if source.single_document else source.documents()
     texts = [text[:SPELLING_CHARACTERS] for text in islice(beginnings, SPELLING_DOCUMENTS)]
     pairs = zip(texts, encoder.encode(texts), strict=True)
@@ -218,47 +287,6 @@ def _notes_on_spelling(
         f"the tokenizer does not spell {lossy} of the first {len(texts)} documents exactly: "
         "bits per byte leave out what it loses"
     ]
-
-
-def _tokenise(encoder: Encoder, ending: list[int], dtype: str, pieces: list[Piece]) -> Tokenised:
-    """Tokenise a batch, and sort it by split."""
-    tokens, lengths = encoder.encode_end_to_end([piece.text for piece in pieces], ending)
-    words = [count_words(piece.text) for piece in pieces]
-    sizes = np.stack([lengths, words, [piece.bytes for piece in pieces]], axis=1)
-    split = np.array([SPLITS.index(piece.split) for piece in pieces], dtype=np.uint8)
-    split_of_token = np.repeat(split, lengths)
-    last = pieces[-1]
-    return Tokenised(
-        {
-            name: (tokens[split_of_token == number].astype(dtype), sizes[split == number])
-            for number, name in enumerate(SPLITS)
-        },
-        last.cursor,
-        last.content_hash,
-        last.empty,
-    )
-
-
-def count_words(text: str, step: int = 2**16) -> int:
-    """Return `len(text.split())`, without the list, whose strings take ten times the text."""
-    count = 0
-    for start in range(0, len(text), step):
-        count += len(text[start : start + step].split())
-        if start and not (text[start - 1].isspace() or text[start].isspace()):
-            count -= 1
-    return count
-
-
-def _ahead(function: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
-    """Map in order, a few items ahead of who asks, on threads."""
-    waiting: deque[Future[_R]] = deque()
-    with ThreadPoolExecutor(THREADS) as pool:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > THREADS:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 class _Buffer:
@@ -290,6 +318,7 @@ class _Buffer:
         progress.cursor = self.last.cursor
         progress.content_hash = self.last.content_hash
         progress.empty = self.last.empty
+        point("inside-preparation")
         write_json(self.folder / PROGRESS, asdict(progress))
         self._clear()
 
@@ -299,6 +328,31 @@ class _Buffer:
         }
         self.tokens = 0
         self.last: Tokenised | None = None
+
+
+class _Tokenising:
+    """Reads on after `progress`, tokenising a few batches ahead."""
+
+    def __init__(self, target: Target, progress: Progress) -> None:
+        self.reading = _Reading(target.source, progress, *target.fractions)
+        # Sizes count the end-of-document token as a token and no byte.
+        self.ending = [] if progress.single_document else [end_of_document(target.tokenizer)]
+        self.encoder = Encoder(target.tokenizer)
+        self.dtype = target.dtype
+
+    def __iter__(self) -> Iterator[Tokenised]:
+        groups = document_batches(self.reading, lambda read: len(read.document.text))
+        return ahead(self._tokenise, groups)
+
+    @property
+    def empty(self) -> int:
+        return self.reading.empty
+
+    def _tokenise(self, group: list[Read]) -> Tokenised:
+        documents, last = [read.document for read in group], group[-1]
+        tokens, sizes = tokenise(self.encoder, self.ending, documents)
+        splits = by_split(tokens.astype(self.dtype), sizes, split_numbers(documents))
+        return Tokenised(splits, last.cursor, last.content_hash, last.empty)
 
 
 class _Reading:
@@ -314,21 +368,19 @@ class _Reading:
         self.content_hash = progress.content_hash
         self.empty = progress.empty
 
-    def __iter__(self) -> Iterator[Piece]:
+    def __iter__(self) -> Iterator[Read]:
         return self._blocks() if self.single_document else self._documents()
 
-    def _documents(self) -> Iterator[Piece]:
+    def _documents(self) -> Iterator[Read]:
         for text, cursor in self.source.read(self.cursor):
             if is_blank(text):
                 self.empty += 1
                 continue
-            spelt = text.encode()
-            digest = hashlib.sha256(spelt).digest()
-            self.content_hash = hashlib.sha256(self.content_hash.encode() + digest).hexdigest()
-            split = split_of_digest(digest, *self.fractions)
-            yield Piece(split, text, len(spelt), cursor, self.content_hash, self.empty)
+            document = place(text, *self.fractions)
+            self.content_hash = chained_hash(self.content_hash, document.digest)
+            yield Read(document, cursor, self.content_hash, self.empty)
 
-    def _blocks(self) -> Iterator[Piece]:
+    def _blocks(self) -> Iterator[Read]:
         # Read twice: where the splits' bounds lie depends on the length.
         length, digest = 0, hashlib.sha256()
         for chunk in self.source.chunks():
@@ -342,8 +394,8 @@ class _Reading:
             for block in blocks(text.take(characters)):
                 number += 1
                 if number > done:
-                    size, cursor = len(block.encode()), {"blocks": number}
-                    yield Piece(split, block, size, cursor, self.content_hash, 0)
+                    document = Document(block, len(block.encode()), split)
+                    yield Read(document, {"blocks": number}, self.content_hash, 0)
 
 
 def _read_progress(partial: Path) -> Progress | None:

@@ -1,6 +1,7 @@
 """Preparing: resumed after a kill, reused, safe for two processes, refused when damaged."""
 
 import errno
+import gzip
 import hashlib
 import json
 import os
@@ -8,18 +9,19 @@ import signal
 import subprocess
 import sys
 import time
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from pyarrow import parquet
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from kanlm.data import preparation
-from kanlm.data.preparation import count_words, prepare, training_documents
+from kanlm.config import DataSettings
+from kanlm.data import preparation, tokenising
+from kanlm.data.preparation import prepare, training_documents
 from kanlm.data.shards import file_sha256, tokens_file
 from kanlm.data.sources import make_source
 from kanlm.data.splits import split_of_digest
@@ -38,7 +40,7 @@ def open_source(data):
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
     """Several of them, and so several shards, in a small text."""
-    monkeypatch.setattr(preparation, "BATCH_DOCUMENTS", 300)
+    monkeypatch.setattr(tokenising, "BATCH_DOCUMENTS", 300)
 
 
 def stream(sharded, split):
@@ -49,7 +51,7 @@ def stream(sharded, split):
 def test_shards_hold_every_document_of_each_split_in_order(
     stories, make_data, bpe_tokenizer, monkeypatch
 ):
-    monkeypatch.setattr(preparation, "BATCH_DOCUMENTS", 300)
+    monkeypatch.setattr(tokenising, "BATCH_DOCUMENTS", 300)
     texts = stories(3000)
     data = make_data([*texts[:100], " \n", "", *texts[100:]])
     sharded = prepare(open_source(data), bpe_tokenizer, data, shard_tokens=10_000)
@@ -269,32 +271,16 @@ def test_a_tokenizer_that_loses_text_is_noted(stories, make_data, byte_tokenizer
     assert "does not spell 32 of the first 32 documents exactly" in note
 
 
-@given(st.text("ab \n\x1c\u2003é"), st.integers(1, 5))
-def test_words_are_counted_in_parts(text, step):
-    assert count_words(text, step) == len(text.split())
-
-
-def test_what_is_tokenised_ahead_comes_in_order_and_fails_where_it_fails():
-    def work(number):
-        time.sleep(0.002 * (number % 3))
-        return 1 // (number - 20)
-
-    found = preparation._ahead(work, iter(range(40)))
-    assert list(islice(found, 20)) == [1 // (number - 20) for number in range(20)]
-    with pytest.raises(ZeroDivisionError):
-        next(found)
-
-
 # Processes
 
 PROGRAM = """
 import json, sys, time
 from kanlm.config import DataSettings, TokenizerSettings
-from kanlm.data import preparation
+from kanlm.data import preparation, tokenising
 from kanlm.data.sources import make_source
 from kanlm.data.tokenizer import build_tokenizer
 data = DataSettings(**json.loads(sys.argv[1]))
-preparation.BATCH_DOCUMENTS = 100
+tokenising.BATCH_DOCUMENTS = 100
 tokenizer = build_tokenizer(TokenizerSettings(kind="bytes"), lambda: iter(()))
 def report(line):
     print(line, flush=True)
@@ -353,12 +339,92 @@ def test_a_killed_preparation_goes_on_where_it_was(
     # The same as without interruption, and the shards from before were not made again.
     resumed = prepare(open_source(data), byte_tokenizer, data)
     data.__dict__["cache_dir"] = str(tmp_path / "other")
-    monkeypatch.setattr(preparation, "BATCH_DOCUMENTS", 100)
+    monkeypatch.setattr(tokenising, "BATCH_DOCUMENTS", 100)
     whole = prepare(open_source(data), byte_tokenizer, data, shard_tokens=5000)
     assert resumed.manifest == whole.manifest
     for name, content in kept.items():
         assert (resumed.folder / name).read_bytes() == content
     assert (resumed.folder / tokens_file("train-00000")).exists()
+
+
+KILLED = """
+import datasets, json, os, sys
+from glob import glob
+from kanlm.config import DataSettings, TokenizerSettings
+from kanlm.data import preparation, tokenising
+from kanlm.data.sources import make_source
+from kanlm.data.tokenizer import build_tokenizer
+data = DataSettings(**json.loads(sys.argv[1]))
+tokenising.BATCH_DOCUMENTS = 100
+tokenizer = build_tokenizer(TokenizerSettings(kind="bytes"), lambda: iter(()))
+for fault in ("inside-preparation:3", "inside-preparation:1", ""):
+    # A copy of this process, which has started no threads yet: importing takes seconds.
+    pid = os.fork()
+    if not pid:
+        if fault:
+            os.environ["KANLM_FAULT"] = fault
+        source = make_source(data.sources[0], data.root)
+        preparation.prepare(source, tokenizer, data, shard_tokens=5000)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == (-9 if fault else 0), fault
+    if fault:
+        (progress,) = map(json.load, map(open, glob(f"{data.cache_dir}/*.partial/progress.json")))
+        print(progress["rounds"], json.dumps(progress["cursor"]), flush=True)
+"""
+
+
+def many_files(folder, texts):
+    """Files of each kind, a tenth of the texts in each, in the order of their names."""
+    parts = [texts[start::10] for start in range(10)]
+    texts[:] = list(chain.from_iterable(parts))
+    for number, part in enumerate(parts):
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in part).encode()
+        name = folder / f"{number}.jsonl"
+        if number % 5 == 0:
+            name.write_bytes(lines)
+        elif number % 5 == 1:
+            name.with_suffix(".jsonl.gz").write_bytes(gzip.compress(lines))
+        elif number % 5 == 2:
+            with pyarrow.output_stream(name.with_suffix(".jsonl.zst"), compression="zstd") as file:
+                file.write(lines)
+        elif number % 5 == 3:
+            name.with_suffix(".txt").write_text("%%".join(part))
+        else:
+            parquet.write_table(pyarrow.table({"text": part}), name.with_suffix(".parquet"))
+    return {"kind": "files", "path": "set/*", "separator": "%%"}
+
+
+def parquet_files(folder, texts):
+    for start in range(0, 3000, 1000):
+        table = pyarrow.table({"text": texts[start : start + 1000]})
+        parquet.write_table(table, folder / f"train-{start}.parquet", row_group_size=300)
+    return {"kind": "hub", "name": "set"}
+
+
+@pytest.mark.parametrize("write", [many_files, parquet_files])
+def test_kills_between_shards_and_progress_leave_no_trace(
+    stories, tmp_path, byte_tokenizer, write, monkeypatch
+):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    texts = stories(3000)
+    (tmp_path / "set").mkdir()
+    spec = write(tmp_path / "set", texts)
+    tree = {"sources": [spec], "root": str(tmp_path), "cache_dir": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, json.dumps(tree)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    # Each start goes on behind the last round that was noted, the first with nothing.
+    assert [int(line.split()[0]) for line in done.stdout.splitlines()] == [2, 2]
+    (killed,) = (tmp_path / "cache").glob("*[0-9a-f]")
+    monkeypatch.setattr(tokenising, "BATCH_DOCUMENTS", 100)
+    data = DataSettings(sources=[spec], root=str(tmp_path), cache_dir=str(tmp_path / "whole"))
+    whole = prepare(open_source(data), byte_tokenizer, data, shard_tokens=5000)
+    assert sum(counts["documents"] for counts in whole.manifest.counts.values()) == 3000
+    expected = {path.name: path.read_bytes() for path in whole.folder.iterdir()}
+    assert {path.name: path.read_bytes() for path in killed.iterdir()} == expected
 
 
 def test_two_processes_prepare_the_same_thing_once(stories, make_data, byte_tokenizer):

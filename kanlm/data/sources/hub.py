@@ -1,5 +1,6 @@
 """Datasets of the Hugging Face hub, and dataset folders on this machine."""
 
+import glob
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,12 +49,7 @@ class Hub(Source):
 
     def read(self, cursor: Cursor | None = None) -> Iterator[tuple[str, Cursor]]:
         with self._explained():
-            dataset = self._load()
-            names = dataset.column_names
-            if names is not None and self.column not in names:
-                raise UserError(
-                    f"{self._where()}: no column '{self.column}'{nearest(self.column, names)}"
-                )
+            dataset = self._open()
             if not self.streaming:
                 start = cursor["rows"] if cursor else 0
                 for row in range(start, len(dataset)):
@@ -64,10 +60,19 @@ class Hub(Source):
             for row in dataset:
                 yield self._text(row), dataset.state_dict()
 
+    def part(self, index: int, count: int) -> Iterator[str]:
+        """Divide between the dataset's files where it is streamed, else anywhere."""
+        with self._explained():
+            dataset = self._open()
+            if self.streaming:
+                count = min(count, dataset.num_shards)
+            if index < count:
+                for row in dataset.shard(count, index, contiguous=True):
+                    yield self._text(row)
+
     def fingerprint(self) -> str:
-        folder = self._folder()
-        files = sorted(folder.rglob("*")) if folder else [Path(f) for f in self.data_files or []]
-        stats = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
+        files = self._local_files()
+        stats = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
         options = [self.name, self.config, self.split, self.column, self.revision]
         return hash_json(["hub", options, stats])
 
@@ -78,6 +83,26 @@ class Hub(Source):
     def _folder(self) -> Path | None:
         folder = self.root / self.name
         return folder if folder.is_dir() else None
+
+    def _local_files(self) -> list[Path]:
+        """Files of a folder, or those that the patterns of `data_files` find."""
+        if folder := self._folder():
+            found = sorted(folder.rglob("*"))
+        else:
+            patterns = self.data_files or []
+            matches = (sorted(glob.glob(pattern, recursive=True)) for pattern in patterns)
+            found = [Path(path) for paths in matches for path in paths]
+        return [path for path in found if path.is_file()]
+
+    def _open(self) -> Any:
+        """Load the dataset, which must have the column."""
+        dataset = self._load()
+        names = dataset.column_names
+        if names is not None and self.column not in names:
+            raise UserError(
+                f"{self._where()}: no column '{self.column}'{nearest(self.column, names)}"
+            )
+        return dataset
 
     def _load(self) -> Any:
         from datasets import load_dataset

@@ -3,7 +3,9 @@
 import json
 import socket
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from kanlm.data.sources.hub import Hub
 from kanlm.errors import UserError
@@ -48,6 +50,33 @@ def test_the_fingerprint_follows_options_and_local_files(folder):
     assert Hub(folder, name="tales").fingerprint() != first
     (folder / "tales" / "train-1.jsonl").write_text('{"body": "other"}')
     assert Hub(folder, name="tales", column="body").fingerprint() != first
+
+
+def test_the_fingerprint_follows_files_that_a_pattern_finds(folder):
+    def fingerprint():
+        return Hub(folder, name="json", data_files="tales/*.jsonl", column="body").fingerprint()
+
+    first = fingerprint()
+    (folder / "tales" / "train-1.jsonl").write_text('{"body": "other"}')
+    changed = fingerprint()
+    assert changed != first
+    (folder / "tales" / "train-2.jsonl").write_text('{"body": "more"}')
+    assert fingerprint() not in (first, changed)
+
+
+def test_rows_of_parquet_files_go_on_from_any_cursor(folder):
+    """Files of several row groups, which the stream reads by the group."""
+    tables = [pyarrow.table({"body": TALES[start : start + 50]}) for start in (0, 50)]
+    (folder / "sealed").mkdir()
+    for part, table in enumerate(tables):
+        parquet.write_table(table, folder / "sealed" / f"train-{part}.parquet", row_group_size=7)
+    source = Hub(folder, name="sealed", column="body")
+    pairs = list(source.read())
+    assert [text for text, _ in pairs] == TALES
+    for place in (0, 6, 7, 20, 48, 49, 50, 57, 98, 99):
+        cursor = json.loads(json.dumps(pairs[place][1]))
+        assert cursor == pairs[place][1]
+        assert [text for text, _ in source.read(cursor)] == TALES[place + 1 :]
 
 
 @pytest.mark.parametrize("streaming", [True, False])
