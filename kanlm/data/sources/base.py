@@ -51,6 +51,13 @@ class Source(ABC):
         """Yield every document that is not empty or white space."""
         return (text for text, _ in self.read() if not is_blank(text))
 
+    def part(self, index: int, count: int) -> Iterator[str]:
+        """Yield the documents of one of `count` parts, whose order is that of the source.
+
+        A source that has no cheap division is whole in part 0, and the others are empty.
+        """
+        return (text for text, _ in self.read()) if index == 0 else iter(())
+
     def chunks(self) -> Iterator[str]:
         """Yield the text of a source that is one document, in pieces that join to it."""
         yield next(self.documents())

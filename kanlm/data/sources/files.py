@@ -11,6 +11,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any
 
@@ -75,15 +76,18 @@ class Files(Source):
         start = cursor or {"file": 0, "documents": 0}
         for index in range(start["file"], len(self.files)):
             skip = start["documents"] if index == start["file"] else 0
-            number = 0
-            try:
-                for number, text in enumerate(self._documents_of(self.files[index]), start=1):
-                    if number > skip:
-                        yield text, {"file": index, "documents": number}
-            except MemoryError:
-                raise UserError(
-                    f"{self.files[index]}: document {number + 1} does not fit in memory; divide it"
-                ) from None
+            for number, text in enumerate(self._documents_of(self.files[index]), start=1):
+                if number > skip:
+                    yield text, {"file": index, "documents": number}
+
+    def part(self, index: int, count: int) -> Iterator[str]:
+        """Divide between files, so that each part has about as many bytes."""
+        sizes = [path.stat().st_size for path in self.files]
+        total = max(sum(sizes), 1)
+        for path, size, end in zip(self.files, sizes, accumulate(sizes), strict=True):
+            # A file belongs where its middle falls.
+            if min((2 * end - size) * count // (2 * total), count - 1) == index:
+                yield from self._documents_of(path)
 
     def fingerprint(self) -> str:
         stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in self.files]
@@ -110,6 +114,17 @@ class Files(Source):
         return whole and _format(self.files[0])[0] not in (*JSONL, PARQUET)
 
     def _documents_of(self, path: Path) -> Iterator[str]:
+        rows, number = self._rows(path), 1
+        try:
+            while (text := next(rows, None)) is not None:
+                yield text
+                number += 1
+        except MemoryError:
+            raise UserError(
+                f"{path}: document {number} does not fit in memory; divide it"
+            ) from None
+
+    def _rows(self, path: Path) -> Iterator[str]:
         kind, packing = _format(path)
         if kind == PARQUET:
             if packing:
