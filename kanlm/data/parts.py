@@ -3,14 +3,15 @@
 Where a shard ends depends on all documents before it, and so does the hash of the text. So a
 part is a plain record of its documents in their order, in the folder `SOURCE-KEY.parts-of-N`:
 `NNNNN.tokens` (their tokens end to end), `NNNNN.documents` (a row of `DOCUMENT` for each) and,
-written last, `NNNNN.json`, which says how many there are. Once all N are there, one process
-reads them in order and writes the shards; killed, it goes on after its last finished shard.
+written last, `NNNNN.json`, which says how much there is and its checksums. Once all N are
+there, one process reads them in order and writes the shards; killed, it goes on after its last
+finished shard.
 """
 
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -27,7 +28,13 @@ from kanlm.data.preparation import (
     chained_hash,
     prepare_by,
 )
-from kanlm.data.shards import ShardedSource, disk_errors, write_atomically, write_json
+from kanlm.data.shards import (
+    ShardedSource,
+    disk_errors,
+    file_sha256,
+    write_atomically,
+    write_json,
+)
 from kanlm.data.sources.base import is_blank
 from kanlm.data.tokenising import (
     Document,
@@ -62,6 +69,8 @@ class Part:
     tokens: int = 0
     #: Documents left out for holding nothing but white space.
     empty: int = 0
+    #: File name → hex sha256.
+    sha256: dict[str, str] = field(default_factory=dict)
 
 
 def write_part(target: Target, index: int, count: int) -> Part:
@@ -88,6 +97,7 @@ def write_part(target: Target, index: int, count: int) -> Part:
             write_atomically(names.documents, partial(_write, target, index, count, part, tokens))
 
         write_atomically(names.tokens, write)
+        part.sha256 = names.checksums()
         write_json(names.summary, asdict(part))
     return part
 
@@ -133,9 +143,13 @@ class _Names:
         self.documents = folder / f"{index:05d}.documents"
         self.summary = folder / f"{index:05d}.json"
 
+    def checksums(self) -> dict[str, str]:
+        """File name → hex sha256 of what the summary sums up."""
+        return {path.name: file_sha256(path) for path in (self.tokens, self.documents)}
+
 
 class _Opened:
-    """A part, mapped into memory.
+    """A part as it was written, mapped into memory.
 
     Attributes:
         documents: (documents,) of type `DOCUMENT`.
@@ -144,13 +158,14 @@ class _Opened:
     """
 
     def __init__(self, names: _Names, dtype: str) -> None:
+        try:
+            if names.checksums() != _read_part(names).sha256:
+                raise _damaged(names)
+        except OSError:
+            raise _damaged(names) from None
         self.documents = _map(names.documents, DOCUMENT)
         self.tokens = _map(names.tokens, np.dtype(dtype))
         self.starts = np.concatenate([[0], np.cumsum(self.documents["sizes"][:, 0])])
-        part = _read_part(names)
-        found = [len(self.documents), len(self.tokens), int(self.starts[-1])]
-        if found != [part.documents, part.tokens, part.tokens]:
-            raise _damaged(names)
 
     def piece(self, first: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the tokens and rows of documents first…stop−1."""
@@ -264,13 +279,7 @@ def _read_part(names: _Names) -> Part:
 
 def _map(path: Path, dtype: np.dtype) -> np.ndarray:
     """Map a file of plain values; an empty one cannot be mapped."""
-    try:
-        size = path.stat().st_size
-        if size % dtype.itemsize:
-            size = 0
-        return np.memmap(path, dtype, mode="r") if size else np.empty(0, dtype)
-    except OSError:
-        return np.empty(0, dtype)
+    return np.memmap(path, dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
 
 
 def _damaged(names: _Names) -> UserError:

@@ -7,7 +7,8 @@ import pytest
 
 pytest.importorskip("datatrove")
 
-from datatrove.executor import LocalPipelineExecutor
+import dill
+from datatrove.executor import LocalPipelineExecutor, SlurmPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 
 from kanlm.cli import main
@@ -81,6 +82,41 @@ def test_the_cache_is_that_of_data_prepare(root: Path, tasks: int, workers: int,
     tokenizer = open_tokenizer(config.tokenizer, config.data)
     for data in (config.data, *config.evaluation.domains):
         assert open_corpus(data, tokenizer).split("train").n_tokens > 0
+
+
+def test_a_pipeline_pickled_for_slurm_writes_the_same_parts(root: Path, monkeypatch):
+    """All but SLURM itself: what it is given to start is started here, in another folder."""
+    config = configured(root, "here")
+    run(TokeniseParts(config), root / "logs" / "local", 2, 1)
+    launched = []
+
+    def launch(script: str, *_: object) -> str:
+        launched.append(script)
+        return "1"
+
+    monkeypatch.setattr("datatrove.executor.slurm.launch_slurm_job", launch)
+    SlurmPipelineExecutor(
+        [TokeniseParts(configured(root, "there"))],
+        tasks=2,
+        time="1:00:00",
+        partition="cpu",
+        logging_dir=str(root / "logs" / "slurm"),
+        slurm_logs_folder=str(root / "logs"),
+        # They would stay this process's.
+        requeue_signals=None,
+    ).run()
+    pickled = root / "logs" / "slurm" / "executor.pik"
+    assert f"launch_pickled_pipeline {pickled}" in launched[0]
+    (root / "elsewhere").mkdir()
+    monkeypatch.chdir(root / "elsewhere")
+    monkeypatch.setenv("SLURM_NODELIST", "here")
+    monkeypatch.setattr("datatrove.executor.slurm.expand_slurm_nodelist", str.split)
+    for rank in range(2):
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(rank))
+        dill.loads(pickled.read_bytes()).run()
+    found, expected = content(root / "there"), content(root / "here")
+    assert len([name for name in found if "parts-of-2" in name]) == 2 * 2 * 3
+    assert found == expected
 
 
 def test_a_step_that_comes_in_between_is_refused(root: Path):

@@ -1,5 +1,6 @@
 """A source tokenised in parts makes the shards that it makes as a whole."""
 
+import errno
 import json
 from itertools import chain
 from pathlib import Path
@@ -137,19 +138,61 @@ def test_missing_parts_are_said(several_files, tmp_path, byte_tokenizer):
         join_parts(target)
 
 
-@pytest.mark.parametrize("suffix", ["tokens", "documents", "json"])
-def test_a_damaged_part_is_named(several_files, tmp_path, byte_tokenizer, suffix):
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-2])
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit, Path.unlink])
+@pytest.mark.parametrize("suffix", ["tokens", "documents"])
+def test_a_damaged_part_is_named_and_made_anew(
+    several_files, tmp_path, byte_tokenizer, suffix, damage
+):
     target, _ = make_target(several_files, tmp_path, "cache", byte_tokenizer)
     for index in range(2):
         write_part(target, index, 2)
-    (path,) = Path(target.folder.parent).glob(f"*.parts-of-2/00001.{suffix}")
-    path.write_bytes(path.read_bytes()[:-2])
+    (summary,) = Path(target.folder.parent).glob("*.parts-of-2/00001.json")
+    damage(summary.with_suffix(f".{suffix}"))
     with pytest.raises(UserError, match=r"parts-of-2/00001\.json: damaged, or a file beside it"):
         join_parts(target)
-    path.unlink()
-    with pytest.raises(UserError, match=r"damaged|1 of 2 parts are missing"):
-        join_parts(target)
     assert not target.folder.exists()
+    summary.unlink()
+    write_part(target, 1, 2)
+    join_parts(target)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"documents": "1"}', '{"more": 1}'])
+def test_a_damaged_summary_is_named(several_files, tmp_path, byte_tokenizer, content):
+    target, _ = make_target(several_files, tmp_path, "cache", byte_tokenizer)
+    write_part(target, 0, 1)
+    (summary,) = Path(target.folder.parent).glob("*.parts-of-1/00000.json")
+    summary.write_text(content)
+    for step in (join_parts, lambda target: write_part(target, 0, 1)):
+        with pytest.raises(UserError, match=r"parts-of-1/00000\.json: damaged.*; delete it"):
+            step(target)
+
+
+def test_a_part_is_whole_or_not_there(several_files, tmp_path, byte_tokenizer, monkeypatch):
+    target, _ = make_target(several_files, tmp_path, "cache", byte_tokenizer)
+    made = []
+
+    def run_out(*arguments):
+        made.append(arguments)
+        if len(made) == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return tokenising.tokenise(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("kanlm.data.parts.tokenise", run_out)
+        with pytest.raises(UserError, match="no space is left on the disk"):
+            write_part(target, 0, 1)
+    assert not list(target.folder.parent.glob("*.parts-of-1/*"))
+    assert write_part(target, 0, 1).documents == 1391 - 30
 
 
 def test_a_single_document_is_not_divided(tmp_path, byte_tokenizer):
