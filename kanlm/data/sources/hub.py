@@ -64,8 +64,7 @@ class Hub(Source):
         """Divide between the dataset's files where it is streamed, else anywhere."""
         with self._explained():
             dataset = self._open()
-            if self.streaming:
-                count = min(count, dataset.num_shards)
+            count = min(count, dataset.num_shards if self.streaming else len(dataset))
             if index < count:
                 for row in dataset.shard(count, index, contiguous=True):
                     yield self._text(row)

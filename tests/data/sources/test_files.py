@@ -5,6 +5,7 @@ import gzip
 import json
 import lzma
 import tracemalloc
+from itertools import chain
 
 import pyarrow
 import pytest
@@ -174,3 +175,17 @@ def test_what_is_not_there_is_named(tmp_path, options, said):
     (tmp_path / "a.txt").write_text("a")
     with pytest.raises(UserError, match=said):
         Files(tmp_path, **options)
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=12), st.integers(1, 20))
+def test_parts_join_to_all_documents_and_share_the_bytes(tmp_path_factory, counts, parts):
+    root = tmp_path_factory.mktemp("parts")
+    for number, count in enumerate(counts):
+        (root / f"{number:02d}.txt").write_text("".join(f"{number}.{i}|" for i in range(count)))
+    source = Files(root, path="*.txt", separator="|")
+    found = [list(source.part(index, parts)) for index in range(parts)]
+    assert list(chain.from_iterable(found)) == [text for text, _ in source.read()]
+    # No part is larger than its share by more than a file.
+    sizes = [path.stat().st_size for path in source.files]
+    for part in found:
+        assert sum(map(len, part)) <= sum(sizes) / parts + max(sizes)

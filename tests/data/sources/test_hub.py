@@ -2,6 +2,7 @@
 
 import json
 import socket
+from itertools import chain
 
 import pyarrow
 import pytest
@@ -43,6 +44,16 @@ def test_rows_come_in_order_and_reading_goes_on_from_any_cursor(folder, options,
     for place in (0, 48, 49, 50, 77, 99):
         cursor = json.loads(json.dumps(pairs[place][1]))
         assert [text for text, _ in source.read(cursor)] == TALES[place + 1 :]
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize("count", [1, 2, 3, 101])
+def test_parts_join_to_all_rows(folder, streaming, count):
+    source = Hub(folder, name="tales", column="body", streaming=streaming)
+    parts = [list(source.part(index, count)) for index in range(count)]
+    assert list(chain.from_iterable(parts)) == TALES
+    # A stream is divided between its two files.
+    assert sum(map(bool, parts)) == min(count, 2 if streaming else 100)
 
 
 def test_the_fingerprint_follows_options_and_local_files(folder):

@@ -61,3 +61,9 @@ def test_short_names(tmp_path, monkeypatch):
         parse_source_argument("b.txt")
     with pytest.raises(UserError, match="expected hub:NAME"):
         parse_source_argument("hub:")
+
+
+def test_a_source_without_a_division_is_whole_in_its_first_part():
+    source = make_source({"kind": "stdlib-code"})
+    assert list(source.part(0, 3)) == [text for text, _ in source.read()]
+    assert list(source.part(1, 3)) == list(source.part(2, 3)) == []
