@@ -1,6 +1,7 @@
 """A corpus prepared by datatrove's local executor is the one that `kanlm data prepare` makes."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from kanlm.data.corpus import open_corpus, open_tokenizer
 from kanlm.data.datatrove import JoinParts, TokeniseParts
 from kanlm.errors import UserError
 
+README = Path(__file__).parents[2] / "data" / "README.md"
 CONFIG = """
 data:
   domain: tales
@@ -63,15 +65,14 @@ def content(cache: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize(("tasks", "workers"), [(3, 1), (3, 2)])
-def test_the_cache_is_that_of_data_prepare(root: Path, tasks: int, workers: int, monkeypatch):
+def test_the_cache_is_that_of_data_prepare(root: Path, monkeypatch):
     configured(root, "here")
     main(["data", "prepare", str(root / "here.yaml")])
     config = configured(root, "there")
-    run(TokeniseParts(config), root / "logs" / "tokenise", tasks, workers)
+    run(TokeniseParts(config), root / "logs" / "tokenise", tasks=3, workers=2)
     parts = sorted(path.name for path in (root / "there").glob("*.parts-of-3/*.json"))
     assert parts == sorted([f"0000{part}.json" for part in range(3)] * 2)
-    run(JoinParts(config), root / "logs" / "join", 1, 1)
+    run(JoinParts(config), root / "logs" / "join", tasks=1, workers=1)
     # Without the near-duplicates, which are looked for when a corpus is opened.
     expected = content(root / "here")
     assert {name for name in expected if "manifest" in name}
@@ -117,6 +118,25 @@ def test_a_pipeline_pickled_for_slurm_writes_the_same_parts(root: Path, monkeypa
     found, expected = content(root / "there"), content(root / "here")
     assert len([name for name in found if "parts-of-2" in name]) == 2 * 2 * 3
     assert found == expected
+
+
+def test_the_readme_launches_both_steps(root: Path, monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    configured(root, "there")
+    monkeypatch.chdir(root)
+    launched = []
+
+    def launch(script: str, _: object, *options: str) -> str:
+        launched.append((script, options))
+        return str(len(launched))
+
+    monkeypatch.setattr("datatrove.executor.slurm.launch_slurm_job", launch)
+    exec(code.replace("configs/pretrain.yaml", "there.yaml"), {})
+    jobs = [(script, options) for script, options in launched if "merge_stats" not in script]
+    (tokenise, _), (join, options) = jobs
+    assert "logs/tokenise/executor.pik" in tokenise
+    assert "logs/join/executor.pik" in join
+    assert any("afterok:1" in option for option in options)
 
 
 def test_a_step_that_comes_in_between_is_refused(root: Path):

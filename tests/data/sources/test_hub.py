@@ -47,7 +47,7 @@ def test_rows_come_in_order_and_reading_goes_on_from_any_cursor(folder, options,
 
 
 @pytest.mark.parametrize("streaming", [True, False])
-@pytest.mark.parametrize("count", [1, 2, 3, 101])
+@pytest.mark.parametrize("count", [1, 3, 101])
 def test_parts_join_to_all_rows(folder, streaming, count):
     source = Hub(folder, name="tales", column="body", streaming=streaming)
     parts = [list(source.part(index, count)) for index in range(count)]
