@@ -224,6 +224,7 @@ def _peers(results: Results) -> str:
     table = [
         [
             row["peer"],
+            f"{row['tokens']:,}",
             row["mode"],
             fixed(row["time_ratio"]["median"], 2),
             count(row["saved_bytes"], "B"),
@@ -231,12 +232,11 @@ def _peers(results: Results) -> str:
         ]
         for ours, row in zip(rows[::2], rows[1::2], strict=True)
     ]
-    heads = ["layer", "mode", "× our time", "keeps for backward", "ours keeps"]
+    heads = ["layer", "tokens", "mode", "× our time", "keeps for backward", "ours keeps"]
     return (
         f"**Other repositories' layers**, {settings['in_features']} → {settings['out_features']}, "
-        f"{settings['tokens']:,} tokens, {settings['grid_size']} cells, degree "
-        f"{settings['degree']}: time over that of a `KANLinear` with functions of the same sort, "
-        "in the same mode.\n\n" + _table(heads, table)
+        f"{settings['grid_size']} cells, degree {settings['degree']}: time over that of a "
+        "`KANLinear` with functions of the same sort, in the same mode.\n\n" + _table(heads, table)
     )
 
 

@@ -143,7 +143,7 @@ class KANLinear(nn.Module):
 
     def reads_sparsely(self, x: Tensor) -> bool:
         """Whether `forward` would read the active coefficients alone: few tokens, no gradients."""
-        return reads_sparsely(x, self.coefficients, self.basis)
+        return reads_sparsely(x, self.coefficients, self.basis, self.base_weight, self.bias)
 
     def as_sparse(self, norm: tuple[Tensor, float] | None = None) -> SparseLayer:
         """What `forward` computes, for `sparse_sums`; of a basis that is `Local`.

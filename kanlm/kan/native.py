@@ -49,8 +49,13 @@ def obstacle() -> str | None:
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor holds its numbers where `data_ptr` says, as subclasses need not."""
-    return type(tensor) in (Tensor, nn.Parameter)
+    """Whether a tensor holds its numbers where `data_ptr` says.
+
+    Subclasses need not, nor do those that torch.func's transforms wrap.
+    """
+    if type(tensor) not in (Tensor, nn.Parameter):
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def holds_floats(x: Tensor) -> bool:

@@ -106,7 +106,13 @@ class Saving:
             _prune(self.folder, step, keep, best_step)
 
         self._complete = complete
-        self._writing = self._threads.submit(write, own.copied() if self.background else own)
+        try:
+            part = own.copied() if self.background else own
+        except BaseException:
+            # Memory may not hold a copy.
+            self._forget()
+            raise
+        self._writing = self._threads.submit(write, part)
         if not self.background:
             self.finish()
 

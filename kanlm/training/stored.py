@@ -33,6 +33,9 @@ from kanlm.kan.sharding import from_own_part, is_first_copy, is_sharded, own_par
 
 INDEX = "shards.json"
 
+#: By the algorithm of an optimizer's group.
+MOMENTS = {"adamw": {"step", "exp_avg", "exp_avg_sq"}, "muon": {"momentum_buffer"}}
+
 #: Which of the tensors.
 Kind = Literal["model", "optimizer"]
 
@@ -167,8 +170,9 @@ class StoredTensors:
         """
         shape, pieces, reached = self.shapes[name], [], start
         for rank, first, last in self._parts[name]:
-            found, expected = self._shape(rank, name), (last - first, *shape[1:])
-            if shape and found != expected:
+            found = self._shape(rank, name)
+            expected = (last - first, *shape[1:]) if shape else ()
+            if found != expected:
                 raise UserError(
                     f"{self.path} is damaged: {name} is {found} in "
                     f"{_file(self.folder, self.kind, rank).name}, not {expected}"
@@ -182,7 +186,7 @@ class StoredTensors:
             if first <= reached and begin < end:
                 pieces.append(self._open(rank).get_slice(name)[begin - first : end - first])
                 reached = end
-        if reached < stop or not shape:
+        if reached < stop or not self._parts[name]:
             raise UserError(
                 f"{self.path} is damaged: row {reached} of {name} is in none of the files"
             )
@@ -250,15 +254,24 @@ def load_moments(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Pat
         parameter = parameters.get(name)
         if parameter is None:
             raise UserError(f"{stored.path} is of another architecture: {key} is of no parameter")
-        if shape and shape != tuple(parameter.shape):
+        # Only steps are counted for a parameter as a whole.
+        expected = () if moment == "step" else tuple(parameter.shape)
+        if shape != expected:
             raise UserError(
-                f"{stored.path} is of another architecture: {key} is {shape} there, for a "
-                f"parameter that is {tuple(parameter.shape)} in this model"
+                f"{stored.path} is of another architecture: {key} is {shape} there, and "
+                f"{expected} in this model"
             )
         value = stored.rows(key, *(own_rows(parameter) if shape else (0, 1)))
+        value = value.to(parameter.device)
         if shape:
-            value = from_own_part(parameter.detach(), value.to(parameter.device))
+            value = from_own_part(parameter.detach(), value)
         states.setdefault(name, {})[moment] = value
+    for group in optimizer.param_groups:
+        wanted = MOMENTS[group["algorithm"]]
+        for name, parameter in parameters.items():
+            missing = wanted - states.get(name, {}).keys()
+            if name in states and missing and any(parameter is p for p in group["params"]):
+                raise UserError(f"{stored.path} is damaged: {name}:{min(missing)} is missing")
     optimizer.state.clear()
     for name, state in states.items():
         optimizer.state[parameters[name]] = state

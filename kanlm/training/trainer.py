@@ -290,6 +290,8 @@ class Trainer:
         self.tracker.note(f"step {step}: {unusual}{'' if taken else '; the step is left out'}")
         if health.skipped_in_a_row < training.max_skipped_steps:
             return
+        # The last good checkpoint may be on its way yet.
+        self._finish_saving()
         error = UserError(
             f"step {step}: {unusual}; {health.skipped_in_a_row} steps in a row were left out "
             "(training.max_skipped_steps), the last good checkpoint is kept; try a lower "
@@ -530,15 +532,15 @@ class Trainer:
     def _save_and_stop(self) -> None:
         """Save and stop, where one is due, but not while steps are being left out.
 
-        What is saved then might be broken, and would push out what is not.
+        What is saved then might be broken, and would push out what is not; but not the best.
         """
         finished = self._finished()
+        is_best = self._keeps_best and self.state.best_step == self.state.step
         if self.all_written:
             self._finish_saving()
-        if self.state.health.skipped_in_a_row and not finished:
+        if self.state.health.skipped_in_a_row and not finished and not is_best:
             return
         stop = None if finished else self._stop_requested()
-        is_best = self._keeps_best and self.state.best_step == self.state.step
         due = self._due(self.config.training.checkpoint_every)
         if finished or due or is_best or stop is not None:
             self.save()

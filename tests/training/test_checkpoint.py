@@ -175,6 +175,16 @@ def test_what_a_kill_left_behind_is_swept_away(tmp_path):
     [
         ("optimizer.safetensors", {"scale:exp_avg": torch.ones(7)}, "another architecture: scale"),
         ("optimizer.safetensors", {"x:exp_avg": torch.ones(3)}, "x:exp_avg is of no parameter"),
+        (
+            "optimizer.safetensors",
+            {"scale:step": torch.tensor(3.0), "scale:exp_avg": torch.tensor(0.0)},
+            "another architecture: scale:exp_avg",
+        ),
+        (
+            "optimizer.safetensors",
+            {"scale:step": torch.tensor(3.0), "scale:exp_avg": torch.ones(3)},
+            "scale:exp_avg_sq",
+        ),
         ("random-0.safetensors", {"cpu": torch.ones(3)}, "holds no random state"),
         ("random-0.safetensors", {"gpu": torch.ones(3)}, "holds no random state"),
     ],
@@ -248,3 +258,18 @@ def test_a_link_is_neither_followed_nor_deleted_through(tmp_path):
         save(folder, 2, model, optimizer, keep=1)
     assert [p.name for p in (tmp_path / "precious").iterdir()] == ["thesis"]
     assert (tmp_path / "precious" / "thesis").read_text() == "I"
+
+
+def test_a_checkpoint_that_cannot_be_begun_leaves_nothing(tmp_path, monkeypatch):
+    """Copies for the background may not fit into memory."""
+    model, optimizer = trained()
+    saving = Saving(Accelerator(cpu=True), tmp_path, background=True)
+
+    def too_much(part):
+        raise MemoryError
+
+    monkeypatch.setattr(stored.OwnPart, "copied", too_much)
+    with pytest.raises(MemoryError):
+        saving.start(1, model, optimizer, {}, keep=2)
+    saving.abandon()
+    assert list(tmp_path.iterdir()) == []

@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from kanlm.config import OptimizerSettings
 from kanlm.errors import UserError
-from kanlm.training.stored import INDEX, Layout, StoredTensors, write_index
+from kanlm.training.optimizer import build_optimizer
+from kanlm.training.stored import INDEX, Layout, StoredTensors, load_moments, write_index
 
 
 def cuts(draw: st.DrawFn, rows: int) -> list[int]:
@@ -97,3 +99,38 @@ def test_an_index_that_is_not_json_is_refused(tmp_path: Path):
         (tmp_path / INDEX).write_text(text)
         with pytest.raises(UserError, match=INDEX):
             StoredTensors(tmp_path, "model")
+
+
+def test_no_rows_of_what_is_nowhere_are_refused_too(tmp_path: Path):
+    """As a process asks for that has no part of a tensor."""
+    write(tmp_path, torch.arange(12.0).reshape(4, 3), [0, 2, 4])
+    tree = json.loads((tmp_path / INDEX).read_text())
+    tree["model"]["w"]["parts"] = []
+    (tmp_path / INDEX).write_text(json.dumps(tree))
+    with pytest.raises(UserError, match="in none of the files"):
+        StoredTensors(tmp_path, "model").rows("w", 4, 4)
+
+
+def test_what_should_have_no_dimensions_has_none(tmp_path: Path):
+    write(tmp_path, torch.arange(4.0), [0, 4])
+    tree = json.loads((tmp_path / INDEX).read_text())
+    tree["model"]["w"]["shape"] = []
+    (tmp_path / INDEX).write_text(json.dumps(tree))
+    with pytest.raises(UserError, match="w is"):
+        StoredTensors(tmp_path, "model").rows("w", 0, 1)
+
+
+def test_all_moments_go_where_their_parameter_is(tmp_path: Path):
+    """Step counts as well: fused AdamW on a GPU makes them there, and reads them there."""
+    moments = {"w:step": torch.tensor(3.0), "w:exp_avg": torch.ones(2)}
+    save_file({**moments, "w:exp_avg_sq": torch.ones(2)}, tmp_path / "optimizer.safetensors")
+    model = torch.nn.Module()
+    # As good as a GPU: a device that is not the one on which files are read.
+    model.w = torch.nn.Parameter(torch.empty(2, device="meta"))
+    optimizer = build_optimizer(model, OptimizerSettings())
+    load_moments(model, optimizer, tmp_path)
+    assert {key: str(value.device) for key, value in optimizer.state[model.w].items()} == {
+        "step": "meta",
+        "exp_avg": "meta",
+        "exp_avg_sq": "meta",
+    }

@@ -198,6 +198,19 @@ def test_too_many_such_steps_end_the_run_and_leave_the_last_good_checkpoint(
     assert kept == ["step-00000005"]
 
 
+def test_a_run_that_gives_up_keeps_what_is_being_written(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The checkpoint before the trouble is good, and may take longer to write than the trouble."""
+    part = {"checkpoint_every": 5, "background_checkpoints": "on", "max_skipped_steps": 1}
+    config = changed(config, training=part)
+    disturb_gradient(monkeypatch, set(range(5, 12)), math.inf)
+    with pytest.raises(UserError, match="the last good checkpoint is kept"):
+        runs.run(config)
+    kept = [path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")]
+    assert kept == ["step-00000005"]
+
+
 def change_text(config: Config) -> None:
     """Make the shards of another text, consistently, under the same name."""
     (folder,) = Path(config.data.cache_dir).glob("words-*/")
@@ -354,6 +367,21 @@ def test_early_stopping_ends_and_keeps_the_best_model(config: Config):
     best = Path(stopping.output_dir) / "checkpoints" / "step-00000002" / "model.safetensors"
     saved, kept = load_file(best), weights(stopping.output_dir)
     assert all(torch.equal(saved[name], tensor) for name, tensor in kept.items())
+
+
+def test_the_best_model_is_kept_when_its_step_was_left_out(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+):
+    """Its weights are those of the step before, and good."""
+    stopping = changed(
+        config,
+        optimizer={"learning_rate": 1e-30, "weight_decay": 0.0, "coefficients_weight_decay": 0.0},
+        training={"steps": 100, "evaluate_every": 2, "early_stopping_patience": 2},
+    )
+    disturb_gradient(monkeypatch, {1}, math.nan)
+    outcome = runs.run(stopping)
+    assert outcome is not None
+    assert outcome.progress.health.skipped_steps == 1
 
 
 def test_a_folder_of_other_settings_is_refused(config: Config):

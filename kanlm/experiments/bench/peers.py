@@ -94,7 +94,7 @@ PEERS = {
 
 
 def measure_peers(settings: PeerBenchmark, report: Callable[[str], object]) -> list[dict]:
-    """Two rows a peer and mode, ours and theirs: time over ours, bytes kept over ours.
+    """Two rows a peer, number of tokens and mode, ours and theirs: time over ours, bytes kept.
 
     Peers of the `bench` extra are taken where they are installed.
 
@@ -113,8 +113,9 @@ def measure_peers(settings: PeerBenchmark, report: Callable[[str], object]) -> l
                     raise UserError(f"--peer {name}={checkouts[name]}: {error}") from None
                 report(f"{name}: not installed")
                 continue
-        report(name)
-        rows += _measure_peer(settings, name, peer, module, report)
+        for tokens in settings.tokens:
+            report(f"{name}, {tokens:,} tokens")
+            rows += _measure_peer(settings, name, peer, module, tokens, report)
     if not rows:
         raise UserError(
             "no peer to measure: install pip install 'kanlm[bench]', or give a checkout by "
@@ -158,7 +159,12 @@ def our_layer(settings: PeerBenchmark, peer: Peer) -> KANLinear:
 
 
 def _measure_peer(
-    settings: PeerBenchmark, name: str, peer: Peer, module: Any, report: Callable[[str], object]
+    settings: PeerBenchmark,
+    name: str,
+    peer: Peer,
+    module: Any,
+    tokens: int,
+    report: Callable[[str], object],
 ) -> list[dict]:
     torch._dynamo.reset()
     torch.manual_seed(0)
@@ -167,7 +173,7 @@ def _measure_peer(
         name: peer.make(module, settings).to(settings.device),
     }
     # Within the grid that all of them start with.
-    x = 2 * torch.rand(settings.tokens, settings.in_features, device=settings.device) - 1
+    x = 2 * torch.rand(tokens, settings.in_features, device=settings.device) - 1
     x.requires_grad_()
     rows = []
     for mode in ("eager", "compiled"):
@@ -190,6 +196,7 @@ def _measure_peer(
             {
                 "peer": name,
                 "layer": label,
+                "tokens": tokens,
                 "mode": mode,
                 "time_ratio": ratio(seconds[label], seconds["kanlm"]),
                 "seconds": sorted(seconds[label])[settings.rounds // 2],

@@ -59,7 +59,7 @@ class PeerBenchmark:
 
     in_features: int = 256
     out_features: int = 256
-    tokens: int = 1024
+    tokens: tuple[int, ...] = (1024, 4096)
     grid_size: int = 5
     degree: int = 3
     #: Name → folder of a checkout; `--peer NAME=PATH` adds one.

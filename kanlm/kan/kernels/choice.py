@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from ..base_functions import BASE_FUNCTIONS, BaseFunction
@@ -63,7 +64,7 @@ def edge_sums(
     Raises:
         ValueError: the chosen backend cannot.
     """
-    backend = _backend(x, coefficients, basis)
+    backend = _backend(x, coefficients, basis, base_weight, bias)
     if backend == "sparse":
         assert isinstance(basis, Local)
         return sparse_sums(x, SparseLayer(coefficients, basis, base, base_weight, bias))
@@ -72,18 +73,27 @@ def edge_sums(
     return y if bias is None else y + bias.to(y.dtype)
 
 
-def reads_sparsely(x: Tensor, coefficients: Tensor, basis: Basis) -> bool:
-    """Whether `edge_sums` would take the sparse backend."""
-    return _backend(x, coefficients, basis) == "sparse"
+def reads_sparsely(x: Tensor, coefficients: Tensor, basis: Basis, *others: Tensor | None) -> bool:
+    """Whether `edge_sums` would take the sparse backend.
+
+    Arguments:
+        others: base weights, bias, and what else may want a gradient.
+    """
+    return _backend(x, coefficients, basis, *others) == "sparse"
 
 
-def _backend(x: Tensor, coefficients: Tensor, basis: Basis) -> str:
+def _backend(x: Tensor, coefficients: Tensor, basis: Basis, *others: Tensor | None) -> str:
+    learns = torch.is_grad_enabled() and any(
+        weight is not None and weight.requires_grad for weight in (x, coefficients, *others)
+    )
     if _chosen != "auto":
         obstacle = _OBSTACLES[_chosen](x, coefficients, basis)
+        if obstacle is None and _chosen == "sparse" and learns:
+            obstacle = "knows no gradients: use it under torch.no_grad()"
         if obstacle is not None:
             raise ValueError(f"backend = {_chosen!r} {obstacle}")
         return _chosen
-    if _no_sparse(x, coefficients, basis) is None and _few(x):
+    if not learns and _no_sparse(x, coefficients, basis) is None and _few(x):
         return "sparse"
     on_gpu = x.device.type == "cuda" and pays(x, coefficients)
     if on_gpu and no_fused_sums(x, coefficients, basis) is None:
@@ -130,6 +140,8 @@ def _no_recompute(x: Tensor, coefficients: Tensor, basis: Basis) -> str | None:
         return f"takes floating-point inputs, and these are {x.dtype}"
     if torch.compiler.is_compiling():
         return None
+    if torch.jit.is_tracing():
+        return "is not for torch.jit.trace"
     if not isinstance(basis, Differentiable):
         return f"needs derivatives, and {basis.label} has none in closed form"
     if next(basis.parameters(), None) is not None:
@@ -142,10 +154,10 @@ def _no_recompute(x: Tensor, coefficients: Tensor, basis: Basis) -> str | None:
 def _no_sparse(x: Tensor, coefficients: Tensor, basis: Basis) -> str | None:
     if not isinstance(basis, Local):
         return f"takes local bases, and {basis.label} is none"
-    if torch.is_grad_enabled() and (x.requires_grad or coefficients.requires_grad):
-        return "knows no gradients: use it under torch.no_grad()"
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return "is not for compiled code"
+    if forward_ad._current_level >= 0 or torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return "is not for forward-mode gradients and torch.func"
     if torch.is_autocast_enabled(x.device.type):
         return "is not for autocast"
     return None

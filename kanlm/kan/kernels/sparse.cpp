@@ -18,7 +18,12 @@
 #include <cstdint>
 #include <cstring>
 #include <vector>
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
 #include <omp.h>
+
+#include "../lanes.h"
 
 namespace {
 
@@ -56,18 +61,36 @@ constexpr int kAhead = 2;          // groups that are fetched ahead
 constexpr int kDots = 4;           // rows of the base's weights that are multiplied in one pass
 constexpr int64_t kLine = 16;      // floats of a cache line: sums of two threads share none
 
+// As many weights as a register holds floats.
+inline Lanes lanes(const float* from) { return load(from, kLanes); }
+inline Lanes lanes(const Bfloat16* from) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    // The compiler makes several instructions of the conversion below.
+    const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+    return (Lanes)_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16);
+#else
+    typedef uint16_t Halves __attribute__((vector_size(kLanes * sizeof(uint16_t))));
+    typedef uint32_t Words __attribute__((vector_size(kLanes * sizeof(uint32_t))));
+    Halves halves;
+    std::memcpy(&halves, from, sizeof(halves));
+    return (Lanes)(__builtin_convertvector(halves, Words) << 16);
+#endif
+}
+
 // sums_o += sum_r weight_r row_r,o
 template <int ROWS, typename T>
 inline void add_rows(float* __restrict sums, const T* const* rows, const float* weights, int64_t out) {
-    const T* __restrict row[ROWS];
+    const T* row[ROWS];
     float weight[ROWS];
     for (int r = 0; r < ROWS; r++) { row[r] = rows[r]; weight[r] = weights[r]; }
-#pragma omp simd
-    for (int64_t o = 0; o < out; o++) {
-        float sum = sums[o];
-        for (int r = 0; r < ROWS; r++) sum += weight[r] * load(row[r][o]);
-        sums[o] = sum;
+    int64_t o = 0;
+    for (; o + kLanes <= out; o += kLanes) {
+        Lanes sum = load(sums + o, kLanes);
+        for (int r = 0; r < ROWS; r++) sum += weight[r] * lanes(row[r] + o);
+        store(sums + o, sum, kLanes);
     }
+    for (; o < out; o++)
+        for (int r = 0; r < ROWS; r++) sums[o] += weight[r] * load(row[r][o]);
 }
 
 template <int SUPPORT, typename T>
@@ -116,16 +139,18 @@ inline void dot_rows(float* products, const float* values, const T* rows, int64_
         }
         return;
     }
-    const T *r0 = rows, *r1 = rows + inputs, *r2 = rows + 2 * inputs, *r3 = rows + 3 * inputs;
-    float s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-#pragma omp simd reduction(+ : s0, s1, s2, s3)
-    for (int64_t i = 0; i < inputs; i++) {
-        s0 += values[i] * load(r0[i]);
-        s1 += values[i] * load(r1[i]);
-        s2 += values[i] * load(r2[i]);
-        s3 += values[i] * load(r3[i]);
+    Lanes sums[kDots] = {};
+    int64_t i = 0;
+    for (; i + kLanes <= inputs; i += kLanes) {
+        const Lanes value = load(values + i, kLanes);
+        for (int r = 0; r < kDots; r++) sums[r] += value * lanes(rows + r * inputs + i);
     }
-    products[0] = s0, products[1] = s1, products[2] = s2, products[3] = s3;
+    for (int r = 0; r < kDots; r++) {
+        products[r] = 0;
+        for (int64_t lane = 0; lane < kLanes; lane++) products[r] += sums[r][lane];
+        for (int64_t rest = i; rest < inputs; rest++)
+            products[r] += values[rest] * load(rows[r * inputs + rest]);
+    }
 }
 
 // Index of the first function and values of the B-splines of `degree` on equal cells, with

@@ -70,7 +70,16 @@ def sparse_sums(x: Tensor, *layers: SparseLayer, owner: nn.Module | None = None)
             kept until one of their tensors lies elsewhere.
 
     Returns: (…, out).
+
+    Raises:
+        ValueError: a layer has another number of inputs than it is given.
     """
+    width = x.shape[-1]
+    for layer in layers:
+        inputs, _, out = layer.coefficients.shape
+        if width != inputs:
+            raise ValueError(f"x has {width} channels: expected {inputs}")
+        width = out
     function = _native(x)
     if function is None:
         return functools.reduce(_torch_sums, layers, x)
@@ -165,22 +174,25 @@ def _prepare(x: Tensor, layers: Sequence[SparseLayer], owner: nn.Module | None) 
 
 
 def _places(layers: Sequence[SparseLayer]) -> tuple[Any, ...]:
-    """Where each tensor lies, which changes when another takes its place."""
-    places = []
+    """All that sparse.cpp is told of layers, but for sizes that follow from it."""
+    places: list[Any] = []
     for layer in layers:
-        places += [
-            layer.coefficients.data_ptr(),
-            _pointer(layer.base_weight),
-            _pointer(layer.bias),
-            None if layer.norm is None else layer.norm[0].data_ptr(),
-            layer.basis.knots.data_ptr() if isinstance(layer.basis, BSpline) else None,
-        ]
+        gain, epsilon = (None, 0.0) if layer.norm is None else layer.norm
+        places += [epsilon, layer.base, layer.basis, layer.coefficients.shape]
+        for weight in (gain, layer.coefficients, layer.base_weight, layer.bias):
+            if weight is not None:
+                places += [weight.data_ptr(), weight.dtype, weight.is_contiguous()]
+        if isinstance(layer.basis, BSpline):
+            places.append(layer.basis.knots.data_ptr())
     return tuple(places)
 
 
 def _knots(basis: Local) -> Tensor | None:
     """Of a grid on which sparse.cpp finds the values: B-splines on equal cells for all inputs."""
     if not isinstance(basis, BSpline) or not basis.equal_cells or len(basis.knots) != 1:
+        return None
+    if basis.degree == 0:
+        # A step is on the other side of a knot already where the cell is off by rounding.
         return None
     return basis.knots if holds_floats(basis.knots) else None
 

@@ -3,10 +3,13 @@
 import math
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
 
 from ...kan import KANLinear
+from ...kan.bases import Local
 from ...kan.kernels import sparse_sums
 from ...kan.layer import Base, Start
 from ...kan.moments import unit_normal_mean
@@ -62,16 +65,21 @@ class KAN(FeedForward):
         self.label = f"kan/{self.up.label}"
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.up.reads_sparsely(x) and not self._watched:
+        if self._reads_sparsely(x):
             norm = self.norm.weight, self.norm.epsilon
             return sparse_sums(x, self.up.as_sparse(), self.down.as_sparse(norm), owner=self)
         return self.down(self.norm(self.up(x)))
 
-    @property
-    def _watched(self) -> bool:
-        """Whether somebody waits for the inner layers to be called."""
+    def _reads_sparsely(self, x: Tensor) -> bool:
+        """Whether all layers would, and nobody waits for one of them to be called."""
+        if not self.up.reads_sparsely(x) or _has_any_global_hook():
+            return False
+        if not isinstance(self.down.basis, Local):
+            return False
         inner = (self.up, self.norm, self.down)
-        return any(layer._forward_pre_hooks or layer._forward_hooks for layer in inner)
+        if any(layer._forward_pre_hooks or layer._forward_hooks for layer in inner):
+            return False
+        return not (torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()))
 
     @property
     def flops_per_token(self) -> int:

@@ -9,14 +9,16 @@ from kanlm.reporting.table import Table
 
 
 def peer_tables(results: Mapping[str, Any]) -> list[Table]:
-    """Two rows a peer and mode."""
+    """Two rows a peer, number of tokens and mode."""
     settings = results["settings"]
-    keys = dict.fromkeys((row["peer"], row["mode"]) for row in results["rows"])
-    groups = [where(results, peer=peer, mode=mode) for peer, mode in keys]
+    names = ("peer", "tokens", "mode")
+    keys = dict.fromkeys(tuple(row[name] for name in names) for row in results["rows"])
+    groups = [where(results, **dict(zip(names, key, strict=True))) for key in keys]
 
     def cells(row: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
         return [
             row["layer"],
+            f"{row['tokens']:,}",
             row["mode"],
             fixed(row["time_ratio"]["median"], 2),
             span([row["time_ratio"]["low"], row["time_ratio"]["high"]], 2),
@@ -28,10 +30,10 @@ def peer_tables(results: Mapping[str, Any]) -> list[Table]:
 
     table = Table(
         title=f"Forward and backward of a layer {settings['in_features']} → "
-        f"{settings['out_features']}, {settings['tokens']:,} tokens, {settings['grid_size']} "
-        f"cells, degree {settings['degree']}",
+        f"{settings['out_features']}, {settings['grid_size']} cells, degree {settings['degree']}",
         columns=[
             "layer",
+            "tokens",
             "mode",
             "× our time",
             "quartiles",

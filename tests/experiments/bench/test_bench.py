@@ -123,7 +123,7 @@ def test_peers(
 ) -> None:
     monkeypatch.setattr(peers, "PEERS", {"fast-kan": peers.PEERS["fast-kan"]})
     checkout = make_checkout(tmp_path / "repository")
-    sizes = ["in_features=8", "out_features=8", "tokens=32", "rounds=2"]
+    sizes = ["in_features=8", "out_features=8", "tokens=[32]", "rounds=2"]
     results = run("peers", tmp_path / "out", *sizes, f"peers.fast-kan={checkout}")
     ours, theirs = (row for row in results["rows"] if row["mode"] == "eager")
     assert (ours["layer"], theirs["layer"]) == ("kanlm", "fast-kan")

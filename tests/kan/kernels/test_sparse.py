@@ -7,7 +7,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kanlm.kan import BSpline, KANLinear, adapt_layer, native, refine_layer
+from kanlm.kan import (
+    BSpline,
+    Hermite,
+    KANLinear,
+    adapt_layer,
+    native,
+    refine_layer,
+    refit_layer,
+)
 from kanlm.kan.kernels import sparse, sparse_sums, use_backend
 from kanlm.model.feed_forward.kan import KANLocal
 
@@ -193,3 +201,122 @@ def test_a_watched_layer_is_called() -> None:
             block(torch.randn(1, 5))
         handle.remove()
     assert called == ["up", "norm", "down"]
+
+
+@pytest.mark.parametrize("channels", [0, 4, 12])
+def test_a_block_refuses_inputs_of_another_width(way, channels) -> None:
+    """As each of its layers does: more of them would be written past the outputs' end."""
+    block = KANLocal(8, 8, 1.0)
+    with torch.no_grad(), pytest.raises(ValueError, match=f"{channels} channels: expected 8"):
+        block(torch.ones(1, channels))
+
+
+@pytest.mark.parametrize(
+    "trained", ["up.base_weight", "norm.weight", "down.coefficients", "down.base_weight"]
+)
+def test_a_block_gives_a_gradient_to_all_that_wants_one(way, trained) -> None:
+    """Also where the first layer's coefficients are frozen."""
+    block, x = KANLocal(5, 7, 1.0).requires_grad_(False), torch.randn(3, 5)
+    parameter = block.get_parameter(trained).requires_grad_(True)
+
+    def gradient() -> torch.Tensor:
+        y = block(x)
+        assert y.requires_grad
+        return torch.autograd.grad(y.square().sum(), parameter)[0]
+
+    got = gradient()
+    with use_backend("reference"):
+        torch.testing.assert_close(got, gradient(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("trained", ["base_weight", "bias"])
+def test_a_layer_gives_a_gradient_to_all_that_wants_one(way, trained) -> None:
+    layer = KANLinear(5, 7, basis=BSpline(), bias=True).requires_grad_(False)
+    layer.get_parameter(trained).requires_grad_(True)
+    assert layer(torch.randn(3, 5)).requires_grad
+
+
+def change_epsilon(block: KANLocal) -> None:
+    block.norm.epsilon = 0.5
+
+
+def change_base(block: KANLocal) -> None:
+    block.up.base = "identity"
+
+
+def transpose_weights(block: KANLocal) -> None:
+    assert block.up.base_weight is not None
+    block.up.base_weight.data = block.up.base_weight.data.t()
+
+
+def free_knots(block: KANLocal) -> None:
+    """Another basis over the same buffer."""
+    basis = BSpline(equal_cells=False)
+    basis.knots = block.up.basis.get_buffer("knots")
+    basis.knots[0, 3] += 0.4
+    block.up.basis = basis
+
+
+@pytest.mark.parametrize("change", [change_epsilon, change_base, transpose_weights, free_knots])
+def test_what_is_kept_of_a_block_follows_what_moves_no_memory(way, change) -> None:
+    block, x = KANLocal(8, 8, 1.0), torch.randn(3, 8)
+    with torch.no_grad():
+        block(x)
+        change(block)
+        got = block(x)
+        with use_backend("reference"):
+            torch.testing.assert_close(got, block(x), rtol=2e-6, atol=2e-6)
+
+
+def test_a_block_whose_second_layer_was_refitted_to_another_kind(way) -> None:
+    block, x = KANLocal(8, 8, 1.0), torch.randn(3, 8)
+    refit_layer(block.down, Hermite(), torch.randn(100, 8))
+    with torch.no_grad():
+        got = block(x)
+        with use_backend("reference"):
+            torch.testing.assert_close(got, block(x), rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("grid_size", [6, 10, 11, 20])
+def test_a_step_function_steps_at_its_knots(way, grid_size) -> None:
+    """The cell right of a knot owns it; 0 is one of an even number of cells."""
+    basis = BSpline(degree=0, grid_size=grid_size)
+    layer = KANLinear(1, 1, basis=basis, base=None)
+    x = basis.grid[0].unsqueeze(-1)
+    torch.testing.assert_close(few(layer, x), dense(layer, x))
+
+
+def test_inputs_that_wrap_others_are_not_read_as_memory(way) -> None:
+    block, x = KANLocal(8, 8, 1.0), torch.randn(3, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.vmap(block)(x), block(x), rtol=1e-5, atol=2e-6)
+
+
+def test_a_tangent_is_not_lost(way) -> None:
+    forward_ad = torch.autograd.forward_ad
+    block, x = KANLocal(8, 8, 1.0).requires_grad_(False), torch.randn(3, 8)
+    with forward_ad.dual_level():
+        y = block(forward_ad.make_dual(x, torch.ones_like(x)))
+        assert forward_ad.unpack_dual(y).tangent is not None
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_trace_computes_what_was_traced(way) -> None:
+    block, x = KANLocal(8, 8, 1.0), torch.randn(3, 8)
+    with torch.no_grad():
+        traced = torch.jit.trace(block, (torch.randn(3, 8),), check_trace=False)
+        torch.testing.assert_close(traced(x), block(x), rtol=1e-5, atol=2e-6)
+
+
+def test_a_hook_on_all_modules_sees_the_inner_layers() -> None:
+    """As those of torch's module trackers."""
+    block, called = KANLocal(5, 7, 1.0), []
+    handle = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, *_: called.append(module)
+    )
+    try:
+        with torch.no_grad():
+            block(torch.randn(1, 5))
+    finally:
+        handle.remove()
+    assert called == [block.up, block.norm, block.down, block]
