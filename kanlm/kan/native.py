@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 #: No `-ffast-math`: it would have every program that loads the library flush small numbers.
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-std=c++17", "-shared", "-fPIC")
@@ -55,7 +56,7 @@ def is_plain(tensor: Tensor) -> bool:
     """
     if type(tensor) not in (Tensor, nn.Parameter):
         return False
-    return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return not is_functorch_wrapped_tensor(tensor)
 
 
 def holds_floats(x: Tensor) -> bool:

@@ -6,7 +6,9 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd import forward_ad
+from torch.jit._trace import is_tracing
 from torch.nn import functional as F
 
 from ..base_functions import BASE_FUNCTIONS, BaseFunction
@@ -140,7 +142,7 @@ def _no_recompute(x: Tensor, coefficients: Tensor, basis: Basis) -> str | None:
         return f"takes floating-point inputs, and these are {x.dtype}"
     if torch.compiler.is_compiling():
         return None
-    if torch.jit.is_tracing():
+    if is_tracing():
         return "is not for torch.jit.trace"
     if not isinstance(basis, Differentiable):
         return f"needs derivatives, and {basis.label} has none in closed form"
@@ -154,9 +156,9 @@ def _no_recompute(x: Tensor, coefficients: Tensor, basis: Basis) -> str | None:
 def _no_sparse(x: Tensor, coefficients: Tensor, basis: Basis) -> str | None:
     if not isinstance(basis, Local):
         return f"takes local bases, and {basis.label} is none"
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or is_tracing():
         return "is not for compiled code"
-    if forward_ad._current_level >= 0 or torch._C._functorch.is_functorch_wrapped_tensor(x):
+    if forward_ad._current_level >= 0 or is_functorch_wrapped_tensor(x):
         return "is not for forward-mode gradients and torch.func"
     if torch.is_autocast_enabled(x.device.type):
         return "is not for autocast"

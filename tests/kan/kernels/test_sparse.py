@@ -1,6 +1,7 @@
 """Sparse sums, compiled from C++ and through torch, against the dense formula."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -304,7 +305,7 @@ def test_a_tangent_is_not_lost(way) -> None:
 def test_a_trace_computes_what_was_traced(way) -> None:
     block, x = KANLocal(8, 8, 1.0), torch.randn(3, 8)
     with torch.no_grad():
-        traced = torch.jit.trace(block, (torch.randn(3, 8),), check_trace=False)
+        traced: Any = torch.jit.trace(block, (torch.randn(3, 8),), check_trace=False)
         torch.testing.assert_close(traced(x), block(x), rtol=1e-5, atol=2e-6)
 
 
