@@ -11,10 +11,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from kanlm.files import write_text
 from kanlm.reporting import figures
 from kanlm.reporting.figures import Picture, arm_style
 from kanlm.reporting.finding import findings
-from kanlm.reporting.numbers import count
+from kanlm.reporting.numbers import count, fixed
 from kanlm.reporting.study import Study, read_study
 from kanlm.reporting.table import Table, accounting_tables, result_tables
 
@@ -56,13 +57,11 @@ def write_report(folder: Path) -> Path:
     """Make `report.html` of a study's or a run's folder, and return its path.
 
     Raises:
-        FileNotFoundError: there is no results.json in it.
+        UserError: there is no results.json in it, a file in it is damaged, or the page cannot
+            be written.
     """
-    page = render(read_study(folder))
     path = folder / "report.html"
-    draft = folder / ".report.html.draft"
-    draft.write_text(page, encoding="utf-8")
-    draft.replace(path)
+    write_text(path, render(read_study(folder)))
     return path
 
 
@@ -163,7 +162,9 @@ def _provenance(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = []
     if "commit" in known:
         commit = known["commit"] or "not from a repository"
-        rows.append(("commit", commit + (", with uncommitted changes" if known["dirty"] else "")))
+        rows.append(
+            ("commit", commit + (", with uncommitted changes" if known.get("dirty") else ""))
+        )
     if hardware:
         gpus = ", ".join(hardware["gpus"]) or "none"
         rows += [
@@ -192,11 +193,11 @@ def _reference(reference: Mapping[str, Any]) -> str:
     if "bigram_training_tokens" in reference:
         parts.append(
             f"bigram counted {count(reference['bigram_training_tokens'])} tokens, "
-            f"discount {reference['bigram_discount']:.2f}"
+            f"discount {fixed(reference.get('bigram_discount'), 2)}"
         )
     if "xz_training_bytes" in reference:
         parts.append(
             f"xz read {count(reference['xz_training_bytes'], 'B')} of training and "
-            f"{count(reference['xz_heldout_bytes'], 'B')} of held-out text"
+            f"{count(reference.get('xz_heldout_bytes'), 'B')} of held-out text"
         )
     return "; ".join(parts)

@@ -78,8 +78,11 @@ class Tracker:
         keep = lines_up_to(path, self.step) if self.step else []
         point("inside-log-rewrite")
         write_text(path, "".join(keep))
-        # Unbuffered, so that nothing is left to be written where writing failed.
-        self.file = path.open("ab", buffering=0)
+        try:
+            # Unbuffered, so that nothing is left to be written where writing failed.
+            self.file = path.open("ab", buffering=0)
+        except OSError as error:
+            raise cannot_write(path, error) from None
         if self.config.tracking.wandb != "disabled":
             self._start_wandb()
         self.progress.start()
@@ -117,9 +120,11 @@ class Tracker:
         """
         if not self.main:
             return
-        line = json.dumps({"kind": kind, "step": step, **values}) + "\n"
+        rest = f"{json.dumps({'kind': kind, 'step': step, **values})}\n".encode()
         try:
-            self.file.write(line.encode())
+            # Where the disk has room for a part, that is written and nothing said.
+            while rest:
+                rest = rest[self.file.write(rest) :]
         except OSError as error:
             raise cannot_write(Path(self.file.name), error) from None
         if self.wandb_run is not None:
