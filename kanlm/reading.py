@@ -29,9 +29,9 @@ def check_plain(path: Path) -> None:
         UserError: it is none.
         OSError: it cannot be looked at.
     """
-    if path.is_symlink() and path.resolve(strict=True).parent != path.parent.resolve():
-        raise UserError(f"{path} is a link that leads out of its folder")
     path.stat()
+    if path.is_symlink() and path.resolve().parent != path.parent.resolve():
+        raise UserError(f"{path} is a link that leads out of its folder")
     if not path.is_file():
         # A pipe would be waited for.
         raise UserError(f"{path} is no ordinary file")
