@@ -5,8 +5,10 @@ must agree with them and is otherwise left alone, so that nothing it asks of tra
 happens. No code that lies there is run.
 """
 
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -78,14 +80,18 @@ def load_trained(run: Path, *, dropout: float | None = None) -> KanLMForCausalLM
         UserError: the run is not finished, or its model is damaged or not that of its settings.
     """
     place = model_folder(run)
+    settings = _settings(run, place)
     tokenizer = _tokenizer(place)
-    settings = _settings(run, place, len(tokenizer))
-    size = settings.vocab_size
-    assert size is not None
+    size, own = settings.vocab_size, _run_settings(run).vocab_size or len(tokenizer)
+    if size != own:
+        raise UserError(
+            f"{place / 'config.json'} is of another architecture: vocab_size = {size}, and {own} "
+            f"in {run}"
+        )
     if dropout is not None:
         settings = replace(settings, dropout=dropout)
     model = KanLMForCausalLM(
-        KanLMConfig.from_settings(settings, size, eos_token_id=end_of_document(tokenizer))
+        KanLMConfig.from_settings(settings, own, eos_token_id=end_of_document(tokenizer))
     )
     path = place / "model.safetensors"
     load_weights(model, path)
@@ -101,13 +107,14 @@ def load_tokenizer(run: Path) -> PreTrainedTokenizerFast:
     Raises:
         UserError: the run is not finished, or its tokenizer cannot be read.
     """
-    return _tokenizer(model_folder(run))
+    place = model_folder(run)
+    # transformers makes a config of config.json here, too, however large a model it claims.
+    _settings(run, place)
+    return _tokenizer(place)
 
 
 def _tokenizer(place: Path) -> PreTrainedTokenizerFast:
-    for name in ("config.json", "tokenizer_config.json"):
-        if (place / name).exists() and "auto_map" in read_object(place / name):
-            raise UserError(f"{place / name}: auto_map asks for code of its own, which is not run")
+    _refuse_code(place / "tokenizer_config.json", read_object(place / "tokenizer_config.json"))
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             place, trust_remote_code=False, local_files_only=True
@@ -121,11 +128,18 @@ def _tokenizer(place: Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def _settings(run: Path, place: Path, vocab_size: int) -> ModelSettings:
-    """The settings in config.json, which are the run's.
+def _refuse_code(path: Path, contents: Mapping[str, Any]) -> None:
+    if "auto_map" in contents:
+        raise UserError(f"{path}: auto_map asks for code of its own, which is not run")
 
-    Arguments:
-        vocab_size: of the tokenizer.
+
+def _run_settings(run: Path) -> ModelSettings:
+    """The model that a run's own settings describe."""
+    return complete_model(from_tree(read_config_tree(run)).model)
+
+
+def _settings(run: Path, place: Path) -> ModelSettings:
+    """The settings in config.json, which are the run's but for the size of the vocabulary.
 
     Raises:
         UserError: they are not, or cannot be read.
@@ -135,10 +149,10 @@ def _settings(run: Path, place: Path, vocab_size: int) -> ModelSettings:
     kind = stated.get("model_type")
     if kind != KanLMConfig.model_type:
         raise UserError(f"{place} is of another architecture: model_type is {kind!r}")
+    _refuse_code(path, stated)
     tree = {f.name: stated[f.name] for f in fields(ModelSettings) if f.name in stated}
-    ours = complete_model(from_tree(read_config_tree(run)).model)
-    ours = replace(ours, vocab_size=ours.vocab_size or vocab_size)
     theirs: ModelSettings = check(ModelSettings, tree, str(path))
+    ours = replace(_run_settings(run), vocab_size=theirs.vocab_size)
     try:
         theirs = complete_model(theirs)
     except UserError as error:
