@@ -668,9 +668,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_bit_for_bit(write, tmp_path):
 def test_a_signal_before_training_says_how_to_go_on(number, code, verb, write, monkeypatch, capsys):
     before = signal.getsignal(number)
     where = "training.run" if verb == "pretrain" else "experiments.study"
-    monkeypatch.setattr(
-        f"kanlm.{where}.open_corpus", lambda *_, **__: os.kill(os.getpid(), number)
-    )
+    monkeypatch.setattr(f"kanlm.{where}.open_corpus", lambda *_, **__: os.kill(os.getpid(), number))
     with pytest.raises(SystemExit) as caught:
         call(verb, write(study=STUDY))
     assert caught.value.code == code
