@@ -5,10 +5,11 @@ or put beside a paper.
 """
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from kanlm.files import write_text
@@ -67,15 +68,8 @@ def write_report(folder: Path) -> Path:
 
 def render(study: Study) -> str:
     """The page as HTML."""
-    environment = Environment(
-        loader=PackageLoader("kanlm.reporting", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     sentences = findings(study.results)
-    return environment.get_template("template.html").render(
+    return _template().render(
         title=study.name,
         stages=study.stages,
         lead=sentences[0],
@@ -97,6 +91,18 @@ def render(study: Study) -> str:
         several_seeds=any(len(arm["seeds"]) > 1 for arm in study.results["arms"].values()),
         definitions=_definitions(study),
     )
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("kanlm.reporting", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("template.html")
 
 
 def _marked(pictures: list[Picture]) -> list[dict[str, Any]]:

@@ -128,8 +128,12 @@ def test_all_processes_end_where_one_cannot_write(config: Config, tmp_path: Path
     assert context is not None
     # Whatever hangs does so for half an hour.
     deadline = time.monotonic() + 10 * PATIENCE
-    while not context.join(timeout=1):
-        assert time.monotonic() < deadline, "a process waits for the other"
+    try:
+        while not context.join(timeout=1):
+            assert time.monotonic() < deadline, "a process waits for the other"
+    finally:
+        for each in context.processes:
+            each.kill()
     main, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert len(main) == len(other) == len(cases)
     for (case, _), ours, theirs in zip(cases, main, other, strict=True):
