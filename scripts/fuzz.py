@@ -44,9 +44,9 @@ from kanlm.reporting import page
 from kanlm.reporting.contents import read_run_results
 from kanlm.reporting.study import read_study
 from kanlm.training.checkpoint import checkpoint_to_resume, read_state
-from kanlm.training.exported import load_tokenizer, load_trained, write_model
 from kanlm.training.resolve import resolve
 from kanlm.training.tracking import lines_up_to
+from kanlm.training.trained import load_tokenizer, load_trained, write_model
 from kanlm.training.trainer import Progress
 
 #: Seconds that no input may take.

@@ -24,9 +24,9 @@ from kanlm.experiments.provenance import collect
 from kanlm.experiments.results import Place, Record, derive
 from kanlm.reporting.contents import read_run_results
 from kanlm.reporting.table import print_table, quality_table
-from kanlm.training.exported import load_tokenizer, load_trained
 from kanlm.training.folder import load_config
 from kanlm.training.resolve import resolve
+from kanlm.training.trained import load_tokenizer, load_trained
 
 
 def evaluate_runs(

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from kanlm.training.exported import load_tokenizer, load_trained
 from kanlm.training.folder import load_config
 from kanlm.training.sampling import sample_text
+from kanlm.training.trained import load_tokenizer, load_trained
 
 
 def generate(run: Path, overrides: list[str]) -> str:

@@ -35,7 +35,6 @@ from kanlm.model import KanLMConfig, KanLMForCausalLM
 from kanlm.model.accounting import Accounting, account
 from kanlm.model.grids import with_grid_size
 from kanlm.training.compilation import compile_model
-from kanlm.training.exported import load_tokenizer, load_trained, write_model
 from kanlm.training.folder import claim, read_config_tree, write_config
 from kanlm.training.gpus import reported_gpu
 from kanlm.training.lock import check_free, held
@@ -46,7 +45,7 @@ from kanlm.training.sampling import sample_text
 from kanlm.training.sharding import accelerator_options, check_engine, shards
 from kanlm.training.stopping import Stop
 from kanlm.training.tracking import say
-from kanlm.training.trained import load_tokenizer, load_trained
+from kanlm.training.trained import load_tokenizer, load_trained, write_model
 from kanlm.training.trainer import Progress, Trainer
 
 
