@@ -21,6 +21,8 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+import torch
+from safetensors.torch import save_file
 
 from kanlm.config import Config, check, from_tree, load, to_yaml
 from kanlm.data.preparation import PROGRESS, _read_progress
@@ -45,6 +47,7 @@ from kanlm.reporting.contents import read_run_results
 from kanlm.reporting.study import read_study
 from kanlm.training.checkpoint import checkpoint_to_resume, read_state
 from kanlm.training.resolve import resolve
+from kanlm.training.stored import StoredTensors
 from kanlm.training.tracking import lines_up_to
 from kanlm.training.trained import load_tokenizer, load_trained, write_model
 from kanlm.training.trainer import Progress
@@ -218,6 +221,11 @@ class Readers:
         progress = {"single_document": False, "cursor": {"file": 0}, "shards": [shard]}
         index = {"format_version": 1, "files": {"state.json": {"bytes": 2, "sha256": digest}}}
         state = {"step": 3, "tokens": 9, "seconds": 0.5, "best_loss": None, "window": {"loss": 1.5}}
+        parts = folder / "parts"
+        parts.mkdir()
+        for rank, rows in enumerate((3, 2)):
+            save_file({"a": torch.zeros(rows, 2)}, parts / f"model-rank-{rank}.safetensors")
+        shards = {"model": {"a": {"shape": [5, 2], "parts": [[0, 0, 3], [1, 3, 5]]}}}
         self.study, self.run = folder / "study", folder / "run"
         config = resolve(from_tree(SETTINGS))
         make_study(self.study, config)
@@ -229,6 +237,7 @@ class Readers:
             "manifest": ([_json(manifest)], self.manifest),
             "progress of a preparation": ([_json(progress)], self.progress),
             "index of a checkpoint": ([_json(index)], self.index),
+            "shards.json of a checkpoint": ([_json(shards)], self.stored),
             "state of a checkpoint": ([_json(state)], self.state),
             "metrics.jsonl": ([LINES], self.metrics),
             "metrics.jsonl of a report": ([LINES], self.log),
@@ -263,6 +272,12 @@ class Readers:
         (self.checkpoint / "state.json").write_bytes(b"{}")
         (self.checkpoint / "index.json").write_bytes(content)
         checkpoint_to_resume(self.checkpoint.parent, lambda line: None)
+
+    def stored(self, content: bytes) -> None:
+        (self.folder / "parts" / "shards.json").write_bytes(content)
+        tensors = StoredTensors(self.folder / "parts", "model")
+        for name, shape in tensors.shapes.items():
+            tensors.rows(name, 0, shape[0] if shape else 1)
 
     def state(self, content: bytes) -> None:
         (self.checkpoint / "state.json").write_bytes(content)

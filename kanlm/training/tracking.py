@@ -19,6 +19,7 @@ from kanlm.config import Config, to_tree
 from kanlm.errors import UserError
 from kanlm.faults import point
 from kanlm.files import cannot_write, write_text
+from kanlm.reading import parse_object
 
 console = Console(highlight=False)
 
@@ -187,10 +188,9 @@ def lines_up_to(path: Path, step: int) -> list[str]:
 
 def _step_of(line: bytes, where: str) -> int:
     try:
-        values = json.loads(line)
-        step = values["step"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        step = parse_object(line, finite=False).get("step")
+    except ValueError:
         raise UserError(f"{where}: expected a JSON object with a step") from None
-    if not isinstance(values, dict) or not isinstance(step, int):
+    if isinstance(step, bool) or not isinstance(step, int):
         raise UserError(f"{where}: expected a JSON object with a whole number for a step")
     return step

@@ -14,7 +14,7 @@ from kanlm.config import Config, from_tree, merge, to_tree
 from kanlm.errors import UserError
 from kanlm.training import run as runs
 from kanlm.training.resolve import resolve
-from kanlm.training.tracking import Tracker
+from kanlm.training.tracking import Tracker, lines_up_to
 from kanlm.training.trainer import Trainer
 
 BLOCK = 32768
@@ -173,3 +173,24 @@ def test_a_log_that_cannot_be_opened_is_named(config: Config, tmp_path: Path, mo
         Tracker(tmp_path, config, main=True, step=0, wandb_id=None),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"[]",
+        b"{}",
+        b'{"step": 1.5}',
+        b'{"step": true}',
+        b'{"step": 1, "text": "\xff"}',
+        # Half of a pair, which Python's reader of JSON takes from bytes.
+        b'{"step": 1, "text": "\xed\xa0\x80"}',
+        b'{"a":' * 10_000,
+    ],
+    ids=lambda line: line[:30],
+)
+def test_a_line_that_was_not_written_here_ends_a_resumption(line: bytes, tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + line + b"\n")
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line 2: expected a JSON object with a"):
+        lines_up_to(path, 3)
