@@ -48,7 +48,7 @@ from kanlm.reporting.study import read_study
 from kanlm.training.checkpoint import checkpoint_to_resume, read_state
 from kanlm.training.resolve import resolve
 from kanlm.training.stored import StoredTensors
-from kanlm.training.tracking import lines_up_to
+from kanlm.training.tracking import lines_up_to, training_status
 from kanlm.training.trained import load_tokenizer, load_trained, write_model
 from kanlm.training.trainer import Progress
 
@@ -286,7 +286,9 @@ class Readers:
     def metrics(self, content: bytes) -> None:
         path = self.folder / "metrics.jsonl"
         path.write_bytes(content)
-        _last_training_line(path)
+        line = _last_training_line(path)
+        if line is not None:
+            training_status(line)
         lines_up_to(path, 2)
 
     def log(self, content: bytes) -> None:
