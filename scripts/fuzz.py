@@ -28,7 +28,7 @@ from kanlm.config import Config, check, from_tree, load, to_yaml
 from kanlm.data.preparation import PROGRESS, _read_progress
 from kanlm.data.shards import ShardedSource
 from kanlm.data.sources.files import Files
-from kanlm.data.tokenizer import build_tokenizer
+from kanlm.data.tokenizer import build_tokenizer, end_of_document
 from kanlm.errors import UserError
 from kanlm.evaluation.perplexity import Evaluation
 from kanlm.experiments.launch import _last_training_line
@@ -392,11 +392,11 @@ def make_study(folder: Path, config: Config) -> None:
 def make_model(run: Path, config: Config) -> None:
     """A run's settings and its model, without the seal that would be all that is read."""
     tokenizer = build_tokenizer(config.tokenizer, lambda: iter(()))
-    ends = {"eos_token_id": tokenizer.eos_token_id}
-    model = KanLMForCausalLM(KanLMConfig.from_settings(config.model, len(tokenizer), **ends))
+    end = end_of_document(tokenizer)
+    settings = KanLMConfig.from_settings(config.model, len(tokenizer), eos_token_id=end)
     run.mkdir()
     (run / "config.yaml").write_text(to_yaml(config))
-    write_model(run, model, tokenizer)
+    write_model(run, KanLMForCausalLM(settings), tokenizer)
     (run / "model" / "index.json").unlink()
 
 

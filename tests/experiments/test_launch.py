@@ -187,5 +187,6 @@ def test_a_bar_shows_the_last_line_that_can_be_shown(last: bytes, tmp_path: Path
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b"\n" + json.dumps(TRAINED).encode() + b"\n" + last)
     line = launch._last_training_line(path)
+    assert line is not None
     assert line == TRAINED
     assert "loss 2.500 nats" in training_status(line)

@@ -133,6 +133,7 @@ def test_all_processes_end_where_one_cannot_write(config: Config, tmp_path: Path
             assert time.monotonic() < deadline, "a process waits for the other"
     finally:
         for each in context.processes:
+            assert each is not None
             each.kill()
     main, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert len(main) == len(other) == len(cases)
