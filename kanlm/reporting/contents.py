@@ -179,7 +179,7 @@ def read_results(path: Path) -> dict[str, Any]:
     if version != SCHEMA_VERSION:
         raise UserError(f"{path}: schema_version is {version!r}, expected {SCHEMA_VERSION}")
     check(Results, results, str(path))
-    problem = _misshapen(results)
+    problem = _misshapen(results) or _contradiction(results)
     if problem is not None:
         raise UserError(f"{path} is damaged: {problem}")
     return results
@@ -220,6 +220,37 @@ def _misshapen(results: Mapping[str, Any]) -> str | None:
         if pair["arm"] == pair["other"] or not {pair["arm"], pair["other"]} <= arms.keys():
             return f"comparisons: no arms {pair['arm']} and {pair['other']}"
     return None
+
+
+def _contradiction(results: Mapping[str, Any]) -> str | None:
+    """A figure that is not the one its records give, as after a digit has changed."""
+    domains, arms = results["domains"], results["arms"]
+    last: dict[tuple[str, int, int, str], float] = {}
+    for record in sorted(results["records"], key=lambda record: record["step"]):
+        bits = record["nats"] / record["bytes"] / math.log(2)
+        last[record["arm"], record["seed"], record["stage"], record["domain"]] = bits
+    for name, arm in arms.items():
+        by_seed, mean = arm["bits_per_byte_by_seed"], arm["bits_per_byte"]
+        for stage, row in enumerate(mean):
+            for j, domain in enumerate(domains):
+                cells = [matrix[stage][j] for matrix in by_seed]
+                found = [last.get((name, seed, stage, domain)) for seed in arm["seeds"]]
+                if not all(map(_alike, cells, found)):
+                    return f"bits_per_byte_by_seed of {name} on {domain} is not that of records"
+                if None not in cells and not _alike(row[j], sum(cells) / len(cells)):
+                    return f"bits_per_byte of {name} on {domain} is no mean over seeds"
+    for pair in results["comparisons"]:
+        by_seed = pair["difference_by_seed"]
+        if not _alike(pair["difference"], sum(by_seed) / len(by_seed)):
+            return f"the difference of {pair['arm']} and {pair['other']} is no mean over seeds"
+    return None
+
+
+def _alike(figure: float | None, expected: float | None) -> bool:
+    """Whether two figures are the same but for rounding; one that is not known says nothing."""
+    if figure is None or expected is None:
+        return figure is None
+    return math.isclose(figure, expected, rel_tol=1e-9, abs_tol=1e-9)
 
 
 def _shapes(stages: int, domains: int, seeds: int) -> dict[str, tuple[int, ...]]:

@@ -67,11 +67,45 @@ def test_results_that_do_not_fit_are_named(
     assert said.format(path=path) in refused(study_folder)
 
 
+def other_digit(results: dict[str, Any]) -> None:
+    results["comparisons"][0]["difference"] += 0.01
+
+
+@pytest.mark.parametrize(
+    ("act", "said"),
+    [
+        (
+            lambda r: r["records"][0].update(nats=r["records"][0]["nats"] + 1),
+            "bits_per_byte_by_seed of kan on prose is not that of records",
+        ),
+        (
+            lambda r: arm(r)["bits_per_byte_by_seed"][1][1].__setitem__(0, 2.0),
+            "bits_per_byte_by_seed of kan on prose is not that of records",
+        ),
+        (
+            lambda r: arm(r)["bits_per_byte"][0].__setitem__(1, 2.0),
+            "bits_per_byte of kan on code is no mean over seeds",
+        ),
+        (
+            lambda r: r["records"].pop(0),
+            "bits_per_byte_by_seed of kan on prose is not that of records",
+        ),
+        (other_digit, "the difference of kan and swiglu is no mean over seeds"),
+    ],
+)
+def test_a_figure_that_is_as_possible_but_not_the_records_is_refused(
+    act: Callable[[dict[str, Any]], object], said: str, study_folder: Path
+) -> None:
+    change(study_folder / "results.json", act)
+    assert said in refused(study_folder)
+
+
 @pytest.mark.parametrize("name", ["../elsewhere", "/etc", "..", "a\0b"])
 def test_an_arm_does_not_lead_to_another_folder(name: str, study_folder: Path) -> None:
     def rename(results: dict[str, Any]) -> None:
         results["arms"] = {name: arm(results)}
         results["comparisons"] = []
+        results["records"] = [{**r, "arm": name} for r in results["records"] if r["arm"] == "kan"]
 
     change(study_folder / "results.json", rename)
     assert "an arm's name is no folder's" in refused(study_folder)

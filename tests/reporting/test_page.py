@@ -97,6 +97,7 @@ def test_text_of_models_and_people_is_escaped(
     results = json.loads((folder / "results.json").read_text())
     hostile = "<script>$x_1$ & co"
     results["arms"] = {hostile: results["arms"]["kan"]}
+    results["records"] = [{**record, "arm": hostile} for record in results["records"]]
     (folder / "kan").rename(folder / hostile)
     (folder / "results.json").write_text(json.dumps(results))
     page = check(write_report(folder).read_text())
