@@ -47,7 +47,7 @@ from kanlm.reporting.contents import read_run_results
 from kanlm.reporting.study import read_study
 from kanlm.training.checkpoint import checkpoint_to_resume, read_state
 from kanlm.training.resolve import resolve
-from kanlm.training.stored import StoredTensors
+from kanlm.training.stored import StoredTensors, load_weights
 from kanlm.training.tracking import lines_up_to, training_status
 from kanlm.training.trained import load_tokenizer, load_trained, write_model
 from kanlm.training.trainer import Progress
@@ -230,6 +230,7 @@ class Readers:
         config = resolve(from_tree(SETTINGS))
         make_study(self.study, config)
         make_model(self.run, config)
+        self.trained = load_trained(self.run)
         self.good = {path.name: path.read_bytes() for path in (self.run / "model").iterdir()}
         one = self.study / "kan" / "seed-0" / "stage-0-words" / "results.json"
         self.kinds: dict[str, tuple[list[bytes], Callable[[bytes], object]]] = {
@@ -245,10 +246,8 @@ class Readers:
             "results.json of a run": ([one.read_bytes()], self.run_results),
             "documents.jsonl": ([(self.study / "documents.jsonl").read_bytes()], self.sums),
             "documents in JSONL": ([DOCUMENTS], self.documents),
-            **{
-                f"{name} of a model": ([self.good[name]], partial(self.model, name))
-                for name in ("config.json", "model.safetensors")
-            },
+            "config.json of a model": ([self.good["config.json"]], self.model),
+            "weights of a model": ([self.good["model.safetensors"]], self.weights),
             **{
                 f"{name} of a model": ([self.good[name]], partial(self.tokenizer, name))
                 for name in ("tokenizer.json", "tokenizer_config.json")
@@ -319,13 +318,17 @@ class Readers:
         path.write_bytes(content)
         read_documents(path)
 
-    def model(self, name: str, content: bytes) -> None:
-        path = self.run / "model" / name
+    def model(self, content: bytes) -> None:
+        path = self.run / "model" / "config.json"
         path.write_bytes(content)
         try:
             load_trained(self.run)
         finally:
-            path.write_bytes(self.good[name])
+            path.write_bytes(self.good[path.name])
+
+    def weights(self, content: bytes) -> None:
+        (self.folder / "model.safetensors").write_bytes(content)
+        load_weights(self.trained, self.folder)
 
     def tokenizer(self, name: str, content: bytes) -> None:
         path = self.run / "model" / name
