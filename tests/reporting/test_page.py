@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -191,3 +193,11 @@ def test_a_run_without_a_finite_loss_has_a_report(run_folder: Path) -> None:
         arm["bits_per_byte_by_seed"] = [[[None, None]]]
     path.write_text(json.dumps(results))
     assert "No loss on prose was a finite number." in write_report(run_folder).read_text()
+
+
+def test_a_report_needs_neither_torch_nor_what_it_takes_to_train() -> None:
+    code = (
+        "import sys, kanlm.reporting.page; "
+        "assert not {'torch', 'transformers', 'omegaconf'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
