@@ -19,7 +19,6 @@ from safetensors.torch import load_file
 
 from kanlm.cli import main
 from kanlm.config import from_tree, load, merge
-from kanlm.training import checkpoint as checkpoints
 from kanlm.training.resolve import resolve
 
 VERBS = [
@@ -545,7 +544,7 @@ def test_no_room_for_a_checkpoint(write, refuse, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     path = write()
-    monkeypatch.setattr(checkpoints, "save_file", full)
+    monkeypatch.setattr("kanlm.training.stored.save_file", full)
     with pytest.raises(SystemExit) as caught:
         call("pretrain", path)
     assert caught.value.code == 2
