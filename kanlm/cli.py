@@ -2,17 +2,19 @@
 
 Nothing heavy is imported until a verb runs, so that `--help` answers at once. A
 `UserError` becomes one line on standard error and exit code 2; an interruption that was
-saved exits with 128 plus the signal's number, or 75 when the time limit was over. Options,
-files and overrides may come in any order.
+saved exits with 128 plus the signal's number, or 75 when the time limit was over; one that came
+before there was anything to save exits so, too. Options, files and overrides may come in any order.
 """
 
 import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 from kanlm.errors import Interrupted, UserError
@@ -27,16 +29,45 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        parsed.call(parsed)
+        with _signals_interrupt():
+            parsed.call(parsed)
     except UserError as error:
         _tell(error)
         sys.exit(2)
     except Interrupted as stop:
         _tell(stop)
         sys.exit(stop.exit_code)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("kanlm: stopped; the same command goes on from what was saved last", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+        sys.exit(128 + (stop.number if isinstance(stop, _Signalled) else signal.SIGINT))
+
+
+class _Signalled(KeyboardInterrupt):
+    """Another signal than Ctrl-C's, that ends what is going on as that does."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+@contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """Let SIGTERM and SIGUSR1 end a process that is alone with a line, not in silence.
+
+    One of several would no longer be ended by them where it waits for the others.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        raise _Signalled(number)
+
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    numbers = (signal.SIGTERM, signal.SIGUSR1) if alone else ()
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _tell(error: UserError | Interrupted) -> None:
@@ -214,9 +245,10 @@ def _compare(arguments: argparse.Namespace) -> None:
     config = _load(arguments)
     if config is None:
         return
-    from kanlm.experiments.compare import compare, dry_run
+    from kanlm.experiments.compare import check_stages, compare, dry_run
 
     if arguments.dry_run:
+        check_stages(config)
         dry_run(config)
     else:
         compare(config)
@@ -227,9 +259,10 @@ def _continual(arguments: argparse.Namespace) -> None:
     if config is None:
         return
     from kanlm.experiments.compare import dry_run
-    from kanlm.experiments.continual.run import continual
+    from kanlm.experiments.continual.run import check_stages, continual
 
     if arguments.dry_run:
+        check_stages(config)
         dry_run(config)
     else:
         continual(config)
@@ -253,7 +286,8 @@ def _plan(arguments: argparse.Namespace) -> None:
 def _evaluate(arguments: argparse.Namespace) -> None:
     from kanlm.experiments.evaluate import evaluate_runs
 
-    if not _print_run_configs(arguments, "evaluate"):
+    verb = "evaluate" if arguments.data is None else "evaluate --data"
+    if not _print_run_configs(arguments, verb):
         evaluate_runs(arguments.paths, arguments.data, arguments.overrides, as_json=arguments.json)
 
 

@@ -89,7 +89,7 @@ def write_text(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft.unlink(missing_ok=True)
-        with draft.open("x") as file:
+        with draft.open("x", encoding="utf-8") as file:
             file.write(text)
         flush(draft)
         draft.replace(path)

@@ -15,16 +15,41 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from itertools import product
 from pathlib import Path
 
-from kanlm.config import check, from_tree, load, to_yaml
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from kanlm.config import Config, check, from_tree, load, to_yaml
 from kanlm.data.preparation import PROGRESS, _read_progress
 from kanlm.data.shards import ShardedSource
 from kanlm.data.sources.files import Files
+from kanlm.data.tokenizer import build_tokenizer, end_of_document
 from kanlm.errors import UserError
+from kanlm.evaluation.perplexity import Evaluation
 from kanlm.experiments.launch import _last_training_line
+from kanlm.experiments.results import (
+    Place,
+    Record,
+    derive,
+    read_documents,
+    records_of,
+    write_results,
+)
+from kanlm.model import KanLMConfig, KanLMForCausalLM
+from kanlm.model.accounting import account
+from kanlm.reporting import page
+from kanlm.reporting.contents import read_run_results
+from kanlm.reporting.study import read_study
 from kanlm.training.checkpoint import checkpoint_to_resume, read_state
-from kanlm.training.tracking import lines_up_to
+from kanlm.training.resolve import resolve
+from kanlm.training.stored import StoredTensors, load_weights
+from kanlm.training.tracking import lines_up_to, training_status
+from kanlm.training.trained import load_tokenizer, load_trained, write_model
 from kanlm.training.trainer import Progress
 
 #: Seconds that no input may take.
@@ -106,8 +131,19 @@ study:
   stages: [{data: {domain: code, sources: stdlib-code}}]
 """,
 ]
+SETTINGS = {
+    "tokenizer": "bytes",
+    "model": {
+        "d_model": 16,
+        "n_layers": 2,
+        "n_heads": 2,
+        "context_length": 16,
+        "feed_forward": {"kind": "kan-local", "basis": {"kind": "bspline", "degree": 2}},
+    },
+}
 LINES = b"""{"kind": "train", "step": 1, "loss": 5.25, "tokens": 64}
-{"kind": "validation", "step": 2, "domain": "words", "nats_per_token": 4.5}
+{"kind": "validation", "step": 2, "domain": "words", "nats_per_token": 4.5, "bits_per_byte": 6.5}
+{"kind": "sample", "step": 2, "prompt": "a", "text": "a c\\u00e4t"}
 {"kind": "train", "step": 2, "loss": 5.0, "tokens": 128}
 """
 DOCUMENTS = b"""{"text": "a cat sat on a mat", "id": 1}
@@ -185,14 +221,37 @@ class Readers:
         progress = {"single_document": False, "cursor": {"file": 0}, "shards": [shard]}
         index = {"format_version": 1, "files": {"state.json": {"bytes": 2, "sha256": digest}}}
         state = {"step": 3, "tokens": 9, "seconds": 0.5, "best_loss": None, "window": {"loss": 1.5}}
+        parts = folder / "parts"
+        parts.mkdir()
+        for rank, rows in enumerate((3, 2)):
+            save_file({"a": torch.zeros(rows, 2)}, parts / f"model-rank-{rank}.safetensors")
+        shards = {"model": {"a": {"shape": [5, 2], "parts": [[0, 0, 3], [1, 3, 5]]}}}
+        self.study, self.run = folder / "study", folder / "run"
+        config = resolve(from_tree(SETTINGS))
+        make_study(self.study, config)
+        make_model(self.run, config)
+        self.trained = load_trained(self.run)
+        self.good = {path.name: path.read_bytes() for path in (self.run / "model").iterdir()}
+        one = self.study / "kan" / "seed-0" / "stage-0-words" / "results.json"
         self.kinds: dict[str, tuple[list[bytes], Callable[[bytes], object]]] = {
             "config": ([*CONFIGS, to_yaml(from_tree({})).encode()], self.config),
             "manifest": ([_json(manifest)], self.manifest),
             "progress of a preparation": ([_json(progress)], self.progress),
             "index of a checkpoint": ([_json(index)], self.index),
+            "shards.json of a checkpoint": ([_json(shards)], self.stored),
             "state of a checkpoint": ([_json(state)], self.state),
             "metrics.jsonl": ([LINES], self.metrics),
+            "metrics.jsonl of a report": ([LINES], self.log),
+            "results.json of a study": ([(self.study / "results.json").read_bytes()], self.results),
+            "results.json of a run": ([one.read_bytes()], self.run_results),
+            "documents.jsonl": ([(self.study / "documents.jsonl").read_bytes()], self.sums),
             "documents in JSONL": ([DOCUMENTS], self.documents),
+            "config.json of a model": ([self.good["config.json"]], self.model),
+            "weights of a model": ([self.good["model.safetensors"]], self.weights),
+            **{
+                f"{name} of a model": ([self.good[name]], partial(self.tokenizer, name))
+                for name in ("tokenizer.json", "tokenizer_config.json")
+            },
         }
 
     def config(self, content: bytes) -> None:
@@ -213,6 +272,12 @@ class Readers:
         (self.checkpoint / "index.json").write_bytes(content)
         checkpoint_to_resume(self.checkpoint.parent, lambda line: None)
 
+    def stored(self, content: bytes) -> None:
+        (self.folder / "parts" / "shards.json").write_bytes(content)
+        tensors = StoredTensors(self.folder / "parts", "model")
+        for name, shape in tensors.shapes.items():
+            tensors.rows(name, 0, shape[0] if shape else 1)
+
     def state(self, content: bytes) -> None:
         (self.checkpoint / "state.json").write_bytes(content)
         check(Progress, read_state(self.checkpoint), "state.json")
@@ -220,12 +285,122 @@ class Readers:
     def metrics(self, content: bytes) -> None:
         path = self.folder / "metrics.jsonl"
         path.write_bytes(content)
-        _last_training_line(path)
+        line = _last_training_line(path)
+        if line is not None:
+            training_status(line)
         lines_up_to(path, 2)
+
+    def log(self, content: bytes) -> None:
+        path = self.study / "kan" / "seed-0" / "stage-0-words" / "metrics.jsonl"
+        path.write_bytes(content)
+        try:
+            page.render(read_study(self.study))
+        finally:
+            path.write_bytes(LINES)
+
+    def results(self, content: bytes) -> None:
+        path = self.study / "results.json"
+        good = path.read_bytes()
+        path.write_bytes(content)
+        try:
+            page.render(read_study(self.study))
+        finally:
+            path.write_bytes(good)
+
+    def run_results(self, content: bytes) -> None:
+        path = self.folder / "results.json"
+        path.write_bytes(content)
+        results, _ = read_run_results(path)
+        records_of(results)
+
+    def sums(self, content: bytes) -> None:
+        path = self.folder / "documents.jsonl"
+        path.write_bytes(content)
+        read_documents(path)
+
+    def model(self, content: bytes) -> None:
+        path = self.run / "model" / "config.json"
+        path.write_bytes(content)
+        try:
+            load_trained(self.run)
+        finally:
+            path.write_bytes(self.good[path.name])
+
+    def weights(self, content: bytes) -> None:
+        (self.folder / "model.safetensors").write_bytes(content)
+        load_weights(self.trained, self.folder)
+
+    def tokenizer(self, name: str, content: bytes) -> None:
+        path = self.run / "model" / name
+        path.write_bytes(content)
+        try:
+            load_tokenizer(self.run).encode("a cat sat on a mat")
+        finally:
+            path.write_bytes(self.good[name])
 
     def documents(self, content: bytes) -> None:
         (self.folder / "documents.jsonl").write_bytes(content)
         list(Files(self.folder, path="documents.jsonl").documents())
+
+
+def make_study(folder: Path, config: Config) -> None:
+    """Results of two arms, two seeds and two stages, with the logs and results of their runs."""
+    accounting = account(config.model, 257)
+    facts = {
+        "feed_forward": accounting.feed_forward,
+        "parameters": accounting.parameters["total"],
+        "feed_forward_parameters": accounting.parameters["feed_forward"],
+        "flops_per_token": accounting.flops_per_token["total"],
+        "bytes_per_decoded_token": accounting.bytes_per_decoded_token(),
+        "train_tokens": 4096,
+        "train_seconds": 2.5,
+        "compile_seconds": 0.0,
+        "tokens_per_second": 1638.4,
+        "peak_memory_bytes": 10**9,
+        "best_validation": {"nats_per_token": 2.5, "step": 9},
+        "accounting": asdict(accounting),
+    }
+    domains, draw = ["words", "code"], np.random.default_rng(0)
+    evaluations: dict[Place, Evaluation] = {}
+    for arm, seed, stage, domain in product(("kan", "gelu"), (0, 1), (0, 1), domains):
+        place = Place(
+            arm=arm, seed=seed, strategy="plain", stage=stage, domain=domain, step=9, split="test"
+        )
+        counts = {"tokens": [50, 40, 60], "words": [9, 8, 11], "bytes": [48, 39, 57]}
+        evaluations[place] = Evaluation(
+            nats=draw.uniform(50, 100, 3), **{k: np.array(v) for k, v in counts.items()}
+        )
+    everything = [*evaluations.items()]
+    first = [everything[0]]
+    for where, arms, some in (
+        (folder, ("kan", "gelu"), everything),
+        (folder / "kan" / "seed-0" / "stage-0-words", ("kan",), first),
+    ):
+        found = dict(some)
+        present = [d for d in domains if any(place.domain == d for place in found)]
+        results = derive(
+            [Record.of(evaluation, place) for place, evaluation in some],
+            dict.fromkeys(arms, facts),
+            domains=present,
+            documents=found,
+            references={d: {"bigram": 3.1, "bigram_discount": 0.8, "xz": 2.5} for d in present},
+            provenance={"commit": None, "dirty": None, "data_hash": dict.fromkeys(present, "ab")},
+            resamples=20,
+        )
+        write_results(where, results, found)
+        (where / "config.yaml").write_text(to_yaml(config))
+    (folder / "kan" / "seed-0" / "stage-0-words" / "metrics.jsonl").write_bytes(LINES)
+
+
+def make_model(run: Path, config: Config) -> None:
+    """A run's settings and its model, without the seal that would be all that is read."""
+    tokenizer = build_tokenizer(config.tokenizer, lambda: iter(()))
+    end = end_of_document(tokenizer)
+    settings = KanLMConfig.from_settings(config.model, len(tokenizer), eos_token_id=end)
+    run.mkdir()
+    (run / "config.yaml").write_text(to_yaml(config))
+    write_model(run, KanLMForCausalLM(settings), tokenizer)
+    (run / "model" / "index.json").unlink()
 
 
 def _json(value: object) -> bytes:
@@ -239,6 +414,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="default 0")
     options = parser.parse_args()
     draw = random.Random(options.seed)
+    # Drawing is matplotlib's, and a hundred times slower than all that is read.
+    for name in ("learning_curves", "loss_matrices", "forgetting_and_gain"):
+        setattr(page.figures, name, lambda study: [])
     counts: Counter[tuple[str, str]] = Counter()
     slowest = 0.0
     with tempfile.TemporaryDirectory(prefix="fuzz-") as place:

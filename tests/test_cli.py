@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import runpy
 import shutil
 import signal
@@ -18,7 +19,6 @@ from safetensors.torch import load_file
 
 from kanlm.cli import main
 from kanlm.config import from_tree, load, merge
-from kanlm.training import checkpoint as checkpoints
 from kanlm.training.resolve import resolve
 
 VERBS = [
@@ -387,6 +387,33 @@ def test_an_override_that_would_go_unread(verb, overrides, read, tmp_path, make_
     assert "unknown setting 'model.d_modl'" in refuse(verb, run, "model.d_modl=3")
 
 
+@pytest.mark.parametrize("setting", ["domain=mine", "sources=[stdlib-code]", "root=/"])
+@pytest.mark.parametrize("more", [[], ["--print-config"], ["--json"]], ids=str)
+def test_a_text_that_is_given_leaves_none_to_set(setting, more, runs, refuse, tmp_path):
+    (tmp_path / "other.txt").write_text("a dog in no house")
+    words = [runs / "kan", f"data.{setting}", "--data", tmp_path / "other.txt", *more]
+    line = refuse("evaluate", *words)
+    assert line.startswith(
+        f"kanlm: override 'data.{setting}': of a run's settings `kanlm evaluate --data` reads "
+        "only data.cache_dir, "
+    )
+
+
+def test_another_text_may_be_set_by_its_parts(runs, tmp_path, capsys):
+    """Where none is given, these are read."""
+    (tmp_path / "other.jsonl").write_text(
+        "".join(json.dumps({"text": f"a dog {i} in no house"}) + "\n" for i in range(60))
+    )
+    call("evaluate", runs / "kan", "--data", tmp_path / "other.jsonl", "--json")
+    given = json.loads(capsys.readouterr().out)
+    source = "data.sources=[{kind: files, path: other.jsonl}]"
+    words = [source, f"data.root={tmp_path}", "data.domain=dogs"]
+    call("evaluate", runs / "kan", *words, "--json")
+    found = json.loads(capsys.readouterr().out)
+    assert found["domains"] == ["dogs"]
+    assert found["records"][0]["nats"] == given["records"][0]["nats"]
+
+
 def test_a_missing_data_file(write, refuse, tmp_path):
     path = write(data={"sources": [{"kind": "files", "path": "gone.txt"}], "root": str(tmp_path)})
     assert f"path = 'gone.txt': no such file in {tmp_path}" in refuse("pretrain", path)
@@ -450,6 +477,7 @@ def test_checkpoints_of_another_architecture(write, runs, refuse, tmp_path):
 @pytest.mark.parametrize("verb", ["evaluate", "generate", "finetune"])
 def test_a_model_whose_weights_are_of_another_architecture(verb, write, runs, refuse):
     weights = runs / "kan" / "model" / "model.safetensors"
+    (weights.parent / "index.json").unlink()
     shutil.copy(runs / "gelu" / "model" / "model.safetensors", weights)
     place = runs / "kan"
     if verb == "finetune":
@@ -461,6 +489,25 @@ def test_a_model_whose_weights_are_of_another_architecture(verb, write, runs, re
 def test_a_model_that_is_none_of_ours(damage, runs, refuse):
     (runs / "kan" / "model" / "config.json").write_bytes(damage)
     assert str(runs / "kan" / "model") in refuse("generate", runs / "kan")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[: len(content) // 2],
+        lambda content: b"\xff" + content,
+        lambda content: b'{"a":' * 100_000,
+        lambda content: content.replace(b'"parameters": ', b'"parameters": -'),
+        lambda content: content.replace(b'"bits_per_byte": [', b'"bits_per_byte": [NaN, '),
+    ],
+)
+def test_results_of_a_run_that_are_damaged(damage, runs, refuse):
+    path = runs / "kan" / "results.json"
+    path.write_bytes(damage(path.read_bytes()))
+    assert str(path) in refuse("evaluate", runs / "kan")
+    (runs / "kan" / "report.html").unlink()
+    config = runs / "kan" / "config.yaml"
+    assert str(path) in refuse("pretrain", config, f"output_dir={runs / 'kan'}")
 
 
 def test_a_run_folder_that_holds_another_config(write, runs, refuse):
@@ -497,7 +544,7 @@ def test_no_room_for_a_checkpoint(write, refuse, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     path = write()
-    monkeypatch.setattr(checkpoints, "save_file", full)
+    monkeypatch.setattr("kanlm.training.stored.save_file", full)
     with pytest.raises(SystemExit) as caught:
         call("pretrain", path)
     assert caught.value.code == 2
@@ -613,13 +660,28 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_bit_for_bit(write, tmp_path):
     assert all(ours[name].equal(theirs[name]) for name in theirs)
 
 
-def test_ctrl_c_before_training_says_how_to_go_on(write, monkeypatch, capsys):
-    def interrupted(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("kanlm.training.run.open_corpus", interrupted)
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)]
+)
+@pytest.mark.parametrize("verb", ["pretrain", "compare"])
+def test_a_signal_before_training_says_how_to_go_on(number, code, verb, write, monkeypatch, capsys):
+    before = signal.getsignal(number)
+    where = "training.run" if verb == "pretrain" else "experiments.study"
+    monkeypatch.setattr(f"kanlm.{where}.open_corpus", lambda *_, **__: os.kill(os.getpid(), number))
     with pytest.raises(SystemExit) as caught:
-        call("pretrain", write())
-    assert caught.value.code == 130
+        call(verb, write(study=STUDY))
+    assert caught.value.code == code
     error = capsys.readouterr().err
     assert error == "kanlm: stopped; the same command goes on from what was saved last\n"
+    assert signal.getsignal(number) == before
+
+
+def test_a_signal_to_one_process_of_several_is_left_to_end_it(write, monkeypatch):
+    """Where it waits for the others it would not come to raise anything."""
+    found = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(
+        "kanlm.cli._pretrain", lambda _: found.append(signal.getsignal(signal.SIGTERM))
+    )
+    call("pretrain", write())
+    assert found == [signal.SIG_DFL]

@@ -9,6 +9,9 @@ from typing import Any
 
 from kanlm.errors import UserError, nearest
 
+#: Characters of a wrong value that are shown.
+LONGEST_VALUE = 200
+
 
 def check_options(
     factory: Any, options: Mapping[str, Any], setting: str, beside: Sequence[str] = ()
@@ -78,9 +81,10 @@ def _explain(problem: Any, tree: Any, schema: Any, setting: str, beside: Sequenc
         return f"setting '{path}' is missing"
     if problem["type"] == "value_error":
         return f"{path}: {problem['ctx']['error']}" if path else str(problem["ctx"]["error"])
-    return (
-        f"{path} = {json.dumps(problem['input'])}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
-    )
+    value = json.dumps(problem["input"])
+    if len(value) > LONGEST_VALUE:
+        value = f"{value[:LONGEST_VALUE]}…"
+    return f"{path} = {value}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
 
 
 def _location(parts: Sequence[str | int], tree: Any, missing: bool) -> list[str]:

@@ -13,11 +13,13 @@ from typing import Any, Protocol
 import numpy as np
 from scipy import optimize
 
+from kanlm.config import check
 from kanlm.data.corpus import Corpus as DataCorpus
 from kanlm.data.sources.base import hash_json
 from kanlm.data.tokenizer import tokenizer_hash
 from kanlm.evaluation.perplexity import HeldOut
 from kanlm.files import write_text
+from kanlm.reading import read_object
 
 #: Training tokens that the bigram counts, spread evenly over the split.
 BIGRAM_TOKENS = 10_000_000
@@ -65,13 +67,19 @@ def references(corpus: Corpus, split: str) -> References:
 
 
 def cached_references(corpus: DataCorpus, split: str) -> dict[str, Any]:
-    """`references` as a dictionary, computed once and kept in the domain's cache folder."""
+    """`references` as a dictionary, computed once and kept in the domain's cache folder.
+
+    Raises:
+        UserError: what is kept is damaged, or cannot be written.
+    """
     limits = [BIGRAM_TOKENS, XZ_TRAINING_BYTES, XZ_HELDOUT_BYTES]
     key = hash_json([corpus.fingerprint, tokenizer_hash(corpus.tokenizer), split, limits])
     path = Path(corpus.data.cache_dir) / f"references-{key[:16]}.json"
     if not path.exists():
         write_text(path, json.dumps(asdict(references(corpus, split)), indent=1))
-    return json.loads(path.read_text())
+    found = read_object(path)
+    check(References, found, str(path))
+    return found
 
 
 def bigram_bits_per_byte(corpus: Corpus, split: str) -> tuple[float, float, int]:

@@ -4,13 +4,14 @@ Nothing is measured here: the records, sums by document and facts of each run ar
 from its folder, given their place in the study, and put together.
 """
 
-import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from kanlm.config import Config
+from kanlm.errors import UserError
 from kanlm.evaluation.perplexity import Evaluation
 from kanlm.experiments.provenance import collect as collect_provenance
 from kanlm.experiments.results import (
@@ -18,46 +19,70 @@ from kanlm.experiments.results import (
     Record,
     derive,
     read_documents,
-    read_records,
+    records_of,
     write_results,
 )
 from kanlm.experiments.study import Run
+from kanlm.reporting.contents import read_run_results
 
 
 def collect(config: Config, runs: Sequence[Run]) -> Path:
-    """Write results.json and documents.jsonl of finished runs into the study's folder."""
+    """Write results.json and documents.jsonl of finished runs into the study's folder.
+
+    Raises:
+        UserError: what a run has written is damaged, or the folder cannot be written.
+    """
     folder = Path(config.output_dir)
     records: list[Record] = []
     documents: dict[Place, Evaluation] = {}
-    for run in runs:
-        records += [
-            Record(**{**asdict(record), **_place(run)})
-            for record in read_records(run.folder / "results.json")
-        ]
-        for place, evaluation in read_documents(run.folder / "documents.jsonl").items():
-            documents[replace(place, **_place(run))] = evaluation
-    outcomes = [json.loads((run.folder / "results.json").read_text()) for run in runs]
     by_seed: dict[str, dict[int, list[Any]]] = {}
-    for outcome, run in zip(outcomes, runs, strict=True):
-        facts = next(iter(outcome["arms"].values()))
+    outcomes: list[dict[str, Any]] = []
+    for run in runs:
+        outcome, facts = read_run_results(run.folder / "results.json")
+        outcomes.append(outcome)
         by_seed.setdefault(run.arm, {}).setdefault(run.seed, []).append(facts)
+        found = records_of(outcome)
+        by_document = read_documents(run.folder / "documents.jsonl")
+        _check_sums(run.folder, found, by_document)
+        records += [Record(**{**asdict(record), **_place(run)}) for record in found]
+        for place, evaluation in by_document.items():
+            documents[replace(place, **_place(run))] = evaluation
     arms = {name: combine_facts(list(seeds.values())) for name, seeds in by_seed.items()}
     references, data_hash = _of_domains(outcomes)
-    results = derive(
-        records,
-        arms,
-        domains=list(dict.fromkeys([run.domain for run in runs] + [r.domain for r in records])),
-        documents=documents,
-        references=references,
-        provenance={
-            **collect_provenance(config, data_hash),
-            # Of the runs, which may have had fewer threads than this process.
-            "hardware": outcomes[0]["provenance"]["hardware"],
-        },
-        resamples=config.evaluation.bootstrap_resamples,
-    )
+    provenance = collect_provenance(config, data_hash)
+    # Of the runs, which may have had fewer threads than this process.
+    provenance |= {k: v for k, v in outcomes[0]["provenance"].items() if k == "hardware"}
+    try:
+        results = derive(
+            records,
+            arms,
+            domains=list(dict.fromkeys([r.domain for r in runs] + [r.domain for r in records])),
+            documents=documents,
+            references=references,
+            provenance=provenance,
+            resamples=config.evaluation.bootstrap_resamples,
+        )
+    except ValueError as error:
+        raise UserError(f"the runs in {folder} cannot stand side by side: {error}") from None
     write_results(folder, results, documents)
     return folder
+
+
+def _check_sums(
+    folder: Path, records: Sequence[Record], documents: Mapping[Place, Evaluation]
+) -> None:
+    """Check that a run's two files say the same, which one with a wrong digit would not."""
+    for record in records:
+        evaluation = documents.get(record.place)
+        if evaluation is None:
+            raise UserError(f"{folder / 'documents.jsonl'}: nothing on {record.domain}")
+        sums = evaluation.sums()
+        alike = math.isclose(sums.pop("nats"), record.nats, rel_tol=1e-9)
+        if not alike or any(getattr(record, name) != value for name, value in sums.items()):
+            raise UserError(
+                f"{folder}: results.json and documents.jsonl differ on {record.domain}; delete "
+                "results.json, and the same command makes both anew"
+            )
 
 
 def _place(run: Run) -> dict[str, Any]:
@@ -92,5 +117,5 @@ def _of_domains(outcomes: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], 
     data_hash: dict[str, str] = {}
     for outcome in outcomes:
         references |= outcome["references"]
-        data_hash |= outcome["provenance"]["data_hash"]
+        data_hash |= outcome["provenance"].get("data_hash", {})
     return references, data_hash

@@ -20,9 +20,18 @@ def compare(config: Config) -> Path:
     Raises:
         UserError: the config names stages, which belong to `kanlm continual`.
     """
+    check_stages(config)
+    return conclude(config, study.run(config, []))
+
+
+def check_stages(config: Config) -> None:
+    """Check that nothing is to be learned afterwards.
+
+    Raises:
+        UserError: as of `compare`.
+    """
     if config.study is not None and config.study.stages:
         raise UserError("study.stages belongs to `kanlm continual`; leave it out to compare")
-    return conclude(config, study.run(config, []))
 
 
 def conclude(config: Config, runs: list[study.Run]) -> Path:

@@ -22,6 +22,7 @@ from kanlm.evaluation.perplexity import Evaluation, evaluate
 from kanlm.evaluation.references import cached_references
 from kanlm.experiments.provenance import collect
 from kanlm.experiments.results import Place, Record, derive
+from kanlm.reporting.contents import read_run_results
 from kanlm.reporting.table import print_table, quality_table
 from kanlm.training.folder import load_config
 from kanlm.training.resolve import resolve
@@ -42,7 +43,8 @@ def evaluate_runs(
         UserError: a run is not there or not finished, the runs hold out different text, or an
             override goes unread.
     """
-    configs = {str(run): resolve(load_config(run, overrides, "evaluate")) for run in runs}
+    verb = "evaluate" if source is None else "evaluate --data"
+    configs = {str(run): resolve(load_config(run, overrides, verb)) for run in runs}
     _check_fractions(configs)
     first = next(iter(configs.values()))
     known = [config.data for config in configs.values()]
@@ -150,5 +152,5 @@ def _facts(run: Path) -> dict[str, Any]:
     path = run / "results.json"
     if not path.exists():
         raise UserError(f"{run} has no results.json yet: finish that run first")
-    (facts,) = json.loads(path.read_text())["arms"].values()
+    _, facts = read_run_results(path)
     return facts

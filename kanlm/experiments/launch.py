@@ -10,7 +10,6 @@ metrics.jsonl. Small models gain from this, because threads that wait for each o
 small matrices cost more than processes that do not.
 """
 
-import json
 import os
 import shlex
 import signal
@@ -29,12 +28,15 @@ from rich.progress import Progress, TaskID
 
 from kanlm.config import Config
 from kanlm.errors import Interrupted, UserError
+from kanlm.reading import parse_object
 from kanlm.training.folder import claim, is_finished, write_config
 from kanlm.training.stopping import EXIT_CODES, SIGNALS
 from kanlm.training.tracking import progress_bar, say, training_status
 
 #: Seconds between looks at the processes.
 _PATIENCE = 0.2
+#: What a progress bar shows of a line.
+_SHOWN = ("step", "loss", "bits_per_byte", "tokens_per_second")
 
 
 def run_chains(
@@ -191,7 +193,7 @@ def _environment(parallel: int) -> dict[str, str]:
 
 
 def _last_training_line(path: Path) -> dict[str, Any] | None:
-    """The last whole `train` line near the end of a metrics file."""
+    """The last whole `train` line near the end of a metrics file that can be shown."""
     if not path.exists():
         return None
     with path.open("rb") as file:
@@ -199,8 +201,10 @@ def _last_training_line(path: Path) -> dict[str, Any] | None:
         whole = file.read().split(b"\n")[1:-1]
     for line in reversed(whole):
         if line.startswith(b'{"kind": "train"'):
-            with suppress(ValueError, RecursionError):
-                return json.loads(line)
+            with suppress(ValueError):
+                values = parse_object(line, finite=False)
+                if all(isinstance(values.get(name), int | float) for name in _SHOWN):
+                    return values
     return None
 
 

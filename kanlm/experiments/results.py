@@ -16,12 +16,13 @@ from typing import Any, Self
 
 import numpy as np
 
+from kanlm.errors import UserError
 from kanlm.evaluation.perplexity import Evaluation
 from kanlm.evaluation.statistics import Interval, bootstrap_interval, paired_interval
 from kanlm.experiments.continual import metrics
 from kanlm.files import write_text
-
-SCHEMA_VERSION = 1
+from kanlm.reading import parse_object, read_bytes
+from kanlm.reporting.contents import SCHEMA_VERSION
 
 #: What `derive` is told of an arm; None where it is not known.
 ARM_FACTS = (
@@ -326,20 +327,22 @@ def write_results(
     """Write documents.jsonl and then results.json, each whole or not at all.
 
     Raises:
-        UserError: the folder cannot be written, or the disk is full.
+        UserError: a loss is no finite number, the folder cannot be written, or the disk is full.
     """
+    for place, evaluation in documents.items():
+        if not np.isfinite(evaluation.nats).all():
+            raise UserError(
+                f"{folder}: the loss of {place.arm} on {place.domain} is no finite number, and "
+                "there are no results to write"
+            )
     write_documents(folder / "documents.jsonl", documents)
     write_text(folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
 
 
-def read_records(path: Path) -> list[Record]:
-    """The records of a results.json."""
-    results = json.loads(path.read_text())
-    if results["schema_version"] != SCHEMA_VERSION:
-        raise ValueError(
-            f"{path}: schema_version is {results['schema_version']}, expected {SCHEMA_VERSION}"
-        )
-    return [Record(**record) for record in results["records"]]
+def records_of(results: Mapping[str, Any]) -> list[Record]:
+    """The records in what results.json holds."""
+    names = Record.__dataclass_fields__
+    return [Record(**{name: record[name] for name in names}) for record in results["records"]]
 
 
 def write_documents(path: Path, documents: Mapping[Place, Evaluation]) -> None:
@@ -352,13 +355,30 @@ def write_documents(path: Path, documents: Mapping[Place, Evaluation]) -> None:
 
 
 def read_documents(path: Path) -> dict[Place, Evaluation]:
-    """Read what `write_documents` wrote."""
+    """Read what `write_documents` wrote.
+
+    Raises:
+        UserError: the file cannot be read, or a line is none that was written here.
+    """
+    *lines, rest = read_bytes(path).split(b"\n")
     documents = {}
-    for line in path.read_text().splitlines():
-        values = json.loads(line)
-        place = Place(**{name: values[name] for name in Place.__dataclass_fields__})
-        documents[place] = Evaluation(
-            nats=np.array(values["nats"], dtype=np.float64),
-            **{k: np.array(values[k], dtype=np.int64) for k in ("tokens", "words", "bytes")},
-        )
+    for number, line in enumerate([*lines, rest] if rest else lines, 1):
+        try:
+            values = parse_object(line, finite=True)
+            place = Place(**{name: values[name] for name in Place.__dataclass_fields__})
+            documents[place] = _evaluation(values)
+        except (ValueError, KeyError, TypeError, OverflowError):
+            raise UserError(f"{path}, line {number}: expected sums by document") from None
     return documents
+
+
+def _evaluation(values: Mapping[str, Any]) -> Evaluation:
+    """Sums by document: equally many of each, one at least."""
+    nats = np.array(values["nats"])
+    counts = {name: np.array(values[name]) for name in ("tokens", "words", "bytes")}
+    if nats.ndim != 1 or not len(nats) or nats.dtype.kind not in "fi":
+        raise ValueError("nats are no list of numbers")
+    for counted in counts.values():
+        if counted.shape != nats.shape or counted.dtype != np.int64 or counted.min() < 0:
+            raise ValueError("counts are not those of the same documents")
+    return Evaluation(nats=nats.astype(np.float64), **counts)

@@ -34,6 +34,7 @@ from kanlm.experiments.launch import run_chains
 from kanlm.files import replacing, write_text
 from kanlm.model.matching import Cost, has_width, solve_widths, total_cost
 from kanlm.model.settings import ModelSettings
+from kanlm.reporting.contents import read_run_results
 from kanlm.training.folder import claim, write_config
 from kanlm.training.resolve import at_last_grid, resolve, shrunk_part
 from kanlm.training.run import check_corpus, check_inherited
@@ -350,6 +351,14 @@ def _trial_name(trial: dict[str, Any]) -> str:
 
 
 def _validation_loss(folder: Path) -> float:
-    """Best full validation pass over the domain trained on."""
-    (facts,) = json.loads((folder / "results.json").read_text())["arms"].values()
-    return facts["best_validation"]["nats_per_token"]
+    """Best full validation pass over the domain trained on.
+
+    Raises:
+        UserError: the run's results cannot be read, or hold none.
+    """
+    path = folder / "results.json"
+    _, facts = read_run_results(path)
+    best = facts["best_validation"]["nats_per_token"]
+    if best is None:
+        raise UserError(f"{path}: no validation gave a finite number, by which to choose")
+    return best

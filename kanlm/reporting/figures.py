@@ -19,7 +19,7 @@ from matplotlib.colors import Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
 
 from kanlm.reporting.numbers import fixed, signed
-from kanlm.reporting.study import Run, Study
+from kanlm.reporting.study import Study
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 #: One fewer than colours, so that their pairs repeat after 30 arms.
@@ -86,6 +86,8 @@ def loss_matrices(study: Study) -> list[Picture]:
         return []
     matrices = {arm: _matrix(study.results["arms"][arm]["bits_per_byte"]) for arm in study.arms}
     stacked = np.stack(list(matrices.values()))
+    if np.isnan(stacked[:, 0]).all():
+        return []
     changes = stacked - stacked[:, :1]
     largest = max(float(np.nanmax(np.abs(changes))), 1e-9)
     absolute = Normalize(float(np.nanmin(stacked)), float(np.nanmax(stacked)))
@@ -141,7 +143,7 @@ def forgetting_and_gain(study: Study) -> list[Picture]:
 
 def _curves(study: Study, domain: str | None, title: str, unit: str) -> Picture:
     """One panel; `domain` None is the training loss."""
-    offsets = _stage_offsets(study.runs)
+    offsets = _stage_offsets(study)
     shown: list[float] = []
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.8, 3.0), layout="constrained")
@@ -199,11 +201,12 @@ def _mean_curve(
     return steps, [float(np.mean([curve[step] for curve in by_step])) for step in steps]
 
 
-def _stage_offsets(runs: Sequence[Run]) -> list[int]:
-    """Steps taken before each stage, and after the last."""
+def _stage_offsets(study: Study) -> list[int]:
+    """Steps taken before each stage, and after the last; none where a log is gone."""
     offsets = [0]
-    for stage in range(1 + max(run.stage for run in runs)):
-        longest = max((run.steps for run in runs if run.stage == stage), default=0)
+    stages = max(len(study.stages), 1 + max(run.stage for run in study.runs))
+    for stage in range(stages):
+        longest = max((run.steps for run in study.runs if run.stage == stage), default=0)
         offsets.append(offsets[-1] + longest)
     return offsets
 
@@ -228,7 +231,10 @@ def _mark_stages(axes: Axes, study: Study, offsets: Sequence[int]) -> None:
 
 def _cut_first_steps(axes: Axes, values: Sequence[float]) -> None:
     """End the loss axis below the fall of the first steps, which would flatten the rest."""
-    low, high = float(np.min(values)), float(np.quantile(values, 1 - _CUT))
+    known = [value for value in values if np.isfinite(value)]
+    if not known:
+        return
+    low, high = float(np.min(known)), float(np.quantile(known, 1 - _CUT))
     if high > low:
         axes.set_ylim(low - 0.04 * (high - low), high + 0.04 * (high - low))
 

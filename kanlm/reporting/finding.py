@@ -26,13 +26,18 @@ def _prediction(results: Mapping[str, Any]) -> str:
     ranked = sorted(
         (name for name in losses if losses[name] is not None), key=lambda name: losses[name]
     )
+    if not ranked:
+        return f"No loss on {domain} was a finite number."
     best = ranked[0]
     if len(ranked) == 1:
         return f"{best} predicts {domain} at {fixed(losses[best])} bits per byte."
     second = ranked[1]
-    difference, by_seed, interval = _difference(results, second, best)
-    evidence = f"difference {fixed(difference)}, 95% interval over documents {span(interval)}"
     figures = f"{fixed(losses[best])} against {fixed(losses[second])} bits per byte"
+    compared = _difference(results, second, best)
+    if compared is None:
+        return f"On {domain}, {best} and {second} share no seed: {figures}."
+    difference, by_seed, interval = compared
+    evidence = f"difference {fixed(difference)}, 95% interval over documents {span(interval)}"
     same_sign = sum(value > 0 for value in by_seed)
     seeds = len(by_seed)
     apart = interval is not None and interval[0] > 0
@@ -75,21 +80,27 @@ def _forgetting(results: Mapping[str, Any]) -> str:
         f"{fixed(gains[second])}"
     )
     agreeing, seeds = _agreeing_seeds(results, best, second)
-    if seeds == 1:
+    if seeds == 0:
+        sentence += "; they share no seed"
+    elif seeds == 1:
         sentence += "; one seed each, so seed noise is not known"
     elif agreeing < seeds:
         sentence += f"; seeds disagree ({agreeing} of {seeds}), so the order is not settled"
     else:
         sentence += f"; the same order in each of {seeds} seeds"
-    if gains[best] < gains[second]:
+    gain, other = gains[best], gains[second]
+    if gain is not None and other is not None and gain < other:
         sentence += f". It also learned less than {second}, which alone makes forgetting smaller"
     return sentence + "."
 
 
 def _difference(
     results: Mapping[str, Any], arm: str, other: str
-) -> tuple[float, list[float], list[float] | None]:
-    """arm − other on the first domain after stage 0: mean, by seed, interval."""
+) -> tuple[float, list[float], list[float] | None] | None:
+    """arm − other on the first domain after stage 0: mean, by seed, interval.
+
+    None where they were not compared.
+    """
     for pair in results["comparisons"]:
         if (pair["stage"], pair["domain"]) != (0, results["domains"][0]):
             continue
@@ -99,12 +110,13 @@ def _difference(
         if (pair["arm"], pair["other"]) == (other, arm):
             turned = [-end for end in reversed(interval)] if interval else None
             return -pair["difference"], [-v for v in pair["difference_by_seed"]], turned
-    raise ValueError(f"results.json does not compare {arm} with {other}")
+    return None
 
 
-def _mean_gain(results: Mapping[str, Any], name: str) -> float:
+def _mean_gain(results: Mapping[str, Any], name: str) -> float | None:
+    """Mean over domains; None where one was not measured."""
     gains = list(results["arms"][name]["learning_gain"].values())
-    return sum(gains) / len(gains)
+    return None if None in gains else sum(gains) / len(gains)
 
 
 def _agreeing_seeds(results: Mapping[str, Any], best: str, second: str) -> tuple[int, int]:
@@ -113,6 +125,7 @@ def _agreeing_seeds(results: Mapping[str, Any], best: str, second: str) -> tuple
         {
             seed: sum(lost.values())
             for seed, lost in zip(arm["seeds"], arm["forgetting_by_seed"], strict=True)
+            if None not in lost.values()
         }
         for arm in (results["arms"][best], results["arms"][second])
     ]

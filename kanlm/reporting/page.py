@@ -5,16 +5,18 @@ or put beside a paper.
 """
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from kanlm.files import write_text
 from kanlm.reporting import figures
 from kanlm.reporting.figures import Picture, arm_style
 from kanlm.reporting.finding import findings
-from kanlm.reporting.numbers import count
+from kanlm.reporting.numbers import count, fixed
 from kanlm.reporting.study import Study, read_study
 from kanlm.reporting.table import Table, accounting_tables, result_tables
 
@@ -56,27 +58,18 @@ def write_report(folder: Path) -> Path:
     """Make `report.html` of a study's or a run's folder, and return its path.
 
     Raises:
-        FileNotFoundError: there is no results.json in it.
+        UserError: there is no results.json in it, a file in it is damaged, or the page cannot
+            be written.
     """
-    page = render(read_study(folder))
     path = folder / "report.html"
-    draft = folder / ".report.html.draft"
-    draft.write_text(page, encoding="utf-8")
-    draft.replace(path)
+    write_text(path, render(read_study(folder)))
     return path
 
 
 def render(study: Study) -> str:
     """The page as HTML."""
-    environment = Environment(
-        loader=PackageLoader("kanlm.reporting", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     sentences = findings(study.results)
-    return environment.get_template("template.html").render(
+    return _template().render(
         title=study.name,
         stages=study.stages,
         lead=sentences[0],
@@ -98,6 +91,18 @@ def render(study: Study) -> str:
         several_seeds=any(len(arm["seeds"]) > 1 for arm in study.results["arms"].values()),
         definitions=_definitions(study),
     )
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("kanlm.reporting", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("template.html")
 
 
 def _marked(pictures: list[Picture]) -> list[dict[str, Any]]:
@@ -163,7 +168,9 @@ def _provenance(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = []
     if "commit" in known:
         commit = known["commit"] or "not from a repository"
-        rows.append(("commit", commit + (", with uncommitted changes" if known["dirty"] else "")))
+        rows.append(
+            ("commit", commit + (", with uncommitted changes" if known.get("dirty") else ""))
+        )
     if hardware:
         gpus = ", ".join(hardware["gpus"]) or "none"
         rows += [
@@ -192,11 +199,11 @@ def _reference(reference: Mapping[str, Any]) -> str:
     if "bigram_training_tokens" in reference:
         parts.append(
             f"bigram counted {count(reference['bigram_training_tokens'])} tokens, "
-            f"discount {reference['bigram_discount']:.2f}"
+            f"discount {fixed(reference.get('bigram_discount'), 2)}"
         )
     if "xz_training_bytes" in reference:
         parts.append(
             f"xz read {count(reference['xz_training_bytes'], 'B')} of training and "
-            f"{count(reference['xz_heldout_bytes'], 'B')} of held-out text"
+            f"{count(reference.get('xz_heldout_bytes'), 'B')} of held-out text"
         )
     return "; ".join(parts)

@@ -3,11 +3,15 @@
 A study has its runs at `ARM/seed-N/stage-K-DOMAIN/`; a single run's folder is its own.
 """
 
-import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from kanlm.errors import UserError
+from kanlm.reading import read_text
+from kanlm.reporting.contents import read_lines, read_results
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ def read_study(folder: Path) -> Study:
     """Read a study's or a run's folder.
 
     Raises:
-        FileNotFoundError: there is no results.json in it.
+        UserError: there is no results.json in it, or a file in it is damaged.
     """
     results = read_results(folder / "results.json")
     single = (folder / "metrics.jsonl").exists()
@@ -72,30 +76,30 @@ def read_study(folder: Path) -> Study:
     return Study(folder.resolve().name, results, runs)
 
 
-def read_results(path: Path) -> dict[str, Any]:
-    """Read results.json. A single run's is that of a study of one arm with one stage."""
-    return json.loads(path.read_text())
-
-
 def _runs(folder: Path, results: Mapping[str, Any]) -> Iterator[Run]:
     for arm in results["arms"]:
+        # Whoever made the file may have named a folder elsewhere.
+        if arm in ("", ".", "..") or "/" in arm or "\0" in arm:
+            raise UserError(f"{folder / 'results.json'}: an arm's name is no folder's: {arm!r}")
         found = []
         for path in (folder / arm).glob("seed-*/stage-*-*/metrics.jsonl"):
-            seed = int(path.parent.parent.name.removeprefix("seed-"))
-            _, stage, domain = path.parent.name.split("-", 2)
-            found.append((seed, int(stage), domain, path.parent))
+            seed = re.fullmatch(r"seed-(\d{1,18})", path.parent.parent.name)
+            stage = re.fullmatch(r"stage-(\d{1,3})-(.+)", path.parent.name)
+            if seed and stage:
+                found.append((int(seed[1]), int(stage[1]), stage[2], path.parent))
         for seed, stage, domain, place in sorted(found):
             yield _read_run(place, arm, seed, stage, domain)
 
 
 def _single_run(folder: Path, results: Mapping[str, Any]) -> Iterator[Run]:
+    if len(results["arms"]) != 1:
+        raise UserError(f"{folder / 'results.json'} holds several arms, beside a single run's log")
     [(arm, values)] = results["arms"].items()
     yield _read_run(folder, arm, values["seeds"][0], 0, results["domains"][0])
 
 
 def _read_run(folder: Path, arm: str, seed: int, stage: int, domain: str) -> Run:
     lines: dict[str, list[dict[str, Any]]] = {"train": [], "validation": [], "sample": []}
-    for text in (folder / "metrics.jsonl").read_text().splitlines():
-        line = json.loads(text)
+    for line in read_lines(folder / "metrics.jsonl"):
         lines.setdefault(line["kind"], []).append(line)
-    return Run(arm, seed, stage, domain, lines, (folder / "config.yaml").read_text())
+    return Run(arm, seed, stage, domain, lines, read_text(folder / "config.yaml"))

@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table as RichTable
 
+from kanlm.reporting.contents import read_results
 from kanlm.reporting.finding import findings
 from kanlm.reporting.numbers import MISSING, count, duration, fixed, signed, significant, span
-from kanlm.reporting.study import read_results, stage_count
+from kanlm.reporting.study import stage_count
 
 DIFFERENCES = "Differences"
 #: Arms of which every pair is shown.

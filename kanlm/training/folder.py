@@ -32,6 +32,19 @@ READ_BY = {
         "evaluation.batch_size",
         "evaluation.bootstrap_resamples",
     ),
+    # The text is the one given: its name, sources and folder are no settings any more.
+    "evaluate --data": (
+        "data.cache_dir",
+        "data.validation_fraction",
+        "data.test_fraction",
+        "data.near_duplicate_threshold",
+        "data.attention_within_documents",
+        "model.context_length",
+        "evaluation.split",
+        "evaluation.stride",
+        "evaluation.batch_size",
+        "evaluation.bootstrap_resamples",
+    ),
     "generate": ("generation", "seed"),
 }
 

@@ -31,7 +31,6 @@ from kanlm.data.tokenizer import end_of_document
 from kanlm.errors import UserError
 from kanlm.evaluation.perplexity import Evaluation, evaluate
 from kanlm.faults import point
-from kanlm.files import replacing
 from kanlm.model import KanLMConfig, KanLMForCausalLM
 from kanlm.model.accounting import Accounting, account
 from kanlm.model.grids import with_grid_size
@@ -46,7 +45,7 @@ from kanlm.training.sampling import sample_text
 from kanlm.training.sharding import accelerator_options, check_engine, shards
 from kanlm.training.stopping import Stop
 from kanlm.training.tracking import say
-from kanlm.training.trained import load_tokenizer, load_trained
+from kanlm.training.trained import load_tokenizer, load_trained, write_model
 from kanlm.training.trainer import Progress, Trainer
 
 
@@ -87,12 +86,10 @@ def _run(
     config: Config, accelerator: Accelerator, stop: Stop, folder: Path, stack: ExitStack
 ) -> Outcome | None:
     """`run` in a folder that is free; `stack` keeps it from others to the end."""
-    with accelerator.main_process_first():
-        report = say if accelerator.is_main_process else _silent
-        tokenizer = _tokenizer(config, report)
-        corpora = [open_corpus(data, tokenizer, report=report) for data in _domains(config)]
-    for corpus in corpora:
-        check_corpus(corpus, config)
+    # The main process prepares what the others then find.
+    prepared: list[tuple[PreTrainedTokenizerFast, list[Corpus]]] = []
+    on_main(accelerator, lambda: prepared.append(_text(config, say)))
+    tokenizer, corpora = prepared[0] if prepared else _text(config, _silent)
     model = _model(config, tokenizer)
     trainer = _trainer(config, accelerator, model, tokenizer, corpora, stop, folder)
     # Nothing is wrong with the settings: the folder becomes this run's.
@@ -108,14 +105,16 @@ def _run(
             for corpus, data in zip(corpora, _domains(config), strict=True)
         }
         model = trainer.whole_model()
-        accelerator.wait_for_everyone()
+
+        def save() -> None:
+            assert model is not None
+            write_model(folder, model, tokenizer)
+
+        on_main(accelerator, save)
     finally:
         trainer.leave()
     if model is None:
         return None
-    with replacing(folder / "model") as draft:
-        model.save_pretrained(draft)
-        tokenizer.save_pretrained(draft)
     point("before-results")
     return Outcome(
         folder=folder,
@@ -194,6 +193,17 @@ def _accelerator(config: Config) -> Accelerator:
 
 def _silent(line: str) -> None:
     """Take a line that the main process prints already."""
+
+
+def _text(
+    config: Config, report: Callable[[str], None]
+) -> tuple[PreTrainedTokenizerFast, list[Corpus]]:
+    """The tokenizer and every domain's tokens, prepared where they are not yet."""
+    tokenizer = _tokenizer(config, report)
+    corpora = [open_corpus(data, tokenizer, report=report) for data in _domains(config)]
+    for corpus in corpora:
+        check_corpus(corpus, config)
+    return tokenizer, corpora
 
 
 def _tokenizer(config: Config, report: Callable[[str], None]) -> PreTrainedTokenizerFast:

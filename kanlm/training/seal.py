@@ -6,7 +6,7 @@ from the folder, and a file that was put there by somebody else as well.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,15 @@ def seal(folder: Path, known: Mapping[str, Facts] | None = None) -> None:
     (folder / INDEX).write_text(_text(_files(folder, known or {})))
 
 
-def damage(folder: Path) -> str | None:
-    """What is wrong with a sealed folder, in words, or None if it is as it was sealed."""
+def damage(folder: Path, beside: Collection[str] = ()) -> str | None:
+    """What is wrong with a sealed folder, in words, or None if it is as it was sealed.
+
+    Arguments:
+        beside: names of what may have been put there since.
+    """
     try:
         text = (folder / INDEX).read_bytes()
-        found = _files(folder, {})
+        found = _files(folder, {}, beside)
         if text == _text(found).encode():
             return None
         return _difference(json.loads(text)["files"], found)
@@ -50,8 +54,11 @@ def damage(folder: Path) -> str | None:
         return f"{INDEX} is damaged"
 
 
-def _files(folder: Path, known: Mapping[str, Facts]) -> dict[str, Facts]:
-    names = sorted(path.name for path in folder.iterdir() if path.name != INDEX)
+def _files(
+    folder: Path, known: Mapping[str, Facts], beside: Collection[str] = ()
+) -> dict[str, Facts]:
+    unlisted = {INDEX, *beside}
+    names = sorted(path.name for path in folder.iterdir() if path.name not in unlisted)
     return {name: known[name] if name in known else facts(folder / name) for name in names}
 
 

@@ -19,6 +19,7 @@ from kanlm.config import Config, to_tree
 from kanlm.errors import UserError
 from kanlm.faults import point
 from kanlm.files import cannot_write, write_text
+from kanlm.reading import parse_object
 
 console = Console(highlight=False)
 
@@ -78,8 +79,11 @@ class Tracker:
         keep = lines_up_to(path, self.step) if self.step else []
         point("inside-log-rewrite")
         write_text(path, "".join(keep))
-        # Unbuffered, so that nothing is left to be written where writing failed.
-        self.file = path.open("ab", buffering=0)
+        try:
+            # Unbuffered, so that nothing is left to be written where writing failed.
+            self.file = path.open("ab", buffering=0)
+        except OSError as error:
+            raise cannot_write(path, error) from None
         if self.config.tracking.wandb != "disabled":
             self._start_wandb()
         self.progress.start()
@@ -117,9 +121,11 @@ class Tracker:
         """
         if not self.main:
             return
-        line = json.dumps({"kind": kind, "step": step, **values}) + "\n"
+        rest = f"{json.dumps({'kind': kind, 'step': step, **values})}\n".encode()
         try:
-            self.file.write(line.encode())
+            # Where the disk has room for a part, that is written and nothing said.
+            while rest:
+                rest = rest[self.file.write(rest) :]
         except OSError as error:
             raise cannot_write(Path(self.file.name), error) from None
         if self.wandb_run is not None:
@@ -182,10 +188,9 @@ def lines_up_to(path: Path, step: int) -> list[str]:
 
 def _step_of(line: bytes, where: str) -> int:
     try:
-        values = json.loads(line)
-        step = values["step"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        step = parse_object(line, finite=False).get("step")
+    except ValueError:
         raise UserError(f"{where}: expected a JSON object with a step") from None
-    if not isinstance(values, dict) or not isinstance(step, int):
+    if isinstance(step, bool) or not isinstance(step, int):
         raise UserError(f"{where}: expected a JSON object with a whole number for a step")
     return step

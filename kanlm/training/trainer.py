@@ -10,6 +10,7 @@ import gc
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -153,15 +154,20 @@ class Trainer:
             UserError: nothing can be written, the text has changed, or too many steps in a
                 row had to be left out.
         """
-        with self._tracker() as self.tracker, self.stop.noted(self.tracker.note):
-            try:
-                while not self._finished():
-                    self._change_grids()
-                    self.train_step()
-                    self._after_step()
-                self._finish_saving()
-            finally:
-                self.saving.abandon()
+        self.tracker = self._tracker()
+        with ExitStack() as stack:
+
+            def start() -> None:
+                stack.enter_context(self.tracker)
+
+            on_main(self.accelerator, start)
+            stack.enter_context(self.stop.noted(self.tracker.note))
+            stack.callback(self.saving.abandon)
+            while not self._finished():
+                self._change_grids()
+                self.train_step()
+                self._after_step()
+            self._finish_saving()
         if self.config.training.early_stopping_patience is not None:
             best = on_main(self.accelerator, self._best_checkpoint)
             reshard(self.bare_model)
@@ -286,7 +292,7 @@ class Trainer:
     def _note_unusual(self, unusual: str, taken: bool) -> None:
         """Log a step that was left out or is a spike, and give up after too many in a row."""
         step, health, training = self.state.step, self.state.health, self.config.training
-        self.tracker.log("unusual", step, {"what": unusual, "skipped": not taken})
+        self._record("unusual", step, {"what": unusual, "skipped": not taken})
         self.tracker.note(f"step {step}: {unusual}{'' if taken else '; the step is left out'}")
         if health.skipped_in_a_row < training.max_skipped_steps:
             return
@@ -332,7 +338,7 @@ class Trainer:
         errors = {name: refit.error for name, refit in refits.items()}
         values = {f"{name}/refit_error": error for name, error in errors.items()}
         # Of the next step, because a checkpoint of this one was written before.
-        self.tracker.log("grid", self.state.step + 1, values)
+        self._record("grid", self.state.step + 1, values)
         worst = max(errors.values())
         self.tracker.note(
             f"step {self.state.step}: grids moved, relative error at most {worst:.1e}"
@@ -572,7 +578,7 @@ class Trainer:
         )
         self.state.seconds += outcome.seconds
         self.state.tokens += outcome.tokens
-        self.tracker.log("polish", self.state.step, asdict(outcome))
+        self._record("polish", self.state.step, asdict(outcome))
         after = self._validate()
         worse = "; validation got worse: leave out training.polish_steps, or raise "
         self.tracker.note(
@@ -582,6 +588,10 @@ class Trainer:
         )
 
     # Logging
+
+    def _record(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """Write a line of metrics, all processes together: where it fails, all of them end."""
+        on_main(self.accelerator, lambda: self.tracker.log(kind, step, values))
 
     def _log(self) -> None:
         """Write the means since the last log line, if a step was taken."""
@@ -613,7 +623,7 @@ class Trainer:
             values["penalty"] = means["penalty"]
         if means["auxiliary_loss"]:
             values["auxiliary_loss"] = means["auxiliary_loss"]
-        self.tracker.log("train", self.state.step, values)
+        self._record("train", self.state.step, values)
         self.tracker.show(self.state.step, training_status(values))
 
     def _validate(self) -> float:
@@ -621,7 +631,7 @@ class Trainer:
         with self.phases.of("validation"):
             figures = self.validate(self.bare_model)
         for values in figures:
-            self.tracker.log("validation", self.state.step, values)
+            self._record("validation", self.state.step, values)
             self.tracker.note(
                 f"step {self.state.step}: {values['domain']} "
                 f"{values['bits_per_byte']:.4f} bits per byte, "
@@ -646,15 +656,16 @@ class Trainer:
             values[f"{name}/in_range"] = occupancy.in_range.mean().item()
             values[f"{name}/use"] = occupancy.use.mean(dim=0).tolist()
         if values:
-            self.tracker.log("grid", self.state.step, values)
+            self._record("grid", self.state.step, values)
 
     def _sample(self) -> None:
+        text = None
         # A shared model needs all processes, which draw the same tokens.
         if self.accelerator.is_main_process or self._sharded:
             with self.phases.of("sample"):
                 text = self.sample(self.bare_model)
-            prompt = self.config.generation.prompt
-            self.tracker.log("sample", self.state.step, {"prompt": prompt, "text": text})
+        prompt = self.config.generation.prompt
+        self._record("sample", self.state.step, {"prompt": prompt, "text": text})
 
     def _stop_requested(self) -> int | None:
         """The exit code if a stop is wanted; several processes have agreed on it in the step."""

@@ -1,12 +1,15 @@
 """The bigram against one made of dictionaries, and xz on text whose worth is known."""
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from kanlm.errors import UserError
 from kanlm.evaluation import references as module
 from kanlm.evaluation.references import bigram_bits_per_byte, references, xz_bits_per_byte
 
@@ -181,3 +184,24 @@ def test_both_are_reported_with_what_they_read(chain) -> None:
     assert both.bigram == bigram_bits_per_byte(chain, "test")[0]
     assert both.xz == xz_bits_per_byte(chain, "test")[0]
     assert both.xz_training_bytes == 20 * 60
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b'{"bigram": 1', "cannot be read"), (b'{"bigram": "low"}', ".bigram = "), (b"{}", "missing")],
+)
+def test_kept_references_that_are_damaged_are_named(content, said, tmp_path, monkeypatch) -> None:
+    known = module.References(3.0, 0.8, 100, 2.5, 1000, 100)
+    monkeypatch.setattr(module, "references", lambda corpus, split: known)
+    monkeypatch.setattr(module, "tokenizer_hash", lambda tokenizer: "hash")
+    corpus: Any = SimpleNamespace(
+        fingerprint="abc", tokenizer=None, data=SimpleNamespace(cache_dir=str(tmp_path))
+    )
+    assert module.cached_references(corpus, "test") == asdict(known)
+    monkeypatch.setattr(module, "references", None)
+    assert module.cached_references(corpus, "test") == asdict(known)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=str(path)) as caught:
+        module.cached_references(corpus, "test")
+    assert said in str(caught.value)

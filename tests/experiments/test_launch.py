@@ -16,8 +16,10 @@ import yaml
 
 from kanlm.config import Config, from_tree
 from kanlm.errors import Interrupted, UserError
+from kanlm.experiments import launch
 from kanlm.experiments.launch import run_chains
 from kanlm.training.resolve import resolve
+from kanlm.training.tracking import training_status
 
 
 @pytest.fixture
@@ -166,3 +168,25 @@ def _steps(place: Path) -> int:
     metrics = place / "metrics.jsonl"
     lines = metrics.read_text().splitlines() if metrics.exists() else []
     return json.loads(lines[-1])["step"] if lines else 0
+
+
+TRAINED = {"kind": "train", "step": 3, "loss": 2.5, "bits_per_byte": 3.5, "tokens_per_second": 9.0}
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        b'{"kind": "train", "step": 4, "lo',
+        b'{"kind": "train", "step": 4}\n',
+        json.dumps({**TRAINED, "loss": "low"}).encode() + b"\n",
+        json.dumps({**TRAINED, "step": None}).encode() + b"\n",
+        b'{"kind": "train", "step": \xff}\n',
+    ],
+)
+def test_a_bar_shows_the_last_line_that_can_be_shown(last: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"\n" + json.dumps(TRAINED).encode() + b"\n" + last)
+    line = launch._last_training_line(path)
+    assert line is not None
+    assert line == TRAINED
+    assert "loss 2.500 nats" in training_status(line)

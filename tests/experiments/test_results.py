@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kanlm.errors import UserError
 from kanlm.evaluation.perplexity import Evaluation
 from kanlm.evaluation.statistics import bootstrap_interval
 from kanlm.experiments.results import (
@@ -17,7 +18,7 @@ from kanlm.experiments.results import (
     Record,
     derive,
     read_documents,
-    read_records,
+    records_of,
     write_results,
 )
 
@@ -230,7 +231,7 @@ def test_files_round_trip(tmp_path: Path) -> None:
     results = derived()
     write_results(tmp_path, results, evaluations)
     assert json.loads((tmp_path / "results.json").read_text()) == results
-    assert read_records(tmp_path / "results.json") == make_records(evaluations)
+    assert records_of(results) == make_records(evaluations)
     again = read_documents(tmp_path / "documents.jsonl")
     assert list(again) == list(evaluations)
     for place, evaluation in evaluations.items():
@@ -239,10 +240,38 @@ def test_files_round_trip(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["documents.jsonl", "results.json"]
 
 
-def test_records_of_another_schema_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "results.json").write_text(json.dumps({"schema_version": 99, "records": []}))
-    with pytest.raises(ValueError, match="schema_version is 99"):
-        read_records(tmp_path / "results.json")
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda line: line[: len(line) // 2],
+        lambda line: b"[1]",
+        lambda line: b"\xff",
+        lambda line: line.replace(b'"bytes"', b'"byte"'),
+        lambda line: line.replace(b"[50, 50", b"[50, 50.5"),
+        lambda line: line.replace(b"[50, 50", b"[-50, 50"),
+        lambda line: line.replace(b"[50, 50", b"[50"),
+        lambda line: line.replace(b'"nats": [', b'"nats": ["1.5", '),
+        lambda line: line.replace(b'"nats": [', b'"nats": [NaN, '),
+        lambda line: line.replace(b'"arm": "kan"', b'"arm": []'),
+    ],
+)
+def test_a_line_of_documents_that_was_not_written_here_is_named(change, tmp_path: Path) -> None:
+    path = tmp_path / "documents.jsonl"
+    write_results(tmp_path, derived(), make_evaluations())
+    first, second, *rest = path.read_bytes().splitlines(keepends=True)
+    damaged = change(second)
+    assert damaged != second
+    path.write_bytes(first + damaged.rstrip(b"\n") + b"\n" + b"".join(rest))
+    with pytest.raises(UserError, match=r"documents\.jsonl, line 2: expected sums by document"):
+        read_documents(path)
+
+
+def test_a_loss_that_is_no_number_gives_no_results(tmp_path: Path) -> None:
+    evaluations = make_evaluations()
+    evaluations[place_of("kan", 1, 1, "prose")].nats[2] = np.nan
+    with pytest.raises(UserError, match="the loss of kan on prose is no finite number"):
+        write_results(tmp_path, derived(make_records(evaluations)), evaluations)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_record_names_its_place() -> None:

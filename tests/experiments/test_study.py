@@ -357,8 +357,10 @@ def test_finalists_are_the_reference_and_the_best_of_the_others(compared, tmp_pa
     for arm, loss in zip(arms, (9.0, 1.0, 3.0, 2.0), strict=True):
         place = tmp_path / arm.name
         place.mkdir()
-        facts = {"arms": {"x": {"best_validation": {"nats_per_token": loss}}}}
-        (place / "results.json").write_text(json.dumps(facts))
+        results = results_of(compared.folder / "kan" / "seed-0" / "stage-0-words")
+        for facts in results["arms"].values():
+            facts["best_validation"]["nats_per_token"] = loss
+        (place / "results.json").write_text(json.dumps(results))
         chains.append([replace(arm.config, output_dir=str(place))])
     for number, names in ((1, "a"), (3, "abd"), (9, "abdc")):
         assert "".join(arm.name for arm in study._finalists(arms, chains, number)) == names
@@ -468,6 +470,65 @@ def test_stages_belong_to_continual_and_a_study_to_both(refuse, stages):
     line = refuse("continual", study={"arms": ARMS, "stages": twice})
     assert "each stage needs its own data.domain, not ['words', 'code', 'code']" in line
     assert "no `study:` section" in refuse()
+
+
+@pytest.mark.parametrize(
+    ("verb", "settings", "said"),
+    [
+        ("compare", {"stages": [{"data": {"domain": "code"}}]}, "study.stages belongs to"),
+        ("continual", {}, "study.stages is empty"),
+    ],
+)
+def test_a_dry_run_is_refused_for_stages_as_the_study_is(
+    verb, settings, said, tmp_path, make_tree, capsys
+):
+    path = write(tmp_path, make_tree(tmp_path, **SHORT, study={"arms": ARMS, **settings}))
+    for words in ([], ["--dry-run"]):
+        with pytest.raises(SystemExit) as caught:
+            main([verb, str(path), *words])
+        assert caught.value.code == 2
+        printed = capsys.readouterr()
+        assert printed.err.startswith(f"kanlm: {said}")
+        assert not printed.out
+
+
+def spoil_digit(path: Path) -> None:
+    """Another number, which is as possible as the true one."""
+    lines = path.read_text().splitlines(keepends=True)
+    values = json.loads(lines[0])
+    values["nats"][0] += 1.0
+    path.write_text(json.dumps(values) + "\n" + "".join(lines[1:]))
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "said"),
+    [
+        ("results.json", lambda path: path.write_bytes(path.read_bytes()[:-9]), "cannot be read"),
+        ("documents.jsonl", lambda path: path.write_bytes(b"{}\n"), "line 1: expected sums"),
+        ("documents.jsonl", lambda path: path.write_bytes(b""), "nothing on words"),
+        ("documents.jsonl", lambda path: path.unlink(), "No such file"),
+        ("documents.jsonl", spoil_digit, "results.json and documents.jsonl differ on words"),
+        ("metrics.jsonl", lambda path: path.write_bytes(b"[]\n"), "line 1: expected a JSON object"),
+    ],
+)
+def test_what_a_run_wrote_and_is_damaged_is_named(
+    name, spoil, said, compared, tmp_path, capsys, here
+):
+    """And not averaged with the rest."""
+    shutil.copytree(compared.folder, tmp_path / "run")
+    place = tmp_path / "run" / "gelu" / "seed-1" / "stage-0-words"
+    spoil(place / name)
+    (tmp_path / "run" / "report.html").unlink()
+    started = len(here.folders)
+    with pytest.raises(SystemExit) as caught:
+        main(["compare", str(compared.path), f"output_dir={tmp_path / 'run'}"])
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert str(place) in error
+    assert said in error
+    assert len(here.folders) == started
+    assert not (tmp_path / "run" / "report.html").exists()
 
 
 def test_a_folder_that_holds_another_study_is_refused(compared, capsys, here):

@@ -113,3 +113,23 @@ def test_pretraining_alone_says_nothing_of_forgetting(
 ) -> None:
     folder = study_maker(tmp_path / "study", stages=1)
     assert len(findings(json.loads((folder / "results.json").read_text()))) == 1
+
+
+def test_arms_that_share_no_seed_are_not_paired(results: dict[str, Any]) -> None:
+    results["comparisons"] = []
+    results["arms"]["kan"]["seeds"] = [7, 8]
+    prediction, forgetting = findings(results)
+    assert prediction.startswith("On prose, swiglu and kan share no seed: 2.0")
+    assert "; they share no seed" in forgetting
+
+
+def test_what_was_not_measured_is_not_compared(results: dict[str, Any]) -> None:
+    for arm in results["arms"].values():
+        arm["learning_gain"]["code"] = None
+        arm["forgetting_by_seed"][0]["prose"] = None
+    sentence = findings(results)[1]
+    assert "having gained – against –" in sentence
+    assert "learned less" not in sentence
+    for arm in results["arms"].values():
+        arm["bits_per_byte"][0][0] = None
+    assert findings(results)[0] == "No loss on prose was a finite number."

@@ -2,12 +2,15 @@
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+from kanlm.errors import UserError
 from kanlm.reporting.page import write_report
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -96,6 +99,7 @@ def test_text_of_models_and_people_is_escaped(
     results = json.loads((folder / "results.json").read_text())
     hostile = "<script>$x_1$ & co"
     results["arms"] = {hostile: results["arms"]["kan"]}
+    results["records"] = [{**record, "arm": hostile} for record in results["records"]]
     (folder / "kan").rename(folder / hostile)
     (folder / "results.json").write_text(json.dumps(results))
     page = check(write_report(folder).read_text())
@@ -142,5 +146,58 @@ def test_trials_of_a_sweep_are_no_runs_of_the_study(study_folder: Path) -> None:
 
 
 def test_a_folder_without_results_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"results\.json"):
+    with pytest.raises(UserError, match=r"results\.json cannot be read: No such file"):
         write_report(tmp_path)
+
+
+def test_a_page_that_cannot_be_written_is_named_and_the_last_one_stays(study_folder: Path) -> None:
+    before = write_report(study_folder).read_bytes()
+    # A link that would have been followed, and then a folder that cannot be replaced.
+    (study_folder / ".report.html.draft").symlink_to(study_folder / "results.json")
+    assert write_report(study_folder).read_bytes() == before
+    (study_folder / ".report.html.draft").mkdir()
+    with pytest.raises(UserError, match=r"report\.html cannot be written: Is a directory"):
+        write_report(study_folder)
+    assert (study_folder / "report.html").read_bytes() == before
+
+
+def test_a_stage_whose_log_is_gone_has_no_curve(study_folder: Path) -> None:
+    for path in study_folder.glob("*/seed-*/stage-1-code/metrics.jsonl"):
+        path.unlink()
+    page = check(write_report(study_folder).read_text())
+    assert "Learning curves" in page.text
+
+
+def test_a_log_that_a_kill_cut_short_is_shown_as_far_as_it_is_whole(run_folder: Path) -> None:
+    path = run_folder / "metrics.jsonl"
+    whole = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(whole[:-1]))
+    before = write_report(run_folder).read_bytes()
+    path.write_bytes(b"".join(whole)[:-20])
+    assert write_report(run_folder).read_bytes() == before
+
+
+def test_a_link_out_of_a_run_is_not_shown(run_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("password")
+    (run_folder / "config.yaml").unlink()
+    (run_folder / "config.yaml").symlink_to(tmp_path / "secret")
+    with pytest.raises(UserError, match=r"config\.yaml is a link that leads out of its folder"):
+        write_report(run_folder)
+
+
+def test_a_run_without_a_finite_loss_has_a_report(run_folder: Path) -> None:
+    path = run_folder / "results.json"
+    results = json.loads(path.read_text())
+    for arm in results["arms"].values():
+        arm["bits_per_byte"] = [[None, None]]
+        arm["bits_per_byte_by_seed"] = [[[None, None]]]
+    path.write_text(json.dumps(results))
+    assert "No loss on prose was a finite number." in write_report(run_folder).read_text()
+
+
+def test_a_report_needs_neither_torch_nor_what_it_takes_to_train() -> None:
+    code = (
+        "import sys, kanlm.reporting.page; "
+        "assert not {'torch', 'transformers', 'omegaconf'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

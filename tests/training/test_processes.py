@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -279,3 +280,49 @@ main(sys.argv[1:])
     assert kept == ["latest", "step-00000002"]
     program.write_text("import sys; from kanlm.cli import main; main(sys.argv[1:])")
     assert run_in_two(program, config, tmp_path, training=training).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sharding", "victim"), [("none", 1), ("full", 0), ("full", 1)])
+def test_a_killed_process_ends_the_other(
+    config: Config, tmp_path: Path, sharding: str, victim: int
+):
+    """In the middle of a step, when the other is about to wait for gradients or parameters."""
+    program = tmp_path / "program.py"
+    killed = tmp_path / "killed"
+    program.write_text(
+        f"""
+import os, pathlib, signal, sys
+from kanlm.cli import main
+from kanlm.training import trainer
+
+calls = 0
+synchronised = trainer.synchronised
+
+
+def disturbed(accelerator, wrapped, last):
+    global calls
+    calls += 1
+    if calls == 6 and accelerator.process_index == {victim}:
+        pathlib.Path({str(killed)!r}).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return synchronised(accelerator, wrapped, last)
+
+
+trainer.synchronised = disturbed
+main(sys.argv[1:])
+"""
+    )
+    training = {"log_every": 1, "sharding": sharding}
+    done = run_in_two(program, config, tmp_path, training=training)
+    assert time.time() - killed.stat().st_mtime < 20
+    assert done.returncode == 1
+    assert f"exitcode  : {-signal.SIGKILL}" in done.stderr
+    assert not (tmp_path / "two" / "results.json").exists()
+    # What the log holds is whole, and the same command goes on.
+    two = replace(config, output_dir=str(tmp_path / "two"))
+    assert [line["step"] for line in lines(two, "train")] == [1, 2, 3, 4, 5]
+    program.write_text("import sys; from kanlm.cli import main; main(sys.argv[1:])")
+    again = run_in_two(program, config, tmp_path, training=training)
+    assert again.returncode == 0, again.stderr
+    assert [line["step"] for line in lines(two, "train")] == list(range(1, 13))

@@ -1,5 +1,6 @@
 """What is tracked can be read back: metrics.jsonl, and wandb's own file."""
 
+import errno
 import json
 import struct
 from collections.abc import Iterator
@@ -10,9 +11,10 @@ import pytest
 from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportAttributeAccessIssue]
 
 from kanlm.config import Config, from_tree, merge, to_tree
+from kanlm.errors import UserError
 from kanlm.training import run as runs
 from kanlm.training.resolve import resolve
-from kanlm.training.tracking import Tracker
+from kanlm.training.tracking import Tracker, lines_up_to
 from kanlm.training.trainer import Trainer
 
 BLOCK = 32768
@@ -125,3 +127,70 @@ def test_resuming_cuts_later_and_unfinished_lines(config: Config, tmp_path: Path
     with Tracker(tmp_path, quiet, main=True, step=6, wandb_id=None) as tracker:
         tracker.log("train", 7, {"loss": 1.0})
     assert [line["step"] for line in metrics(tmp_path)] == [3, 6, 7]
+
+
+class SmallDisk:
+    """Takes so many bytes at a time and so many in all, as a disk that is getting full."""
+
+    name = "metrics.jsonl"
+
+    def __init__(self, room: int) -> None:
+        self.room, self.written = room, b""
+
+    def write(self, data: bytes) -> int:
+        if not self.room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        taken = data[: min(self.room, 7)]
+        self.room -= len(taken)
+        self.written += taken
+        return len(taken)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("missing", [0, 1, 20])
+def test_a_line_is_whole_or_its_end_is_missed(missing: int, config: Config, tmp_path: Path):
+    """A disk with room for a part of it takes that, and only the next write fails."""
+    line = json.dumps({"kind": "train", "step": 1, "loss": 1.25}).encode() + b"\n"
+    disk = SmallDisk(len(line) - missing)
+    quiet = replace(config, tracking=replace(config.tracking, wandb="disabled"))
+    with Tracker(tmp_path, quiet, main=True, step=0, wandb_id=None) as tracker:
+        tracker.file.close()
+        tracker.file = disk  # pyright: ignore[reportAttributeAccessIssue]
+        if missing:
+            with pytest.raises(UserError, match="no space is left on the disk"):
+                tracker.log("train", 1, {"loss": 1.25})
+        else:
+            tracker.log("train", 1, {"loss": 1.25})
+    assert disk.written == line[: len(line) - missing]
+
+
+def test_a_log_that_cannot_be_opened_is_named(config: Config, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("kanlm.training.tracking.write_text", lambda path, text: path.mkdir())
+    with (
+        pytest.raises(UserError, match=r"metrics\.jsonl cannot be written: Is a directory"),
+        Tracker(tmp_path, config, main=True, step=0, wandb_id=None),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"[]",
+        b"{}",
+        b'{"step": 1.5}',
+        b'{"step": true}',
+        b'{"step": 1, "text": "\xff"}',
+        # Half of a pair, which Python's reader of JSON takes from bytes.
+        b'{"step": 1, "text": "\xed\xa0\x80"}',
+        b'{"a":' * 10_000,
+    ],
+    ids=lambda line: line[:30],
+)
+def test_a_line_that_was_not_written_here_ends_a_resumption(line: bytes, tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + line + b"\n")
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line 2: expected a JSON object with a"):
+        lines_up_to(path, 3)

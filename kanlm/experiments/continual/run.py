@@ -20,6 +20,16 @@ def continual(config: Config) -> Path:
     Raises:
         UserError: there is no stage after pretraining.
     """
+    check_stages(config)
+    assert config.study is not None
+    return conclude(config, study.run(config, config.study.stages))
+
+
+def check_stages(config: Config) -> None:
+    """Check that there is something to learn afterwards.
+
+    Raises:
+        UserError: as of `continual`.
+    """
     if config.study is None or not config.study.stages:
         raise UserError("study.stages is empty: name the domains that follow pretraining")
-    return conclude(config, study.run(config, config.study.stages))
