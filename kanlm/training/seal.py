@@ -10,6 +10,9 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from kanlm.errors import UserError
+from kanlm.reading import check_plain
+
 INDEX = "index.json"
 FORMAT_VERSION = 1
 
@@ -19,7 +22,12 @@ Facts = dict[str, Any]
 
 
 def facts(path: Path) -> Facts:
-    """Read a file for what the index says of it."""
+    """Read a file for what the index says of it.
+
+    Raises:
+        UserError: it is no ordinary file.
+    """
+    check_plain(path)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"bytes": path.stat().st_size, "sha256": digest}
@@ -41,6 +49,7 @@ def damage(folder: Path, beside: Collection[str] = ()) -> str | None:
         beside: names of what may have been put there since.
     """
     try:
+        check_plain(folder / INDEX)
         text = (folder / INDEX).read_bytes()
         found = _files(folder, {}, beside)
         if text == _text(found).encode():
@@ -50,6 +59,8 @@ def damage(folder: Path, beside: Collection[str] = ()) -> str | None:
         return f"{INDEX} is missing"
     except OSError as error:
         return f"{Path(str(error.filename)).name} cannot be read: {error.strerror}"
+    except UserError as error:
+        return str(error)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"{INDEX} is damaged"
 

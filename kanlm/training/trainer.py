@@ -37,7 +37,7 @@ from kanlm.training.meter import Meter, Window
 from kanlm.training.optimizer import learning_rates, set_learning_rate
 from kanlm.training.phases import Phases
 from kanlm.training.polish import coefficients, polish
-from kanlm.training.processes import on_main, sum_over_processes, told_elsewhere
+from kanlm.training.processes import in_all, on_main, sum_over_processes, told_elsewhere
 from kanlm.training.saving import Saving
 from kanlm.training.schedule import learning_rate_ratio
 from kanlm.training.sharding import gathered_copy, place, reshard, shards, synchronised
@@ -466,7 +466,10 @@ class Trainer:
                 f"'{self.config.data.domain}': bring that text back, or choose another output_dir"
             )
         self._take_grids_of(self.state.step)
-        checkpoints.load_checkpoint(found, self.bare_model, self._bare_optimizer)
+        in_all(
+            self.accelerator,
+            lambda: checkpoints.load_checkpoint(found, self.bare_model, self._bare_optimizer),
+        )
         point("inside-resume")
         self.meter.start(self.state.window)
         self._resume_random_numbers(found)

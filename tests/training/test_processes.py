@@ -12,10 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from kanlm.config import Config, from_tree, merge, to_tree, to_yaml
 from kanlm.training import run as runs
+from kanlm.training.checkpoint import checkpoint_place
 from kanlm.training.resolve import resolve
+from kanlm.training.seal import seal
 
 
 def launch(config: Config, *command: str) -> None:
@@ -326,3 +330,18 @@ main(sys.argv[1:])
     again = run_in_two(program, config, tmp_path, training=training)
     assert again.returncode == 0, again.stderr
     assert [line["step"] for line in lines(two, "train")] == list(range(1, 13))
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_does_not_fit_is_told_of_once(config: Config, tmp_path: Path):
+    program = tmp_path / "program.py"
+    program.write_text("import sys; from kanlm.cli import main; main(sys.argv[1:])")
+    assert run_in_two(program, config, tmp_path, training={"checkpoint_every": 4}).returncode == 0
+    two = tmp_path / "two"
+    (two / "results.json").unlink()
+    place = checkpoint_place(two / "checkpoints", 12)
+    save_file({"x:exp_avg": torch.ones(3)}, place / "optimizer.safetensors")
+    seal(place)
+    done = run_in_two(program, config, tmp_path, training={"checkpoint_every": 4})
+    assert done.returncode != 0
+    assert done.stderr.count("x:exp_avg is of no parameter") == 1

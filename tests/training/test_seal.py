@@ -1,5 +1,7 @@
 """Whatever happens to a file of a sealed folder is found."""
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,3 +61,30 @@ def test_every_byte_of_the_index_counts(sealed: Path):
 def test_a_file_that_was_put_there_is_named(sealed: Path):
     (sealed / "more.pkl").touch()
     assert damage(sealed) == "more.pkl is not in index.json"
+
+
+class TooLongError(Exception):
+    """Reading did not end."""
+
+
+@pytest.mark.parametrize("kind", ["pipe", "endless"])
+def test_what_is_no_file_is_not_read_for_ever(tmp_path: Path, kind: str):
+    """Where somebody put a pipe, or a link to a device, in place of a file."""
+    (tmp_path / "w").write_text("w")
+    seal(tmp_path)
+    (tmp_path / "w").unlink()
+    if kind == "pipe":
+        os.mkfifo(tmp_path / "w")
+    else:
+        (tmp_path / "w").symlink_to("/dev/zero")
+
+    def end(*_: object) -> None:
+        raise TooLongError
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, 1)
+    try:
+        assert damage(tmp_path) is not None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

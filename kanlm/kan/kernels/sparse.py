@@ -27,6 +27,9 @@ from ..native import holds_floats, is_plain, load_library
 #: and grid tried (`kanlm bench decode`): with sparse.cpp, and with embedding_bag.
 NATIVE_TOKENS, TORCH_TOKENS = 64, 4
 
+#: Functions that may differ from zero at an input in sparse.cpp.
+MOST_FUNCTIONS = 6
+
 _BASES = {None: 0, "silu": 1, "identity": 2}
 _NAMES = {torch.float32: "sums_float32", torch.bfloat16: "sums_bfloat16"}
 
@@ -97,7 +100,9 @@ def sparse_sums(x: Tensor, *layers: SparseLayer, owner: nn.Module | None = None)
 def _sums(x: Tensor, layer: SparseLayer) -> Tensor:
     """One layer, by sparse.cpp if its weights are plain, with values that the basis finds."""
     function = _native(x)
-    if function is None or any(w is not None and not _plain(w, x) for w in layer.tensors):
+    fits = layer.basis.support <= MOST_FUNCTIONS
+    fits = fits and all(weight is None or _plain(weight, x) for weight in layer.tensors)
+    if function is None or not fits:
         return _torch_sums(x, layer)
     prepared = _prepare(x, (layer,), None)
     first, values = None, None
@@ -189,7 +194,8 @@ def _places(layers: Sequence[SparseLayer]) -> tuple[Any, ...]:
 
 def _knots(basis: Local) -> Tensor | None:
     """Of a grid on which sparse.cpp finds the values: B-splines on equal cells for all inputs."""
-    if not isinstance(basis, BSpline) or not basis.equal_cells or len(basis.knots) != 1:
+    # A class of somebody else's may have other values.
+    if type(basis) is not BSpline or not basis.equal_cells or len(basis.knots) != 1:
         return None
     if basis.degree == 0:
         # A step is on the other side of a knot already where the cell is off by rounding.

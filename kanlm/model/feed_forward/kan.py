@@ -76,9 +76,10 @@ class KAN(FeedForward):
             return False
         if not isinstance(self.down.basis, Local):
             return False
-        inner = (self.up, self.norm, self.down)
-        if any(layer._forward_pre_hooks or layer._forward_hooks for layer in inner):
-            return False
+        for layer in (self.up, self.norm, self.down):
+            # Accelerate puts another `forward` in place of that of weights that lie elsewhere.
+            if layer._forward_pre_hooks or layer._forward_hooks or "forward" in layer.__dict__:
+                return False
         return not (torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()))
 
     @property

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +18,7 @@ from kanlm.kan import (
     refine_layer,
     refit_layer,
 )
+from kanlm.kan.bases import Local
 from kanlm.kan.kernels import sparse, sparse_sums, use_backend
 from kanlm.model.feed_forward.kan import KANLocal
 
@@ -266,7 +268,7 @@ def test_what_is_kept_of_a_block_follows_what_moves_no_memory(way, change) -> No
         change(block)
         got = block(x)
         with use_backend("reference"):
-            torch.testing.assert_close(got, block(x), rtol=2e-6, atol=2e-6)
+            torch.testing.assert_close(got, block(x), rtol=1e-5, atol=1e-5)
 
 
 def test_a_block_whose_second_layer_was_refitted_to_another_kind(way) -> None:
@@ -321,3 +323,49 @@ def test_a_hook_on_all_modules_sees_the_inner_layers() -> None:
     finally:
         handle.remove()
     assert called == [block.up, block.norm, block.down, block]
+
+
+class Boxes(Local):
+    """Eight neighbouring functions that are 1, of nine."""
+
+    num_functions, support = 9, 8
+    label = "boxes"
+    flops_per_input = 1
+
+    def active(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return (x > 0).long(), torch.ones(*x.shape, 8)
+
+    def starting_values(self, x: torch.Tensor) -> torch.Tensor:
+        return self.values(x.unsqueeze(-1)).squeeze(-2).to(x.dtype)
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class Doubled(BSpline):
+    """B-splines that are twice as high."""
+
+    def active(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        first, values = super().active(x)
+        return first, 2 * values
+
+
+@pytest.mark.parametrize("kind", [Boxes, Doubled])
+def test_a_basis_of_somebody_else_s(way, kind) -> None:
+    layer, x = KANLinear(5, 7, basis=kind()), torch.randn(3, 5)
+    with torch.no_grad():
+        functions_first = layer.basis.values(x).transpose(-1, -2).flatten(-2)
+        expected = functions_first @ layer.coefficients.transpose(0, 1).flatten(0, 1)
+        expected += torch.nn.functional.silu(x) @ layer.base_weight.T
+        if layer.bias is not None:
+            expected += layer.bias
+    torch.testing.assert_close(few(layer, x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_an_offloaded_block_is_fetched_layer_by_layer(way) -> None:
+    """Accelerate wraps each layer's `forward`, which brings its weights from elsewhere."""
+    block, x = KANLocal(5, 7, 1.0), torch.randn(3, 5)
+    with torch.no_grad():
+        expected = block(x)
+        cpu_offload(block, execution_device=torch.device("cpu"))
+        torch.testing.assert_close(block(x), expected, rtol=1e-5, atol=2e-6)
