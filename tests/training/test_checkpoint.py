@@ -273,3 +273,14 @@ def test_a_checkpoint_that_cannot_be_begun_leaves_nothing(tmp_path, monkeypatch)
         saving.start(1, model, optimizer, {}, keep=2)
     saving.abandon()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_of_another_type_are_refused(tmp_path):
+    """Numbers cut to integers would go unnoticed."""
+    model, optimizer = trained()
+    place = save(tmp_path, 1, model, optimizer)
+    tensors = {name: tensor.to(torch.int8) for name, tensor in stored.weights(model).items()}
+    save_file(tensors, place / "model.safetensors")
+    seal(place)
+    with pytest.raises(UserError, match="int8"):
+        checkpoints.load_checkpoint(place, model, optimizer)

@@ -134,3 +134,26 @@ def test_all_moments_go_where_their_parameter_is(tmp_path: Path):
         "exp_avg": "meta",
         "exp_avg_sq": "meta",
     }
+
+
+@pytest.mark.parametrize("how", ["overlap", "dtype"])
+def test_files_that_contradict_each_other_are_refused(tmp_path: Path, how: str):
+    """Two that hold the same row, or numbers of other precision than the others'."""
+    whole = torch.arange(12.0).reshape(4, 3)
+    write(tmp_path, whole, [0, 2, 4])
+    if how == "overlap":
+        save_file({"w": whole[1:].clone() + 100}, tmp_path / "model-rank-1.safetensors")
+        tree = json.loads((tmp_path / INDEX).read_text())
+        tree["model"]["w"]["parts"][1] = [1, 1, 4]
+        (tmp_path / INDEX).write_text(json.dumps(tree))
+    else:
+        save_file({"w": whole[2:].to(torch.int8)}, tmp_path / "model-rank-1.safetensors")
+    with pytest.raises(UserError, match="w is"):
+        StoredTensors(tmp_path, "model").rows("w", 0, 4)
+
+
+def test_an_index_is_quoted_in_one_line(tmp_path: Path):
+    (tmp_path / INDEX).write_text(json.dumps({"model": {"a\nb": 3}}))
+    with pytest.raises(UserError, match=INDEX) as raised:
+        StoredTensors(tmp_path, "model")
+    assert "\n" not in str(raised.value)
