@@ -211,6 +211,33 @@ def test_a_run_that_gives_up_keeps_what_is_being_written(
     assert kept == ["step-00000005"]
 
 
+def test_weights_that_are_no_numbers_are_never_the_best(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Saved as such while steps are left out, they would push out the last good checkpoint."""
+    part = {
+        "checkpoint_every": 1,
+        "keep_checkpoints": 1,
+        "keep_best_checkpoint": True,
+        "evaluate_every": 4,
+        "max_skipped_steps": 3,
+    }
+    config = changed(config, training=part)
+    step = Trainer.train_step
+
+    def spoiled(self: Trainer) -> None:
+        if self.state.step == 2:
+            with torch.no_grad():
+                next(self.bare_model.parameters()).fill_(math.nan)
+        step(self)
+
+    monkeypatch.setattr(Trainer, "train_step", spoiled)
+    with pytest.raises(UserError, match="the last good checkpoint is kept"):
+        runs.run(config)
+    kept = [path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")]
+    assert kept == ["step-00000002"]
+
+
 def change_text(config: Config) -> None:
     """Make the shards of another text, consistently, under the same name."""
     (folder,) = Path(config.data.cache_dir).glob("words-*/")

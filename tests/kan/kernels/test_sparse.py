@@ -369,3 +369,15 @@ def test_an_offloaded_block_is_fetched_layer_by_layer(way) -> None:
         expected = block(x)
         cpu_offload(block, execution_device=torch.device("cpu"))
         torch.testing.assert_close(block(x), expected, rtol=1e-5, atol=2e-6)
+
+
+def test_an_ensemble_of_blocks_is_computed_at_once(way) -> None:
+    """By torch.func's transforms over their weights, while inputs are plain."""
+    blocks, x = [KANLocal(8, 8, 1.0) for _ in range(3)], torch.randn(2, 8)
+    with torch.no_grad():
+        expected = torch.stack([block(x) for block in blocks])
+        weights, buffers = torch.func.stack_module_state(blocks)  # pyright: ignore[reportArgumentType]
+        got = torch.vmap(lambda w, b: torch.func.functional_call(blocks[0], (w, b), (x,)))(
+            weights, buffers
+        )
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=2e-6)
