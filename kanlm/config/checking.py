@@ -74,6 +74,9 @@ def _explain(problem: Any, tree: Any, schema: Any, setting: str, beside: Sequenc
     missing = problem["type"].startswith("missing")
     location = _location(problem["loc"], tree, missing)
     path = ".".join([setting, *location] if setting else location)
+    if not path.isprintable():
+        # A key of somebody else's may hold the end of a line.
+        path = repr(path)[1:-1]
     if problem["type"] == "unexpected_keyword_argument":
         known = [*_known_keys(schema, location), *beside]
         return f"unknown setting '{path}'{nearest(location[-1], known)}"

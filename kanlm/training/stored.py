@@ -169,14 +169,7 @@ class StoredTensors:
             UserError: they are not there, or are of another shape.
         """
         shape, pieces, reached = self.shapes[name], [], start
-        for rank, first, last in self._parts[name]:
-            found = self._shape(rank, name)
-            expected = (last - first, *shape[1:]) if shape else ()
-            if found != expected:
-                raise UserError(
-                    f"{self.path} is damaged: {name} is {found} in "
-                    f"{_file(self.folder, self.kind, rank).name}, not {expected}"
-                )
+        for rank, first, last in self._checked_parts(name):
             if not shape:
                 return self._open(rank).get_tensor(name)
             if start == stop:
@@ -190,7 +183,28 @@ class StoredTensors:
             raise UserError(
                 f"{self.path} is damaged: row {reached} of {name} is in none of the files"
             )
+        types = {piece.dtype for piece in pieces}
+        if len(types) > 1:
+            raise UserError(f"{self.path} is damaged: {name} is of several types: {types}")
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def _checked_parts(self, name: str) -> list[tuple[int | None, int, int]]:
+        """Who has which rows, the first rows first: files that agree, no row in two of them."""
+        shape, reached = self.shapes[name], 0
+        for rank, first, last in self._parts[name]:
+            found = self._shape(rank, name)
+            expected = (last - first, *shape[1:]) if shape else ()
+            if found != expected:
+                raise UserError(
+                    f"{self.path} is damaged: {name} is {found} in "
+                    f"{_file(self.folder, self.kind, rank).name}, not {expected}"
+                )
+            if first < reached:
+                raise UserError(
+                    f"{self.path} is damaged: row {first} of {name} is in two of the files"
+                )
+            reached = last
+        return self._parts[name]
 
     def _open(self, rank: int | None) -> Any:
         if rank not in self._files:
@@ -237,7 +251,13 @@ def load_weights(model: nn.Module, folder: Path) -> None:
             )
     with torch.no_grad():
         for name, tensor in own.items():
-            own_part(tensor).copy_(stored.rows(name, *own_rows(tensor)))
+            rows = stored.rows(name, *own_rows(tensor))
+            if rows.is_floating_point() != tensor.is_floating_point():
+                raise UserError(
+                    f"{stored.path} is of another architecture: {name} is {rows.dtype} there and "
+                    f"{tensor.dtype} in this model"
+                )
+            own_part(tensor).copy_(rows)
 
 
 def load_moments(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
