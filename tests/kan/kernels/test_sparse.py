@@ -329,8 +329,11 @@ class Boxes(Local):
     """Eight neighbouring functions that are 1, of nine."""
 
     num_functions, support = 9, 8
-    label = "boxes"
     flops_per_input = 1
+
+    @property
+    def label(self) -> str:
+        return "boxes"
 
     def active(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return (x > 0).long(), torch.ones(*x.shape, 8)
@@ -353,6 +356,7 @@ class Doubled(BSpline):
 @pytest.mark.parametrize("kind", [Boxes, Doubled])
 def test_a_basis_of_somebody_else_s(way, kind) -> None:
     layer, x = KANLinear(5, 7, basis=kind()), torch.randn(3, 5)
+    assert layer.base_weight is not None
     with torch.no_grad():
         functions_first = layer.basis.values(x).transpose(-1, -2).flatten(-2)
         expected = functions_first @ layer.coefficients.transpose(0, 1).flatten(0, 1)
