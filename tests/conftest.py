@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 
@@ -23,6 +24,10 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 # still leaves torch.compile on a CPU alone.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# A busy machine takes long over what is quick.
+hypothesis.settings.register_profile("kanlm", deadline=None)
+hypothesis.settings.load_profile("kanlm")
 
 MakeTree = Callable[..., dict[str, Any]]
 

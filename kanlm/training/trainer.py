@@ -642,7 +642,8 @@ class Trainer:
             )
         self._log_occupancy()
         loss = figures[0]["nats_per_token"]
-        if self.state.best_loss is None or loss < self.state.best_loss:
+        best = self.state.best_loss
+        if math.isfinite(loss) and (best is None or loss < best):
             self.state.best_loss, self.state.best_step = loss, self.state.step
             self.state.stale_validations = 0
         else:

@@ -187,7 +187,7 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @given(trees())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_printed_settings_read_back_as_the_same_config(tmp_path_factory, tree):
     config = from_tree(tree)
     path = tmp_path_factory.getbasetemp() / "printed.yaml"
@@ -197,7 +197,7 @@ def test_printed_settings_read_back_as_the_same_config(tmp_path_factory, tree):
 
 
 @given(trees(), trees())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_laying_a_whole_config_over_another_gives_the_upper_one(lower, upper):
     lower, upper = (to_tree(from_tree(tree)) for tree in (lower, upper))
     # Arms and grids are dictionaries with any keys, which add up.

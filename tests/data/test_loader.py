@@ -102,7 +102,6 @@ def test_a_weight_too_small_to_come_up_is_refused():
         Mixture({0: [1.0, 1e-9]}, 0)
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_a_source_goes_on_where_the_stage_before_left_it(data):
     n_sources = data.draw(st.integers(1, 3))
@@ -127,7 +126,7 @@ def test_a_source_goes_on_where_the_stage_before_left_it(data):
     np.testing.assert_array_equal(part, [sources[first:], before[first:]])
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 1000), st.sampled_from([1, 2, 3, 4, 6, 12]))
 def test_slices_of_the_ranks_join_to_the_global_batch(shared_corpus, step, world_size):
     loader = batches(shared_corpus, within=True)
@@ -160,7 +159,6 @@ def targets(loader, steps, world_size, micro_batch_size):
     return rows
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_ranks_together_ask_for_every_token_of_every_source_once_an_epoch(byte_tokenizer, data):
     """Whatever the processes and micro-batches, and wherever an epoch ends within a batch.

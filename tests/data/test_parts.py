@@ -62,7 +62,7 @@ def test_joined_parts_are_the_shards_of_the_whole(
         assert not list(target.folder.parent.glob("*.parts-of-*"))
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(
     st.lists(st.lists(st.text("ab é", max_size=30), max_size=8), min_size=1, max_size=6),
     st.integers(1, 5),

@@ -122,7 +122,7 @@ def test_ranks_divide_the_windows_and_sum_to_one_pass(world_size: int) -> None:
     context_length=st.integers(1, 12),
     data=st.data(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_each_token_is_scored_exactly_once(lengths, context_length, data) -> None:
     class Uniform(nn.Module):
         config = SimpleNamespace(eos_token_id=END)

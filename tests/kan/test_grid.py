@@ -39,7 +39,7 @@ def spline_layer(degree: int, cells: int, *, equal: bool, rows: int, seed: int =
     return KANLinear(IN, OUT, basis=basis.with_grid(grid))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     degree=st.integers(0, 5),
     cells=st.integers(1, 8),

@@ -87,7 +87,7 @@ def test_a_parabola_has_the_curvature_of_its_formula(grid_size: int) -> None:
     assert curvature(layer(basis, edge)).item() == pytest.approx(3 * 1.4**2, rel=1e-12)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(degree=st.integers(2, 5), grid_size=st.integers(1, 9), seed=st.integers(0, 99))
 def test_the_curvature_matrix_is_symmetric_and_knows_straight_lines(degree, grid_size, seed):
     torch.manual_seed(seed)

@@ -57,7 +57,7 @@ def unit_cost(spec: dict, d_model: int, of: str) -> int:
     return two - one
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(specs, widths, st.floats(2.0, 20.0), st.sampled_from(["parameters", "flops"]))
 def test_solved_cost_is_within_a_percent_or_a_unit_of_width(spec, d_model, ratio, of) -> None:
     multiple, unit = width_multiple(spec), unit_cost(spec, d_model, of)
@@ -89,7 +89,7 @@ def test_widths_suit_the_hardware_where_that_costs_little(kind, d_model, hidden)
     assert solve_hidden({"kind": kind}, d_model, parameters=8 * d_model**2) == hidden
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(
     st.lists(specs, min_size=1, max_size=3),
     specs,

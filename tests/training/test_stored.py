@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -34,7 +34,6 @@ def write(folder: Path, whole: torch.Tensor, edges: list[int]) -> None:
     write_index(folder, layouts)
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_any_rows_are_read_from_any_cut(data: st.DataObject):
     rows, columns = data.draw(st.integers(1, 12)), data.draw(st.integers(1, 3))

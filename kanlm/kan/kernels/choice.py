@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
+from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.jit._trace import is_tracing
 from torch.nn import functional as F
@@ -158,7 +158,7 @@ def _no_sparse(x: Tensor, coefficients: Tensor, basis: Basis) -> str | None:
         return f"takes local bases, and {basis.label} is none"
     if torch.compiler.is_compiling() or is_tracing():
         return "is not for compiled code"
-    if forward_ad._current_level >= 0 or is_functorch_wrapped_tensor(x):
+    if forward_ad._current_level >= 0 or peek_interpreter_stack() is not None:
         return "is not for forward-mode gradients and torch.func"
     if torch.is_autocast_enabled(x.device.type):
         return "is not for autocast"

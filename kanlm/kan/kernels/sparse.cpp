@@ -17,6 +17,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <new>
 #include <vector>
 #ifdef __AVX2__
 #include <immintrin.h>
@@ -59,6 +60,7 @@ constexpr int kMaxSupport = 6;
 constexpr int kGroup = 4;          // inputs whose rows are added in one pass over the sums
 constexpr int kAhead = 2;          // groups that are fetched ahead
 constexpr int kDots = 4;           // rows of the base's weights that are multiplied in one pass
+constexpr size_t kKept = 1 << 22;  // numbers
 constexpr int64_t kLine = 16;      // floats of a cache line: sums of two threads share none
 
 // As many weights as a register holds floats.
@@ -159,7 +161,8 @@ inline void bspline(float x, float low, float high, int64_t cells, int degree, i
     const float inside = std::min(std::max(x, low), high);
     const float width = (high - low) / cells;
     const float position = (inside - low) / width;
-    const int64_t cell = std::min<int64_t>(static_cast<int64_t>(position), cells - 1);
+    // NaN is no integer, and stays in the values.
+    const int64_t cell = position > 0 ? std::min<int64_t>(static_cast<int64_t>(position), cells - 1) : 0;
     const float t = position - cell;
     float slopes[kMaxSupport] = {0};
     values[0] = 1;
@@ -252,6 +255,12 @@ void run(const Layer& layer, const T* x, T* y, const Scratch& scratch, int64_t t
     }
 }
 
+// Memory from call to call, unless it was for more tokens than decoding has.
+template <typename V>
+void keep_or_free(std::vector<V>& scratch) {
+    if (scratch.size() > kKept) std::vector<V>().swap(scratch);
+}
+
 template <typename T>
 void run_all(
     const Layer* layers, int64_t count, const T* x, T* y, int64_t* first, float* values,
@@ -264,7 +273,6 @@ void run_all(
         stride = std::max(stride, (layers[l].out + kLine - 1) / kLine * kLine);
         if (l + 1 < count) between = std::max(between, layers[l].out);
     }
-    // Kept from call to call.
     thread_local std::vector<int64_t> indices;
     thread_local std::vector<float> floats;
     thread_local std::vector<T> hidden;
@@ -283,16 +291,25 @@ void run_all(
     for (int64_t l = 0; l < count; l++)
         run<T>(layers[l], l == 0 ? x : halves[(l - 1) % 2], l + 1 == count ? y : halves[l % 2],
                scratch, tokens);
+    keep_or_free(indices);
+    keep_or_free(floats);
+    keep_or_free(hidden);
 }
 
 }  // namespace
 
+// Returns whether there was memory for it.
 #define DEFINE(NAME, T)                                                                       \
-    extern "C" void NAME(                                                                     \
+    extern "C" bool NAME(                                                                     \
         const Layer* layers, int64_t count, const T* x, T* y, int64_t* first, float* values,  \
         int64_t tokens, int64_t threads                                                       \
     ) {                                                                                       \
-        run_all<T>(layers, count, x, y, first, values, tokens, threads);                      \
+        try {                                                                                 \
+            run_all<T>(layers, count, x, y, first, values, tokens, threads);                  \
+        } catch (const std::bad_alloc&) {                                                     \
+            return false;                                                                     \
+        }                                                                                     \
+        return true;                                                                          \
     }
 DEFINE(sums_float32, float)
 DEFINE(sums_bfloat16, Bfloat16)

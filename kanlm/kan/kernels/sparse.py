@@ -89,12 +89,7 @@ def sparse_sums(x: Tensor, *layers: SparseLayer, owner: nn.Module | None = None)
     prepared = _prepare(x, layers, owner)
     if prepared is None:
         return functools.reduce(_sums, layers, x)
-    x = x.contiguous()
-    y = x.new_empty(*x.shape[:-1], prepared.out)
-    tokens = x.numel() // prepared.inputs
-    threads = torch.get_num_threads()
-    function(prepared.layers, len(layers), x.data_ptr(), y.data_ptr(), None, None, tokens, threads)
-    return y
+    return _call(function, x, prepared)
 
 
 def _sums(x: Tensor, layer: SparseLayer) -> Tensor:
@@ -112,12 +107,31 @@ def _sums(x: Tensor, layer: SparseLayer) -> Tensor:
         first, values = layer.basis.active(x)
         first, values = first.contiguous(), values.float().contiguous()
         prepared = _Prepared((layer,))
+    return _call(function, x, prepared, first, values)
+
+
+def _call(
+    function: "ctypes._NamedFuncPointer",
+    x: Tensor,
+    prepared: "_Prepared",
+    first: Tensor | None = None,
+    values: Tensor | None = None,
+) -> Tensor:
+    """Call sparse.cpp; with `first` and `values` of a basis that it does not know."""
     x = x.contiguous()
     y = x.new_empty(*x.shape[:-1], prepared.out)
-    tokens = x.numel() // prepared.inputs
-    pointers = _pointer(first), _pointer(values)
-    threads = torch.get_num_threads()
-    function(prepared.layers, 1, x.data_ptr(), y.data_ptr(), *pointers, tokens, threads)
+    done = function(
+        prepared.layers,
+        len(prepared.layers),
+        x.data_ptr(),
+        y.data_ptr(),
+        _pointer(first),
+        _pointer(values),
+        x.numel() // prepared.inputs,
+        torch.get_num_threads(),
+    )
+    if not done:
+        raise MemoryError("no memory for the sums of so many tokens")
     return y
 
 
@@ -245,7 +259,7 @@ def _functions() -> "dict[torch.dtype, ctypes._NamedFuncPointer]":
     functions = {dtype: getattr(library, name) for dtype, name in _NAMES.items()}
     for function in functions.values():
         function.argtypes = [pointer, count, *[pointer] * 4, count, count]
-        function.restype = None
+        function.restype = ctypes.c_bool
     return functions
 
 

@@ -98,7 +98,7 @@ def test_tails_are_linear(basis: BSpline) -> None:
             np.testing.assert_allclose(autograd_derivatives(basis, far), slope, atol=1e-10)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     degree=st.sampled_from(DEGREES),
     cells=st.integers(1, 20),

@@ -253,7 +253,7 @@ def test_impossible_lines_are_refused() -> None:
         assert KANLinear(4, 4, basis=basis)(torch.randn(2, 4)).isfinite().all()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     name=st.sampled_from(list(VARIANTS)),
     shape=st.lists(st.integers(0, 4), max_size=3),

@@ -60,7 +60,7 @@ def test_every_degree_and_base(way, degree, base, tokens) -> None:
 
 
 @native_only
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.integers(0, 5),
     st.integers(1, 9),
@@ -169,7 +169,7 @@ def test_what_is_kept_of_a_block_follows_its_weights(way) -> None:
     assert isinstance(block.up.basis, BSpline)
     x = torch.randn(3, 5)
 
-    def check(tolerance: float = 2e-6) -> None:
+    def check(tolerance: float = 1e-5) -> None:
         with torch.no_grad():
             got = block(x)
             with use_backend("reference"):
