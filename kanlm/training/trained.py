@@ -46,7 +46,7 @@ def write_model(run: Path, model: KanLMForCausalLM, tokenizer: PreTrainedTokeniz
 def model_folder(run: Path) -> Path:
     """Where a finished run keeps its model and tokenizer, known to be as they were written.
 
-    One without a seal, of before there were seals or from `save_pretrained`, is taken as it is.
+    One without a seal, as `save_pretrained` leaves it, is taken as it is.
 
     Raises:
         UserError: the run is not finished, or the folder is damaged.
