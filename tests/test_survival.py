@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from kanlm.faults import POINTS
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -50,6 +52,22 @@ def test_a_signal_or_time_limit_saves_and_exits_alike_in_both_processes(tmp_path
 
 def test_damaged_files_are_refused_in_a_line():
     assert "700 inputs" in script("fuzz.py", "--inputs", "700")
+
+
+def test_the_published_table_holds_every_fault():
+    rows = json.loads((ROOT / "scripts" / "chaos.json").read_text())
+    quickstart = rows.pop()
+    assert quickstart["kills"] == 2
+    assert abs(quickstart["killed"] - quickstart["undisturbed"]) <= 0.005
+    for processes, sharding in [(1, "none"), (2, "none"), (2, "full")]:
+        ours = [row for row in rows if layout(row) == (processes, sharding)]
+        for name in POINTS:
+            times = [r["injected"] for r in ours if r["fault"].split(",")[0] == name]
+            assert times, name
+            assert min(times) >= 3, name
+        (anywhere,) = [row for row in ours if row["fault"] == "a random instant"]
+        assert anywhere["injected"] >= 50
+    assert all(row["identical"] == row["injected"] for row in rows)
 
 
 @pytest.mark.slow
