@@ -106,15 +106,15 @@ class Saving:
             _prune(self.folder, step, keep, best_step)
 
         self._complete = complete
+        if not self.background:
+            self._finish(lambda: write(own))
+            return
         try:
-            part = own.copied() if self.background else own
+            self._writing = self._threads.submit(write, own.copied())
         except BaseException:
             # Memory may not hold a copy.
             self._forget()
             raise
-        self._writing = self._threads.submit(write, part)
-        if not self.background:
-            self.finish()
 
     @property
     def written(self) -> bool:
@@ -128,10 +128,13 @@ class Saving:
             UserError: it cannot be written; nothing of it is left.
         """
         writing, self._writing = self._writing, None
-        if writing is None:
-            return
+        if writing is not None:
+            self._finish(writing.result)
+
+    def _finish(self, write: Callable[[], Written]) -> None:
+        """Have all processes write, or wait for what they write, and move it into place."""
         try:
-            written = in_all(self.accelerator, writing.result)
+            written = in_all(self.accelerator, write)
             on_main(self.accelerator, lambda: self._complete(written))
         except BaseException:
             self._forget()
