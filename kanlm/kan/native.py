@@ -27,8 +27,8 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-std=c++17", "-shared", "-fPIC")
 
 
-#: Which sources may include.
-_HEADER = Path(__file__).with_name("lanes.h")
+#: What sources may include.
+_HEADERS = sorted(Path(__file__).parent.rglob("*.h"))
 
 
 @functools.cache
@@ -125,7 +125,7 @@ def _cache_folder() -> Path:
 
 def _fingerprint(source: Path, compiler: str) -> str:
     version = subprocess.run([compiler, "--version"], check=True, capture_output=True).stdout
-    sources = [path.read_bytes() for path in (source, _HEADER)]
+    sources = [path.read_bytes() for path in (source, *_HEADERS)]
     parts = (*sources, " ".join(_FLAGS).encode(), version, _processor())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 

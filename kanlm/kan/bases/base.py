@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..initialization import assign_
 from ..moments import unit_normal_mean, unit_normal_projection
 from ..native import is_plain
+from .formulas import Formulas
 from .tanh import squashed
 
 #: What a basis does with inputs outside its range.
@@ -115,12 +116,24 @@ class Basis(nn.Module, ABC):
 class Differentiable(Basis):
     """A basis whose derivatives are about as cheap as its values."""
 
+    def formulas(self) -> Formulas | None:
+        """The same functions in C++, if one of the files of this folder has them."""
+        return None
+
     def write_values(self, x: Tensor, to: Tensor) -> None:
         """Put the values of all functions into `to`, of which nobody asks a gradient: a basis
         may take shortcuts.
 
         Shapes: (N, in) and (N, B, in), of which each row is contiguous.
         """
+        formulas = self.formulas()
+        if formulas is not None and formulas.can(x):
+            formulas.write_values(x, to)
+        else:
+            self._write_values(x, to)
+
+    def _write_values(self, x: Tensor, to: Tensor) -> None:
+        """`write_values` by torch's operators."""
         to.copy_(self.values(x).transpose(-1, -2))
 
     def pull_back(self, x: Tensor, gradients: Tensor) -> Tensor:
@@ -128,6 +141,9 @@ class Differentiable(Basis):
 
         Shapes: (N, in) and (N, B, in), of which each row is contiguous, → (N, in).
         """
+        formulas = self.formulas()
+        if formulas is not None and formulas.can(x):
+            return formulas.pull_back(x, gradients)
         total: Tensor | None = None
         for gradient, slope in zip(
             gradients.unbind(-2), self.derivatives(x).unbind(-1), strict=True
@@ -259,10 +275,10 @@ class Smooth(Differentiable):
         work = x.to(working_dtype(x.dtype))
         return functions_last(self._columns(work, self._own_parameters(work.dtype)), x)
 
-    def write_values(self, x: Tensor, to: Tensor) -> None:
+    def _write_values(self, x: Tensor, to: Tensor) -> None:
         parameters = self._own_parameters(working_dtype(x.dtype))
         if self.outside != "linear" or parameters or x.device.type != "cpu" or not is_plain(x):
-            super().write_values(x, to)
+            super()._write_values(x, to)
             return
         # Only the few inputs outside get tails. On a GPU, asking which would have to wait.
         work = x.to(working_dtype(x.dtype))

@@ -1,18 +1,23 @@
 // B-splines on one grid of equal or free cells, and sums of their slopes, one pass each.
 //
-// Beyond the grid functions go on linearly. The triangle of kanlm.kan.bases.bspline gives the
+// With numbers degree and whether cells are equal, and all knots: `degree` of them lie beyond each
+// end of the grid. Beyond it functions go on linearly. The triangle of kanlm.kan.bases.bspline gives the
 // degree + 1 functions over an input's cell; each of the B functions then takes one of them or 0.
 // All of it stays in registers for a few neighbouring inputs.
 
 #include <cstdint>
 
-#include "../lanes.h"
+#include "formulas.h"
 
 namespace {
 
 struct Spline {
-    int64_t degree, cells, equal;
-    const float* grid;  // cells + 1 knots; beside free ones lie `degree` more at each end
+    int64_t degree, cells;
+    bool equal;
+    const float* grid;  // cells + 1 knots, and `degree` more beside each end
+
+    explicit Spline(const Formulas& f)
+        : degree(f.numbers[0]), cells(f.functions - degree), equal(f.numbers[1] != 0), grid(f.knots + degree) {}
 };
 
 inline Lanes lookup(const float* table, Integers index) {
@@ -25,6 +30,13 @@ template <int DEGREE>
 struct Local {
     Integers cell;
     Lanes values[DEGREE + 1], slopes[DEGREE + 1], tail;
+
+    // What function b has of those over the cell, or 0.
+    Lanes of(const Lanes* over_cell, int32_t b) const {
+        Lanes value = {};
+        for (int s = 0; s <= DEGREE; s++) value = cell == b - s ? over_cell[s] : value;
+        return value;
+    }
 };
 
 template <int DEGREE>
@@ -73,68 +85,36 @@ inline Local<DEGREE> local(const Spline& spline, Lanes x) {
     return at;
 }
 
-// Places and distances between rows, as the functions below take them.
-struct Rows {
-    const float* x;
-    int64_t x_stride;
-    const float* gradients;
-    int64_t gradients_stride;
-    float* to;
-    int64_t to_stride;
-    int64_t count, inputs, threads;
+template <int DEGREE>
+struct Splines : Spline {
+    using Spline::Spline;
+
+    template <typename Put>
+    void values(Lanes x, const Put& put) const {
+        auto at = local<DEGREE>(*this, x);
+        for (int s = 0; s <= DEGREE; s++) at.values[s] += at.slopes[s] * at.tail;
+        for (int32_t b = 0; b < cells + DEGREE; b++) put(b, at.of(at.values, b));
+    }
+
+    template <typename Gradient>
+    Lanes pull_back(Lanes x, const Gradient& gradient) const {
+        const auto at = local<DEGREE>(*this, x);
+        Lanes sum = {};
+        for (int32_t b = 0; b < cells + DEGREE; b++) sum += at.of(at.slopes, b) * gradient(b);
+        return sum;
+    }
 };
 
-template <int DEGREE>
-void values(const Spline& spline, const Rows& rows) {
-    for_each_group(rows.count, rows.inputs, rows.threads, [&](int64_t row, int64_t i, auto count) {
-        auto at = local<DEGREE>(spline, load(rows.x + row * rows.x_stride + i, count));
-        for (int s = 0; s <= DEGREE; s++) at.values[s] += at.slopes[s] * at.tail;
-        float* to = rows.to + row * rows.to_stride + i;
-        for (int32_t b = 0; b < spline.cells + DEGREE; b++) {
-            Lanes value = {};
-            for (int s = 0; s <= DEGREE; s++) value = at.cell == b - s ? at.values[s] : value;
-            store(to + b * rows.inputs, value, count);
-        }
-    });
-}
+constexpr Pass kValues[] = {
+    all_values<Splines<0>>, all_values<Splines<1>>, all_values<Splines<2>>,
+    all_values<Splines<3>>, all_values<Splines<4>>, all_values<Splines<5>>};
+constexpr Pass kPulledBack[] = {
+    all_pulled_back<Splines<0>>, all_pulled_back<Splines<1>>, all_pulled_back<Splines<2>>,
+    all_pulled_back<Splines<3>>, all_pulled_back<Splines<4>>, all_pulled_back<Splines<5>>};
 
-template <int DEGREE>
-void pull_back(const Spline& spline, const Rows& rows) {
-    for_each_group(rows.count, rows.inputs, rows.threads, [&](int64_t row, int64_t i, auto count) {
-        const auto at = local<DEGREE>(spline, load(rows.x + row * rows.x_stride + i, count));
-        const float* from = rows.gradients + row * rows.gradients_stride + i;
-        Lanes sum = {};
-        for (int32_t b = 0; b < spline.cells + DEGREE; b++) {
-            Lanes slope = {};
-            for (int s = 0; s <= DEGREE; s++) slope = at.cell == b - s ? at.slopes[s] : slope;
-            sum += slope * load(from + b * rows.inputs, count);
-        }
-        store(rows.to + row * rows.to_stride + i, sum, count);
-    });
-}
-
-using Pass = void (*)(const Spline&, const Rows&);
-constexpr Pass kValues[] = {values<0>, values<1>, values<2>, values<3>, values<4>, values<5>};
-constexpr Pass kPullBack[] = {
-    pull_back<0>, pull_back<1>, pull_back<2>, pull_back<3>, pull_back<4>, pull_back<5>};
+Pass pass_of_values(const Formulas& f) { return kValues[Spline(f).degree]; }
+Pass pass_back(const Formulas& f) { return kPulledBack[Spline(f).degree]; }
 
 }  // namespace
 
-// values (rows, functions, inputs) from x (rows, inputs). Rows of x lie x_stride apart, and so on.
-extern "C" void bspline_values(
-    const Spline* spline, const float* x, int64_t x_stride, float* values, int64_t values_stride,
-    int64_t rows, int64_t inputs, int64_t threads
-) {
-    const Rows all{x, x_stride, nullptr, 0, values, values_stride, rows, inputs, threads};
-    kValues[spline->degree](*spline, all);
-}
-
-// dx (rows, inputs) = sum over functions of gradients (rows, functions, inputs) times slopes.
-extern "C" void bspline_pull_back(
-    const Spline* spline, const float* x, int64_t x_stride, const float* gradients,
-    int64_t gradients_stride, float* dx, int64_t dx_stride, int64_t rows, int64_t inputs,
-    int64_t threads
-) {
-    const Rows all{x, x_stride, gradients, gradients_stride, dx, dx_stride, rows, inputs, threads};
-    kPullBack[spline->degree](*spline, all);
-}
+DEFINE_FORMULAS(pass_of_values, pass_back)

@@ -7,11 +7,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from .. import native
 from ..initialization import assign_
 from ..knots import equally_spaced, extended, insertion_matrix, split
 from .base import Differentiable, Refinable, functions_last, scatter_active, working_dtype
-from .bspline_native import Spline
+from .formulas import Formulas
 
 
 class BSpline(Refinable, Differentiable):
@@ -125,18 +124,14 @@ class BSpline(Refinable, Differentiable):
         first, _, slopes = self._local(x, self.knots)
         return scatter_active(first, slopes, self.num_functions)
 
-    def write_values(self, x: Tensor, to: Tensor) -> None:
-        spline = self._native(x)
-        if spline is None:
-            super().write_values(x, to)
-        else:
-            spline.write_values(x, to)
-
-    def pull_back(self, x: Tensor, gradients: Tensor) -> Tensor:
-        spline = self._native(x)
-        if spline is None:
-            return super().pull_back(x, gradients)
-        return spline.pull_back(x, gradients)
+    def formulas(self) -> Formulas | None:
+        if len(self.knots) > 1 or self.knots.dtype != torch.float32:
+            return None
+        knots = self.knots
+        if self.equal_cells:
+            knots = equally_spaced(self.ends, self.grid_size, self.degree)
+        numbers = (float(self.degree), float(self.equal_cells))
+        return Formulas("bspline", self.num_functions, numbers, knots[0].contiguous())
 
     def starting_values(self, x: Tensor) -> Tensor:
         first, values, _ = self._local(x.unsqueeze(-1), self._starting_knots())
@@ -193,13 +188,6 @@ class BSpline(Refinable, Differentiable):
         # Equal cells are made of their ends again; other knots are what rounding leaves of them.
         matrix = insertion_matrix(coarse, fine if self.equal_cells else knots.double(), self.degree)
         return self._with_knots(knots), matrix
-
-    def _native(self, x: Tensor) -> Spline | None:
-        """These functions for the one pass of bspline.cpp, where it takes inputs like x."""
-        knots = self.knots
-        if len(knots) > 1 or not native.holds_floats(knots) or not Spline.can(x):
-            return None
-        return Spline.on(knots, self.degree, self.equal_cells)
 
     def _with_knots(self, knots: Tensor) -> Self:
         """A basis with these knots and this one's options."""

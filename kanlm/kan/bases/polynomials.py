@@ -8,12 +8,31 @@ unless it is asked for: on every edge it would do what one bias of the layer doe
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .base import Outside, Smooth
-from .recurrence import Recurrence
+from .formulas import Formulas
+from .tanh import DENOMINATOR, LIMIT, NUMERATOR
+
+
+class Recurrence(NamedTuple):
+    """p_0 = 1, p_1 = first u, p_{n+1} = a_n u p_n − c_n p_{n−1} with u = scale x; the functions
+    are w_n p_n.
+
+    Attributes:
+        first, scale: as above.
+        a, c: by n from 0 to degree − 1, the first of each unused.
+        weights: w_0 … w_degree.
+    """
+
+    first: float
+    scale: float
+    a: list[float]
+    c: list[float]
+    weights: list[float]
 
 
 class Polynomials(Smooth):
@@ -46,20 +65,15 @@ class Polynomials(Smooth):
         columns = self._polynomial_slopes(x)
         return columns if self.spans_constants else columns[1:]
 
-    def write_values(self, x: Tensor, to: Tensor) -> None:
-        if Recurrence.can(x):
-            self.recurrence().write_values(x, to)
-        else:
-            super().write_values(x, to)
-
-    def pull_back(self, x: Tensor, gradients: Tensor) -> Tensor:
-        if not Recurrence.can(x):
-            return super().pull_back(x, gradients)
-        return self.recurrence().pull_back(x, gradients)
+    def formulas(self) -> Formulas | None:
+        first, scale, a, c, weights = self.recurrence()
+        options = first, scale, self.half_width, self.spans_constants, self.outside == "squash"
+        numbers = (*options, LIMIT, *NUMERATOR, *DENOMINATOR, *a, *c, *weights)
+        return Formulas("recurrence", self.num_functions, tuple(map(float, numbers)))
 
     @abstractmethod
     def recurrence(self) -> Recurrence:
-        """The same polynomials, for the one pass of recurrence.cpp."""
+        """The same polynomials, for recurrence.cpp."""
 
     @abstractmethod
     def _polynomials(self, x: Tensor) -> list[Tensor]:
@@ -104,12 +118,9 @@ class Chebyshev(Polynomials):
         return Recurrence(
             first=1.0,
             scale=1 / self.half_width,
-            limit=self.half_width,
             a=[2.0] * self.degree,
             c=[1.0] * self.degree,
             weights=[1.0] * (self.degree + 1),
-            constant=self.spans_constants,
-            squash=self.outside == "squash",
         )
 
     def _polynomials(self, x: Tensor) -> list[Tensor]:
@@ -164,12 +175,9 @@ class Legendre(Polynomials):
         return Recurrence(
             first=1.0,
             scale=1 / self.half_width,
-            limit=self.half_width,
             a=[(2 * n + 1) / (n + 1) for n in range(self.degree)],
             c=[n / (n + 1) for n in range(self.degree)],
             weights=[math.sqrt(2 * n + 1) for n in range(self.degree + 1)],
-            constant=self.spans_constants,
-            squash=self.outside == "squash",
         )
 
     def _polynomials(self, x: Tensor) -> list[Tensor]:
@@ -228,12 +236,9 @@ class Hermite(Polynomials):
         return Recurrence(
             first=1.0,
             scale=1.0,
-            limit=self.half_width,
             a=[math.sqrt(1 / (n + 1)) for n in range(self.degree)],
             c=[math.sqrt(n / (n + 1)) for n in range(self.degree)],
             weights=[1.0] * (self.degree + 1),
-            constant=self.spans_constants,
-            squash=self.outside == "squash",
         )
 
     def _polynomials(self, x: Tensor) -> list[Tensor]:

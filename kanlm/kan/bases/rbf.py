@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from .base import Outside, Smooth
-from .gaussians import Gaussians
+from .formulas import Formulas
 
 Shape = Literal["gaussian", "hat"]
 
@@ -78,29 +77,11 @@ class RBF(Smooth):
             for _, rising, falling in self._sides(x)
         ]
 
-    def write_values(self, x: Tensor, to: Tensor) -> None:
-        if self._gaussians is not None and Gaussians.can(x):
-            self._gaussians.write_values(x, to)
-        else:
-            super().write_values(x, to)
-
-    def pull_back(self, x: Tensor, gradients: Tensor) -> Tensor:
-        if self._gaussians is None or not Gaussians.can(x):
-            return super().pull_back(x, gradients)
-        return self._gaussians.pull_back(x, gradients)
-
-    @cached_property
-    def _gaussians(self) -> Gaussians | None:
-        """The same functions, for the one pass of gaussians.cpp, if it has them."""
+    def formulas(self) -> Formulas | None:
         if self.shape != "gaussian" or self.outside != "linear":
             return None
-        return Gaussians(
-            functions=self.num_functions,
-            first=-self.half_width,
-            step=self._step,
-            reach=self._reach,
-            limit=self.half_width,
-        )
+        numbers = (-self.half_width, self._step, self._reach, self.half_width)
+        return Formulas("gaussians", self.num_functions, numbers)
 
     def _sides(self, x: Tensor):
         """u, and whether it is on the rising and on the falling side of each hat.

@@ -7,8 +7,9 @@
 - `reference`: the formula in plain torch, `Basis.contract`. Autograd keeps the expanded basis,
   B times the input. Every transform of torch applies.
 - `recompute`: the same products, but only input and coefficients are kept for backward, and
-  the basis is evaluated again. Eagerly it goes through the tokens in blocks, with the base as one
-  more function; under torch.compile one generated kernel evaluates the basis for one product.
+  the basis is evaluated again. In float32 on a CPU products.cpp evaluates it inside the products,
+  also under torch.compile. Elsewhere tokens go eagerly through torch's products in blocks, with the
+  base as one more function, and compiled one generated kernel evaluates the basis for one product.
 - `triton`: for NVIDIA GPUs, polynomials and linear B-splines on equal cells: the basis, and the
   base beside it, are evaluated in registers inside the product. So far its kernels have run
   through Triton's interpreter alone, and been compiled for GPUs, but timed on none.

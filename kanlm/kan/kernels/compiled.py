@@ -1,8 +1,7 @@
 """Sums over edges for code that torch.compile traces, keeping nothing for backward but arguments.
 
-Inductor makes one kernel of a basis, the norm before it included. Of B-splines it makes several
-with the cells of all inputs in memory between them, so on a CPU they are left to bspline.cpp, in
-operators that it does not look into.
+On a CPU products.cpp adds up in float32, in operators that Inductor does not look into. Of other
+bases, dtypes and devices Inductor makes one kernel, the norm before it included.
 """
 
 from collections.abc import Callable
@@ -13,12 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from .. import native
 from ..base_functions import BASE_FUNCTIONS, BaseFunction
-from ..bases import Basis, BSpline
-from ..bases.bspline_native import Spline
+from ..bases import Basis, Differentiable
+from ..bases.formulas import Formulas
 from ..tracing import constant_when_traced
-from .recompute import gradients_of_sums, sums
+from . import products
 
 
 def contract_compiled(
@@ -33,11 +31,10 @@ def contract_compiled(
     Expansion and reordered coefficients are checkpointed: left to itself, the partitioner
     keeps both. The product is not, or backward would compute it again.
     """
-    if isinstance(basis, BSpline) and _left_to_native(x, coefficients, basis):
+    formulas = basis.formulas() if isinstance(basis, Differentiable) else None
+    if formulas is not None and _left_to_native(x, coefficients, formulas.source):
         flat = x.reshape(-1, x.shape[-1])
-        y = _spline_sums(
-            flat, coefficients, base_weight, basis.knots, basis.degree, basis.equal_cells, base
-        )
+        y = _native_sums(flat, coefficients, base_weight, base, *formulas)
         return y.reshape(*x.shape[:-1], coefficients.shape[-1])
 
     def expand(x: Tensor) -> Tensor:
@@ -59,29 +56,28 @@ def _recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return y
 
 
-def _left_to_native(x: Tensor, coefficients: Tensor, basis: BSpline) -> bool:
-    tensors = (x, coefficients, basis.knots)
-    floats = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
-    one_grid = len(basis.knots) == 1 and not torch.is_autocast_enabled("cpu")
-    return floats and one_grid and _native_compiles()
+def _left_to_native(x: Tensor, coefficients: Tensor, source: str) -> bool:
+    floats = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in (x, coefficients))
+    return floats and not torch.is_autocast_enabled("cpu") and _compiles(source)
 
 
 @constant_when_traced
-def _native_compiles() -> bool:
-    return native.obstacle() is None
+def _compiles(source: str) -> bool:
+    return products.compiles(Formulas(source, 0, ()))
 
 
 def _eager_sums(
     x: Tensor,
     coefficients: Tensor,
     base_weight: Tensor | None,
-    knots: Tensor,
-    degree: int,
-    equal_cells: bool,
     base: str | None,
+    source: str,
+    num_functions: int,
+    numbers: list[float],
+    knots: Tensor | None,
 ) -> Tensor:
-    spline = Spline.on(knots, degree, equal_cells)
-    return sums(x, coefficients, base_weight, spline, cast(Any, base), x.dtype)
+    formulas = Formulas(source, num_functions, tuple(numbers), knots)
+    return products.sums(formulas, x, coefficients, base_weight, cast(Any, base))
 
 
 def _eager_gradients(
@@ -89,61 +85,55 @@ def _eager_gradients(
     x: Tensor,
     coefficients: Tensor,
     base_weight: Tensor | None,
-    knots: Tensor,
-    degree: int,
-    equal_cells: bool,
     base: str | None,
+    source: str,
+    num_functions: int,
+    numbers: list[float],
+    knots: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    spline = Spline.on(knots, degree, equal_cells)
-    dx, dcoefficients, dbase = gradients_of_sums(
-        dy, x, coefficients, base_weight, spline, cast(Any, base), x.dtype
+    formulas = Formulas(source, num_functions, tuple(numbers), knots)
+    found = products.gradients(
+        formulas, dy, x, coefficients, base_weight, cast(Any, base), (True, True)
     )
-    assert dx is not None
-    assert dcoefficients is not None
-    # An operator returns tensors, laid out as its fake says.
-    dbase = x.new_empty(0) if dbase is None else dbase.contiguous()
-    return dx, dcoefficients.contiguous(), dbase
+    # An operator returns tensors.
+    dx, dcoefficients, dbase = (x.new_empty(0) if each is None else each for each in found)
+    return dx, dcoefficients, dbase
 
 
 # Named after this module, because a copy of it may travel with an exported model.
 _NAMESPACE = __name__.replace(".", "_")
-_spline_sums = torch.library.custom_op(f"{_NAMESPACE}::sums", _eager_sums, mutates_args=())
-_spline_gradients = torch.library.custom_op(
+_native_sums = torch.library.custom_op(f"{_NAMESPACE}::sums", _eager_sums, mutates_args=())
+_native_gradients = torch.library.custom_op(
     f"{_NAMESPACE}::gradients", _eager_gradients, mutates_args=()
 )
 
 
-@_spline_sums.register_fake
+@_native_sums.register_fake
 def _(x: Tensor, coefficients: Tensor, *others: Any) -> Tensor:
     return x.new_empty(x.shape[0], coefficients.shape[-1])
 
 
-@_spline_gradients.register_fake
+@_native_gradients.register_fake
 def _(
     dy: Tensor, x: Tensor, coefficients: Tensor, base_weight: Tensor | None, *others: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    contiguous = torch.contiguous_format
-    dbase = (
-        x.new_empty(0)
-        if base_weight is None
-        else torch.empty_like(base_weight, memory_format=contiguous)
-    )
-    return (
-        torch.empty_like(x, memory_format=contiguous),
-        torch.empty_like(coefficients, memory_format=contiguous),
-        dbase,
-    )
+    def like(weight: Tensor | None) -> Tensor:
+        if weight is None:
+            return x.new_empty(0)
+        return torch.empty_like(weight, memory_format=torch.contiguous_format)
+
+    return like(x), like(coefficients), like(base_weight)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.degree, ctx.equal_cells, ctx.base = inputs
-    ctx.save_for_backward(*tensors)
+    x, coefficients, base_weight, *ctx.options, knots = inputs
+    ctx.save_for_backward(x, coefficients, base_weight, knots)
 
 
 def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    found = _spline_gradients(dy, *ctx.saved_tensors, ctx.degree, ctx.equal_cells, ctx.base)
-    dx, dcoefficients, dbase = found
-    return dx, dcoefficients, None if ctx.base is None else dbase, None, None, None, None
+    *tensors, knots = ctx.saved_tensors
+    dx, dcoefficients, dbase = _native_gradients(dy, *tensors, *ctx.options, knots)
+    return dx, dcoefficients, dbase if dbase.numel() else None, *[None] * 5
 
 
-_spline_sums.register_autograd(_backward, setup_context=_save)
+_native_sums.register_autograd(_backward, setup_context=_save)

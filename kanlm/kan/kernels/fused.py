@@ -51,7 +51,7 @@ def formula_of(basis: Basis) -> Formula | None:
     if isinstance(basis, Polynomials):
         # For p_n times its weight, and the variable x instead of u.
         r = basis.recurrence()
-        numbers = [r.limit, float(r.squash), float(r.constant)]
+        numbers = [basis.half_width, float(basis.outside == "squash"), float(basis.spans_constants)]
         for n in range(basis.degree):
             a = (r.first if n == 0 else r.a[n]) * r.scale * r.weights[n + 1] / r.weights[n]
             c = 0.0 if n == 0 else r.c[n] * r.weights[n + 1] / r.weights[n - 1]

@@ -2,16 +2,18 @@
 
 A basis expands every input to B numbers. Kept for backward, as autograd would, they are
 most of a layer's memory; evaluating them again costs a few passes over the input, beside
-products of 2 B · out operations an input.
+products of 2 B · out operations an input. Where products.cpp can, it evaluates them inside the
+products; elsewhere a block of tokens is expanded at a time, for torch's.
 """
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..base_functions import BASE_FUNCTIONS, BASE_GRADIENTS, BASE_SLOPES, BaseFunction
 from ..bases import Differentiable
+from . import products
 
 #: Tokens that are expanded at a time. On a CPU a block and its gradient then stay in the
 #: outer cache, and the products are still as fast as large ones; on a GPU it bounds memory.
@@ -45,17 +47,6 @@ def contract_recomputing(
     with torch.autocast(device, enabled=False):
         y = _Contract.apply(flat, coefficients, base_weight, basis, base, dtype)
     return y.reshape(*x.shape[:-1], coefficients.shape[-1])
-
-
-class Expanding(Protocol):
-    """What the products need of a `Differentiable` basis."""
-
-    @property
-    def num_functions(self) -> int: ...
-
-    def write_values(self, x: Tensor, to: Tensor) -> None: ...
-
-    def pull_back(self, x: Tensor, gradients: Tensor) -> Tensor: ...
 
 
 class _Contract(torch.autograd.Function):
@@ -129,11 +120,14 @@ def sums(
     x: Tensor,
     coefficients: Tensor,
     base_weight: Tensor | None,
-    basis: Expanding,
+    basis: Differentiable,
     base: BaseFunction | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Sums over edges, block by block: (N, in) → (N, out) in `dtype`."""
+    """Sums over edges, by products.cpp or block by block: (N, in) → (N, out) in `dtype`."""
+    formulas = basis.formulas()
+    if dtype == x.dtype and products.can(formulas, x, coefficients, base_weight):
+        return products.sums(formulas, x, coefficients, base_weight, base)
     matrix = _matrix(coefficients, base_weight, dtype)
     y = x.new_empty(x.shape[0], coefficients.shape[-1], dtype=dtype)
     for rows in _blocks(x):
@@ -146,16 +140,20 @@ def gradients_of_sums(
     x: Tensor,
     coefficients: Tensor,
     base_weight: Tensor | None,
-    basis: Expanding,
+    basis: Differentiable,
     base: BaseFunction | None,
     dtype: torch.dtype,
     needs: tuple[bool, bool] = (True, True),
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of x, coefficients and base weights, block by block, of which nobody asks one.
+    """Gradients of x, coefficients and base weights, by products.cpp or block by block, of which
+    nobody asks one.
 
     Arguments:
         needs: whether that of x is asked for, and whether those of the weights are.
     """
+    formulas = basis.formulas()
+    if dtype == x.dtype and products.can(formulas, x, coefficients, base_weight, dy):
+        return products.gradients(formulas, dy, x, coefficients, base_weight, base, needs)
     need_dx, need_weights = needs
     matrix = _matrix(coefficients, base_weight, dtype)
     # Blocks are added up in float32 at least.
@@ -183,7 +181,7 @@ def gradients_of_sums(
 # Functions of basis and base, base last, functions before channels: (N, in) → (N, F, in)
 
 
-def _expanded(x: Tensor, basis: Expanding, base: BaseFunction | None) -> Tensor:
+def _expanded(x: Tensor, basis: Differentiable, base: BaseFunction | None) -> Tensor:
     """All values, flattened to (N, F · in), of which nobody asks a gradient."""
     functions = basis.num_functions
     values = x.new_empty(x.shape[0], functions + (base is not None), x.shape[1])
@@ -194,7 +192,7 @@ def _expanded(x: Tensor, basis: Expanding, base: BaseFunction | None) -> Tensor:
 
 
 def _pulled_back(
-    x: Tensor, gradients: Tensor, basis: Expanding, base: BaseFunction | None
+    x: Tensor, gradients: Tensor, basis: Differentiable, base: BaseFunction | None
 ) -> Tensor:
     """Sum of gradients (N, F, in) times slopes, of which nobody asks a gradient: (N, in)."""
     if base is None:

@@ -5,11 +5,15 @@ import pytest
 import torch
 
 from kanlm.kan import RBF, native
-from kanlm.kan.bases.gaussians import Gaussians
 
 pytestmark = pytest.mark.skipif(
     native.obstacle() is not None, reason=f"no native kernels: {native.obstacle()}"
 )
+
+
+def takes(basis: RBF, x: torch.Tensor) -> bool:
+    formulas = basis.formulas()
+    return formulas is not None and formulas.can(x)
 
 
 def expected(x: np.ndarray, centers: int, width: float, limit: float):
@@ -30,7 +34,7 @@ def test_values_and_slopes(centers: int, width: float, shape: tuple[int, int]) -
     basis = RBF(centers=centers, width=width, half_width=2.0)
     x = 2 * torch.randn(*shape)
     x.view(-1)[:4] = torch.tensor([-2.0, 2.0, 0.0, 9.0])[: x.numel()]
-    assert Gaussians.can(x)
+    assert takes(basis, x)
     values, slopes = expected(x.double().numpy(), centers, width, 2.0)
     to = torch.full((shape[0], centers + 1, shape[1]), 7.0)
     basis.write_values(x, to[:, :-1])
@@ -74,5 +78,6 @@ def test_what_it_has_not_takes_the_formulas() -> None:
         to = torch.empty(5, 7, 3)
         basis.write_values(x, to)
         torch.testing.assert_close(to.mT, basis.values(x), rtol=1e-5, atol=1e-6)
-    assert not Gaussians.can(x.double())
-    assert not Gaussians.can(x.bfloat16())
+        assert basis.formulas() is None
+    assert not takes(RBF(), x.double())
+    assert not takes(RBF(), x.bfloat16())

@@ -1,0 +1,144 @@
+"""Sums over edges by products.cpp, which evaluates the basis inside its products: for float32 on
+a CPU, and bases that have formulas in C++.
+"""
+
+import ctypes
+import functools
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor
+
+from .. import native
+from ..base_functions import BaseFunction
+from ..bases.formulas import Formulas
+
+_BASES = {None: 0, "silu": 1, "identity": 2}
+
+
+def compiles(formulas: Formulas) -> bool:
+    """Whether there is a compiler for it all."""
+    return _library() is not None and formulas.library is not None
+
+
+def can(formulas: Formulas | None, x: Tensor, *others: Tensor | None) -> TypeGuard[Formulas]:
+    """Whether a basis has formulas and tensors like these can be taken: float32 on a CPU, and
+    there are tokens."""
+    if formulas is None or x.numel() == 0:
+        return False
+    return all(t is None or native.holds_floats(t) for t in (x, *others)) and compiles(formulas)
+
+
+def sums(
+    formulas: Formulas,
+    x: Tensor,
+    coefficients: Tensor,
+    base_weight: Tensor | None,
+    base: BaseFunction | None,
+) -> Tensor:
+    """(N, in) → (N, out).
+
+    Arguments:
+        coefficients: (in, B, out).
+        base: function beside the basis, with `base_weight` (out, in).
+
+    Raises:
+        ValueError: x has another number of channels than the coefficients.
+        MemoryError: there is none for the weights in another order.
+    """
+    if x.shape[-1] != coefficients.shape[0]:
+        raise ValueError(f"x has {x.shape[-1]} channels: expected {coefficients.shape[0]}")
+    x = x.contiguous()
+    y = x.new_empty(x.shape[0], coefficients.shape[-1])
+    edges = _Edges.of(formulas, coefficients, base_weight, base)
+    _call(_library().edge_sums, edges, x, y)
+    return y
+
+
+def gradients(
+    formulas: Formulas,
+    dy: Tensor,
+    x: Tensor,
+    coefficients: Tensor,
+    base_weight: Tensor | None,
+    base: BaseFunction | None,
+    needs: tuple[bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x, coefficients and base weights for dy (N, out), each laid out as what it
+    is of.
+
+    Arguments: as of `sums`, and
+        needs: whether that of x is asked for, and whether those of the weights are.
+
+    Raises:
+        MemoryError: there is none for the weights and their gradients in another order.
+    """
+    need_dx, need_weights = needs
+    contiguous = torch.contiguous_format
+    dx = torch.empty_like(x, memory_format=contiguous) if need_dx else None
+    weights = (coefficients, base_weight) if need_weights else (None, None)
+    dcoefficients, dbase = (
+        None if weight is None else torch.empty_like(weight, memory_format=contiguous)
+        for weight in weights
+    )
+    edges = _Edges.of(formulas, coefficients, base_weight, base)
+    x, dy = x.contiguous(), dy.contiguous()
+    _call(_library().edge_gradients, edges, x, dy, dx, dcoefficients, dbase)
+    return dx, dcoefficients, dbase
+
+
+class _Edges(ctypes.Structure):
+    """As `Edges` in products.cpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("basis", "values", "pull_back")),
+        *((name, ctypes.c_void_p) for name in ("coefficients", "base_weight")),
+        *((name, ctypes.c_int64) for name in ("base", "functions", "inputs", "out")),
+    )
+
+    @classmethod
+    def of(
+        cls,
+        formulas: Formulas,
+        coefficients: Tensor,
+        base_weight: Tensor | None,
+        base: BaseFunction | None,
+    ) -> "_Edges":
+        structure = formulas.structure
+        kept = [t if t is None else t.contiguous() for t in (coefficients, base_weight)]
+        inputs, functions, out = coefficients.shape
+        edges = cls(
+            ctypes.addressof(structure),
+            *(ctypes.cast(f, ctypes.c_void_p) for f in _functions(formulas)),
+            *(None if t is None else t.data_ptr() for t in kept),
+            _BASES[base],
+            functions,
+            inputs,
+            out,
+        )
+        # What it points to lives as long as it does.
+        edges.kept = (formulas, structure, *kept)
+        return edges
+
+
+def _functions(formulas: Formulas) -> tuple[Any, Any]:
+    return formulas.library.values, formulas.library.pull_back
+
+
+def _call(function: Any, edges: _Edges, x: Tensor, *others: Tensor | None) -> None:
+    pointers = [None if t is None else t.data_ptr() for t in (x, *others)]
+    if not function(ctypes.byref(edges), *pointers, x.shape[0], torch.get_num_threads()):
+        raise MemoryError("no memory for the weights of a KAN layer in another order")
+
+
+@functools.cache
+def _library() -> Any:
+    library = native.load_library(Path(__file__).with_name("products.cpp"))
+    if library is None:
+        return None
+    for function, tensors in ((library.edge_sums, 2), (library.edge_gradients, 5)):
+        pointers = [ctypes.c_void_p] * tensors
+        function.argtypes = [ctypes.POINTER(_Edges), *pointers, *[ctypes.c_int64] * 2]
+        function.restype = ctypes.c_bool
+    return library
