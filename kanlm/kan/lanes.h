@@ -1,10 +1,13 @@
-// As many floats as a register of the processor holds, their exponentials, and loops over rows.
+// As many floats as a register of the processor holds, powers of 2, and loops over rows.
 
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#ifdef __AVX__
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -31,24 +34,43 @@ inline void store(float* to, Lanes lanes, Count count) {
     std::memcpy(to, &lanes, count * sizeof(float));
 }
 
-// Comparisons with NaN are false, and leave it.
-inline Lanes clamp(Lanes x, float low, float high) {
-    const Lanes below = x > high ? Lanes{} + high : x;
-    return below < low ? Lanes{} + low : below;
+// Of these two NaN is left, as it is by comparisons, which are false. The processor's own minimum
+// does the same, and compilers do not know.
+inline Lanes at_most(Lanes x, Lanes most) {
+#if defined(__AVX__) && !defined(__AVX512F__)
+    return (Lanes)_mm256_min_ps((__m256)most, (__m256)x);
+#else
+    return x > most ? most : x;
+#endif
 }
 
-// exp(a) for a ≤ 0, to 3e-7 of its value; below exp(-87) it stays there.
-inline Lanes exp_of_negative(Lanes a) {
-    a = a < -87.0f ? Lanes{} - 87.0f : a;
-    // a = n log 2 + r with |r| ≤ log(2) / 2. Conversion rounds towards zero, upwards here.
-    const Integers n = __builtin_convertvector(a * 1.44269504f - 0.5f, Integers);
-    const Lanes whole = __builtin_convertvector(n, Lanes);
-    // log 2 in two parts, of which the first times n is exact.
-    const Lanes r = (a - whole * 0.693359375f) + whole * 2.12194440e-4f;
-    Lanes sum = Lanes{} + 1.0f / 5040;  // of Taylor's series, whose next term is below 6e-9
-    constexpr float kTerms[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1, 1};
+inline Lanes at_least(Lanes x, Lanes least) {
+#if defined(__AVX__) && !defined(__AVX512F__)
+    return (Lanes)_mm256_max_ps((__m256)least, (__m256)x);
+#else
+    return x < least ? least : x;
+#endif
+}
+
+inline Lanes clamp(Lanes x, float low, float high) {
+    return at_least(at_most(x, Lanes{} + high), Lanes{} + low);
+}
+
+constexpr float kLog2OfE = 1.44269504f;
+
+// 2^-a for a ≥ 0, to 3e-7 of its value; beyond 126 it stays there.
+inline Lanes halved(Lanes a) {
+    a = at_most(a, Lanes{} + 126.0f);
+    // -a = n + r with |r| ≤ 1/2. So large a number has no places for fractions: its last bits are n.
+    const Lanes large = Lanes{} + 12582912.0f;
+    const Lanes place = large - a, r = (large - place) - a;
+    // 2^r to 8e-8: the polynomial whose largest relative error is least.
+    constexpr float kTerms[] = {0.00967554154f, 0.0555071328f, 0.240221197f, 0.693146967f, 1.00000007f};
+    Lanes sum = Lanes{} + 0.00132764717f;
     for (const float term : kTerms) sum = sum * r + term;
-    const Integers bits = (n + 127) << 23;
+    Integers bits;
+    std::memcpy(&bits, &place, sizeof bits);
+    bits = (bits + 127) << 23;
     Lanes power;
     std::memcpy(&power, &bits, sizeof power);
     return sum * power;

@@ -2,8 +2,11 @@
 //
 //   functions  exp(-u²),  u = (x - c_b) / reach,  c_b = first + b step
 //
-// with numbers first, step, reach, limit. Beyond ± limit they go on linearly. Torch makes passes over memory for every function; here all
-// functions of a few neighbouring inputs are made in registers.
+// with numbers first, step, reach, limit. Beyond ± limit they go on linearly. Torch makes passes
+// over memory for every function; here all functions of a few neighbouring inputs are made in
+// registers.
+
+#include <cmath>
 
 #include "formulas.h"
 
@@ -11,11 +14,15 @@ namespace {
 
 struct Gaussians {
     int64_t functions;
-    float first, step, reach, limit;
+    float first, step, limit, inverse, slope;
 
     explicit Gaussians(const Formulas& f)
-        : functions(f.functions), first(f.numbers[0]), step(f.numbers[1]), reach(f.numbers[2]),
-          limit(f.numbers[3]) {}
+        : functions(f.functions), first(f.numbers[0]), step(f.numbers[1]), limit(f.numbers[3]) {
+        // exp(-u²) as a power of 2.
+        const float root = std::sqrt(kLog2OfE);
+        inverse = root / f.numbers[2];
+        slope = -2 * inverse / (root * root);
+    }
 
     template <typename Put>
     void values(Lanes x, const Put& put) const {
@@ -33,11 +40,10 @@ struct Gaussians {
     // Calls use(b, value, slope) for every function.
     template <typename Use>
     void walk(Lanes inside, const Use& use) const {
-        const float inverse = 1 / reach;
         for (int64_t b = 0; b < functions; b++) {
             const Lanes u = (inside - (first + b * step)) * inverse;
-            const Lanes value = exp_of_negative(-u * u);
-            use(b, value, -2 * inverse * u * value);
+            const Lanes value = halved(u * u);
+            use(b, value, slope * u * value);
         }
     }
 };

@@ -71,7 +71,7 @@ Floats floats(int64_t count) {
 }
 
 inline Lanes sigmoid(Lanes x) {
-    const Lanes e = exp_of_negative(x < 0.0f ? x : -x), below = e / (1 + e);
+    const Lanes e = halved(at_least(x, -x) * kLog2OfE), below = e / (1 + e);
     return x < 0.0f ? below : 1 - below;
 }
 
@@ -97,7 +97,6 @@ struct Cut {
 
     int64_t begin(int64_t slice) const { return std::min(groups * slice / slices * kLanes, edges.inputs); }
     int64_t count(int64_t slice) const { return begin(slice + 1) - begin(slice); }
-    int64_t of(int64_t input) const { return ((input / kLanes + 1) * slices - 1) / groups; }
     int64_t filled(int64_t slice) const { return functions * count(slice); }
     int64_t panels(int64_t slice) const { return parts(filled(slice), kPanel); }
 
@@ -302,18 +301,20 @@ void gradients(
             }
         }
         if (wanted)
-#pragma omp for schedule(static)
-            for (int64_t i = 0; i < edges.inputs; i++) {
-                const int64_t slice = cut.of(i), n = cut.count(slice), place = i - cut.begin(slice);
+#pragma omp for collapse(2) schedule(static)
+            for (int64_t slice = 0; slice < cut.slices; slice++)
                 for (int64_t f = 0; f < cut.functions; f++)
-                    for (int64_t o = 0; o < out; o++) {
-                        float total = 0;
-                        for (int64_t part = 0; part < sharing; part++)
-                            total += sums[(slice * sharing + part) * sum + o * cut.row + f * n + place];
-                        if (f == edges.functions) dbase[o * edges.inputs + i] = total;
-                        else dcoefficients[(i * edges.functions + f) * out + o] = total;
+                    for (int64_t place = 0; place < cut.count(slice); place++) {
+                        const int64_t i = cut.begin(slice) + place, k = f * cut.count(slice) + place;
+                        const bool of_base = f == edges.functions;
+                        float* to = of_base ? dbase + i : dcoefficients + (i * edges.functions + f) * out;
+                        for (int64_t o = 0; o < out; o++) {
+                            float total = 0;
+                            for (int64_t part = 0; part < sharing; part++)
+                                total += sums[(slice * sharing + part) * sum + o * cut.row + k];
+                            to[of_base ? o * edges.inputs : o] = total;
+                        }
                     }
-            }
     }
 }
 
