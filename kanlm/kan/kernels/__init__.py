@@ -17,13 +17,15 @@
   functions that differ from zero.
 """
 
-from .choice import BACKENDS, Backend, edge_sums, reads_sparsely, use_backend
-from .sparse import SparseLayer, sparse_sums
+from .choice import BACKENDS, Backend, decodes, edge_sums, reads_sparsely, use_backend
+from .sparse import SparseLayer, SparseReader, sparse_sums
 
 __all__ = [
     "BACKENDS",
     "Backend",
     "SparseLayer",
+    "SparseReader",
+    "decodes",
     "edge_sums",
     "reads_sparsely",
     "sparse_sums",

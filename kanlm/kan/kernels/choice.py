@@ -84,6 +84,14 @@ def reads_sparsely(x: Tensor, coefficients: Tensor, basis: Basis, *others: Tenso
     return _backend(x, coefficients, basis, *others) == "sparse"
 
 
+def decodes(x: Tensor) -> bool:
+    """Whether every layer that can would take the sparse backend by itself: few tokens, no
+    gradients, and nobody who looks into the layer. Quicker to ask than each of them."""
+    if _chosen != "auto" or torch.is_grad_enabled():
+        return False
+    return _watched(x) is None and _few(x)
+
+
 def _backend(x: Tensor, coefficients: Tensor, basis: Basis, *others: Tensor | None) -> str:
     learns = torch.is_grad_enabled() and any(
         weight is not None and weight.requires_grad for weight in (x, coefficients, *others)
@@ -156,6 +164,11 @@ def _no_recompute(x: Tensor, coefficients: Tensor, basis: Basis) -> str | None:
 def _no_sparse(x: Tensor, coefficients: Tensor, basis: Basis) -> str | None:
     if not isinstance(basis, Local):
         return f"takes local bases, and {basis.label} is none"
+    return _watched(x)
+
+
+def _watched(x: Tensor) -> str | None:
+    """Who looks into what is computed, for whom the sparse backend is not."""
     if torch.compiler.is_compiling() or is_tracing():
         return "is not for compiled code"
     if forward_ad._current_level >= 0 or peek_interpreter_stack() is not None:

@@ -58,10 +58,11 @@ inline void store(Bfloat16* place, float value) {
 
 constexpr int kMaxSupport = 6;
 constexpr int kGroup = 4;          // inputs whose rows are added in one pass over the sums
-constexpr int kAhead = 2;          // groups that are fetched ahead
-constexpr int kDots = 4;           // rows of the base's weights that are multiplied in one pass
+constexpr int kAhead = 2;          // groups whose rows' beginnings are fetched ahead
+constexpr int kDots = 8;           // rows of the base's weights that are multiplied in one pass
 constexpr size_t kKept = 1 << 22;  // numbers
-constexpr int64_t kLine = 16;      // floats of a cache line: sums of two threads share none
+constexpr int kCacheLine = 64;     // bytes
+constexpr int64_t kLine = kCacheLine / sizeof(float);  // sums of two threads share none
 
 // As many weights as a register holds floats.
 inline Lanes lanes(const float* from) { return load(from, kLanes); }
@@ -108,8 +109,9 @@ void add_inputs(
             for (int64_t j = from; j < to; j++) {
                 const char* row = reinterpret_cast<const char*>(
                     coefficients + (j * functions + first[j]) * out);
-                for (int64_t k = 0; k < static_cast<int64_t>(SUPPORT * out * sizeof(T)); k += 64)
-                    __builtin_prefetch(row + k, 0, 1);
+                // The processor goes on by itself; fetching all of a row is slower than nothing.
+                __builtin_prefetch(row);
+                __builtin_prefetch(row + kCacheLine);
             }
         }
         for (int64_t n = 0; n < tokens; n++) {

@@ -10,8 +10,7 @@ up weighted rows of a table.
 
 import ctypes
 import functools
-import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -63,14 +62,12 @@ class SparseLayer(NamedTuple):
         return [gain, self.coefficients, self.base_weight, self.bias]
 
 
-def sparse_sums(x: Tensor, *layers: SparseLayer, owner: nn.Module | None = None) -> Tensor:
+def sparse_sums(x: Tensor, *layers: SparseLayer) -> Tensor:
     """Outputs of layers in a row, exact to rounding, without gradients.
 
     Arguments:
         x: (…, in).
         layers: of which each takes the outputs of the one before.
-        owner: whose these layers are, always the same ones: what is found out about them is
-            kept until one of their tensors lies elsewhere.
 
     Returns: (…, out).
 
@@ -86,10 +83,92 @@ def sparse_sums(x: Tensor, *layers: SparseLayer, owner: nn.Module | None = None)
     function = _native(x)
     if function is None:
         return functools.reduce(_torch_sums, layers, x)
-    prepared = _prepare(x, layers, owner)
+    prepared = _prepare(x, layers)
     if prepared is None:
         return functools.reduce(_sums, layers, x)
     return _call(function, x, prepared)
+
+
+class SparseReader:
+    """`sparse_sums` of layers that belong to modules, which it knows again.
+
+    Between two tokens weights have displaced all else in the caches, and asking every module for
+    everything takes as long as many rows. So what sparse.cpp is told is kept until something in
+    the modules is another object, or a tensor lies elsewhere or otherwise.
+    """
+
+    def __init__(self) -> None:
+        self._known: _Known | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy of the modules lies elsewhere.
+        return SparseReader, ()
+
+    def __call__(
+        self, x: Tensor, owner: nn.Module, layers: Callable[[], Sequence[SparseLayer] | None]
+    ) -> Tensor | None:
+        """The sums of the layers, as of `sparse_sums`; None where there are none.
+
+        Arguments:
+            owner: from it and the modules in it the layers follow.
+        """
+        known = self._known
+        if known is not None and known.holds(x):
+            return _call(known.function, x, known.prepared)
+        made = layers()
+        if made is None:
+            return None
+        function = _native(x)
+        prepared = None if function is None else _prepare(x, made)
+        if function is not None and prepared is not None and x.shape[-1] == prepared.inputs:
+            self._known = _Known(x, function, prepared, owner)
+        return sparse_sums(x, *made)
+
+
+class _Known:
+    """Layers as they are prepared for inputs like x, and the state of a module that this is of."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        function: "ctypes._NamedFuncPointer",
+        prepared: "_Prepared",
+        owner: nn.Module,
+    ) -> None:
+        self.function = function
+        self.prepared = prepared
+        self.dtype = x.dtype
+        #: By the dictionary that it stands in: names and numbers, submodules, and tensors.
+        self.objects: list[tuple[dict[str, Any], str, Any]] = []
+        self.tensors: list[tuple[dict[str, Any], str, Tensor, int, int, torch.dtype]] = []
+        for module in owner.modules():
+            own = module.__dict__
+            self.objects += [(own, name, own[name]) for name in ("base", "epsilon") if name in own]
+            self.objects += [(own["_modules"], *item) for item in own["_modules"].items()]
+            for held in (own["_parameters"], own["_buffers"]):
+                for name, tensor in held.items():
+                    if tensor is None:
+                        self.objects.append((held, name, None))
+                    else:
+                        place = tensor.data_ptr(), tensor.numel(), tensor.dtype
+                        self.tensors.append((held, name, tensor, *place))
+
+    def holds(self, x: Tensor) -> bool:
+        """Whether nothing has changed, and x is alike."""
+        if x.dtype != self.dtype or not x.is_cpu or not is_plain(x):
+            return False
+        if x.shape[-1] != self.prepared.inputs:
+            return False
+        for held, name, known in self.objects:
+            if held.get(name) is not known:
+                return False
+        for held, name, known, place, size, dtype in self.tensors:
+            if held.get(name) is not known or known.data_ptr() != place:
+                return False
+            # As where `data` was put in place of another.
+            if known.numel() != size or known.dtype != dtype or not known.is_contiguous():
+                return False
+        return True
 
 
 def _sums(x: Tensor, layer: SparseLayer) -> Tensor:
@@ -99,7 +178,7 @@ def _sums(x: Tensor, layer: SparseLayer) -> Tensor:
     fits = fits and all(weight is None or _plain(weight, x) for weight in layer.tensors)
     if function is None or not fits:
         return _torch_sums(x, layer)
-    prepared = _prepare(x, (layer,), None)
+    prepared = _prepare(x, (layer,))
     first, values = None, None
     if prepared is None:
         if layer.norm is not None:
@@ -155,7 +234,6 @@ class _Prepared:
     def __init__(self, layers: Sequence[SparseLayer]) -> None:
         self.inputs, self.out = layers[0].coefficients.shape[0], layers[-1].coefficients.shape[2]
         self.layers = (_Layer * len(layers))(*map(self._layer, layers))
-        self.places = _places(layers)
 
     def _layer(self, layer: SparseLayer) -> _Layer:
         knots = _knots(layer.basis)
@@ -170,40 +248,14 @@ class _Prepared:
         )
 
 
-#: Of modules that have been asked before.
-_prepared: "weakref.WeakKeyDictionary[nn.Module, _Prepared]" = weakref.WeakKeyDictionary()
-
-
-def _prepare(x: Tensor, layers: Sequence[SparseLayer], owner: nn.Module | None) -> _Prepared | None:
+def _prepare(x: Tensor, layers: Sequence[SparseLayer]) -> _Prepared | None:
     """The layers for sparse.cpp; None if it cannot find all values by itself."""
-    if owner is not None:
-        known = _prepared.get(owner)
-        if known is not None and known.places == (x.dtype, *_places(layers)):
-            return known
     for layer in layers:
         if _knots(layer.basis) is None:
             return None
         if any(weight is not None and not _plain(weight, x) for weight in layer.tensors):
             return None
-    prepared = _Prepared(layers)
-    if owner is not None:
-        prepared.places = (x.dtype, *prepared.places)
-        _prepared[owner] = prepared
-    return prepared
-
-
-def _places(layers: Sequence[SparseLayer]) -> tuple[Any, ...]:
-    """All that sparse.cpp is told of layers, but for sizes that follow from it."""
-    places: list[Any] = []
-    for layer in layers:
-        gain, epsilon = (None, 0.0) if layer.norm is None else layer.norm
-        places += [epsilon, layer.base, layer.basis, layer.coefficients.shape]
-        for weight in (gain, layer.coefficients, layer.base_weight, layer.bias):
-            if weight is not None:
-                places += [weight.data_ptr(), weight.dtype, weight.is_contiguous()]
-        if isinstance(layer.basis, BSpline):
-            places.append(layer.basis.knots.data_ptr())
-    return tuple(places)
+    return _Prepared(layers)
 
 
 def _knots(basis: Local) -> Tensor | None:
