@@ -99,7 +99,7 @@ class Attention(nn.Module):
 
     def _heads(self, x: Tensor) -> Tensor:
         """(batch, length, heads · head_dim) → (batch, heads, length, head_dim)."""
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return x.view(*x.shape[:-1], -1, self.head_dim).transpose(1, 2)
 
 
 def rotary_angles(position_ids: Tensor, head_dim: int, theta: float, dtype: torch.dtype):
@@ -112,19 +112,19 @@ def rotary_angles(position_ids: Tensor, head_dim: int, theta: float, dtype: torc
         position_ids: (batch, length).
 
     Returns: two tensors (batch, 1, length, head_dim) of `dtype`; both halves of the last
-    dimension hold the same angles.
+    dimension hold the same angles, the sines of the first half negated.
     """
     wide = torch.promote_types(dtype, torch.float32)
     exponents = torch.arange(0, head_dim, 2, dtype=wide, device=position_ids.device) / head_dim
     angles = position_ids[:, None, :, None].to(wide) * theta**-exponents
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    cosines, sines = angles.cos(), angles.sin()
+    cosines, sines = torch.cat((cosines, cosines), dim=-1), torch.cat((-sines, sines), dim=-1)
+    return cosines.to(dtype), sines.to(dtype)
 
 
 def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     """Turn each pair (x_j, x_{j + head_dim/2}) by its angle."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cosines + torch.cat((-second, first), dim=-1) * sines
+    return torch.addcmul(x * cosines, x.roll(x.shape[-1] // 2, dims=-1), sines)
 
 
 def eager_attention(

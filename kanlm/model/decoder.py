@@ -89,17 +89,16 @@ class KanLMDecoderLayer(GradientCheckpointingLayer):
             self.attention_norm(x), rotation, attention_mask, past_key_values, **kwargs
         )
         x = x + self.dropout(attended)
-        normed = self.feed_forward_norm(x)
+        if not self.feed_forward.takes_context:
+            fed = self.feed_forward.after_norm(x, self.feed_forward_norm)
+            return (x + self.dropout(fed),)
         context = Context(
             layer=self.layer,
             present=present,
             documents=documents,
             past_key_values=past_key_values,
         )
-        if self.feed_forward.takes_context:
-            fed = self.feed_forward(normed, context)
-        else:
-            fed = self.feed_forward(normed)
+        fed = self.feed_forward(self.feed_forward_norm(x), context)
         return x + self.dropout(fed), *context.auxiliary_losses
 
 

@@ -58,8 +58,11 @@ class RMSNorm(nn.Module):
         nn.init.ones_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight
+        if x.dtype == weight.dtype:  # torch computes in float32 itself
+            return nn.functional.rms_norm(x, weight.shape, weight, self.epsilon)
         wide = torch.promote_types(x.dtype, torch.float32)
-        weight = self.weight.to(wide)
+        weight = weight.to(wide)
         return nn.functional.rms_norm(x.to(wide), weight.shape, weight, self.epsilon).to(x.dtype)
 
     @property

@@ -105,15 +105,18 @@ class SparseReader:
         return SparseReader, ()
 
     def __call__(
-        self, x: Tensor, owner: nn.Module, layers: Callable[[], Sequence[SparseLayer] | None]
+        self,
+        x: Tensor,
+        owners: tuple[nn.Module, ...],
+        layers: Callable[[], Sequence[SparseLayer] | None],
     ) -> Tensor | None:
         """The sums of the layers, as of `sparse_sums`; None where there are none.
 
         Arguments:
-            owner: from it and the modules in it the layers follow.
+            owners: from them and the modules in them the layers follow.
         """
         known = self._known
-        if known is not None and known.holds(x):
+        if known is not None and known.owners == owners and known.holds(x):
             return _call(known.function, x, known.prepared)
         made = layers()
         if made is None:
@@ -121,27 +124,28 @@ class SparseReader:
         function = _native(x)
         prepared = None if function is None else _prepare(x, made)
         if function is not None and prepared is not None and x.shape[-1] == prepared.inputs:
-            self._known = _Known(x, function, prepared, owner)
+            self._known = _Known(x, function, prepared, owners)
         return sparse_sums(x, *made)
 
 
 class _Known:
-    """Layers as they are prepared for inputs like x, and the state of a module that this is of."""
+    """Layers as they are prepared for inputs like x, and the state of modules that this is of."""
 
     def __init__(
         self,
         x: Tensor,
         function: "ctypes._NamedFuncPointer",
         prepared: "_Prepared",
-        owner: nn.Module,
+        owners: tuple[nn.Module, ...],
     ) -> None:
+        self.owners = owners
         self.function = function
         self.prepared = prepared
         self.dtype = x.dtype
         #: By the dictionary that it stands in: names and numbers, submodules, and tensors.
         self.objects: list[tuple[dict[str, Any], str, Any]] = []
         self.tensors: list[tuple[dict[str, Any], str, Tensor, int, int, torch.dtype]] = []
-        for module in owner.modules():
+        for module in (module for owner in owners for module in owner.modules()):
             own = module.__dict__
             self.objects += [(own, name, own[name]) for name in ("base", "epsilon") if name in own]
             self.objects += [(own["_modules"], *item) for item in own["_modules"].items()]

@@ -3,7 +3,7 @@
 import math
 from typing import Any, ClassVar, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 
@@ -62,32 +62,49 @@ class KAN(FeedForward):
             start=start,
         )
         self.label = f"kan/{self.up.label}"
-        self._read = SparseReader()
+        self._read, self._read_after_norm = SparseReader(), SparseReader()
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self._read(x, self, self._local_layers) if decodes(x) and self._alone() else None
+        y = self._decoded(x, None) if decodes(x) else None
         return self.down(self.norm(self.up(x))) if y is None else y
 
-    def _alone(self) -> bool:
-        """Whether nobody waits for one of the layers to be called."""
+    def after_norm(self, x: Tensor, norm: RMSNorm) -> Tensor:
+        if decodes(x) and _unwatched(self, norm):
+            y = self._decoded(x, norm)
+            if y is not None:
+                return y
+        return self(norm(x))
+
+    def _decoded(self, x: Tensor, norm: RMSNorm | None) -> Tensor | None:
+        """Both layers by one call of the sparse backend, after the norm if there is one; None
+        where they are not local, or somebody waits for one of them to be called."""
         # Attributes of modules are looked up several times more slowly.
         layers: Any = self._modules
-        for layer in (layers["up"], layers["norm"], layers["down"]):
-            # Accelerate puts another `forward` in place of that of weights that lie elsewhere.
-            own = layer.__dict__
-            if own["_forward_pre_hooks"] or own["_forward_hooks"] or "forward" in own:
-                return False
-        return not _has_any_global_hook()
+        if not _unwatched(layers["up"], layers["norm"], layers["down"]):
+            return None
+        if norm is None:
+            return self._read(x, (self,), self._local_layers)
+        return self._read_after_norm(x, (self, norm), lambda: self._local_layers(norm))
 
-    def _local_layers(self) -> tuple[SparseLayer, SparseLayer] | None:
+    def _local_layers(self, norm: RMSNorm | None = None) -> list[SparseLayer] | None:
         if not isinstance(self.up.basis, Local) or not isinstance(self.down.basis, Local):
             return None
-        norm = self.norm.weight, self.norm.epsilon
-        return self.up.as_sparse(), self.down.as_sparse(norm)
+        pairs = ((self.up, norm), (self.down, self.norm))
+        return [layer.as_sparse(n and (n.weight, n.epsilon)) for layer, n in pairs]
 
     @property
     def flops_per_token(self) -> int:
         return sum(layer.flops_per_token for layer in (self.up, self.norm, self.down))
+
+
+def _unwatched(*modules: nn.Module) -> bool:
+    """Whether nobody waits for one of the modules to be called."""
+    for module in modules:
+        # Accelerate puts another `forward` in place of that of weights that lie elsewhere.
+        own = module.__dict__
+        if own["_forward_pre_hooks"] or own["_forward_hooks"] or "forward" in own:
+            return False
+    return not _has_any_global_hook()
 
 
 class KANLocal(KAN):

@@ -21,6 +21,7 @@ from kanlm.kan import (
 from kanlm.kan.bases import Local
 from kanlm.kan.kernels import sparse, sparse_sums, use_backend
 from kanlm.model.feed_forward.kan import KANLocal
+from kanlm.model.layers import RMSNorm
 
 native_only = pytest.mark.skipif(
     native.obstacle() is not None, reason=f"no native kernels: {native.obstacle()}"
@@ -193,6 +194,30 @@ def test_what_is_kept_of_a_block_follows_its_weights(way) -> None:
     x = x.bfloat16()
     check(0.05)
     assert torch.equal(copy.deepcopy(block)(x), block(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_block_takes_the_norm_before_it_along(way, dtype) -> None:
+    """And notices that another stands in its place."""
+    block = KANLocal(8, 12, 1.0).to(dtype)
+    x = 3 * torch.randn(3, 8).to(dtype)
+    with torch.no_grad():
+        for norm in (RMSNorm(8).to(dtype), RMSNorm(8, epsilon=0.5).to(dtype)):
+            torch.nn.init.normal_(norm.weight)
+            got = block.after_norm(x, norm)
+            exact = copy.deepcopy(block).double()(copy.deepcopy(norm).double()(x.double()))
+            tolerance = 2**-6 if dtype == torch.bfloat16 else 1e-5
+            torch.testing.assert_close(got.double(), exact, rtol=tolerance, atol=tolerance)
+
+
+def test_a_watched_norm_or_block_is_called() -> None:
+    block, norm, called = KANLocal(5, 7, 1.0), RMSNorm(5), []
+    for module in (norm, block):
+        handle = module.register_forward_hook(lambda module, *_: called.append(module))
+        with torch.no_grad():
+            block.after_norm(torch.randn(1, 5), norm)
+        handle.remove()
+    assert called == [norm, block]
 
 
 def test_a_watched_layer_is_called() -> None:
