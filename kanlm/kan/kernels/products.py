@@ -4,6 +4,7 @@ a CPU, and bases that have formulas in C++.
 
 import ctypes
 import functools
+import platform
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -18,7 +19,10 @@ _BASES = {None: 0, "silu": 1, "identity": 2}
 
 
 def compiles(formulas: Formulas) -> bool:
-    """Whether there is a compiler for it all."""
+    """Whether there is a compiler for it all, and a processor on which it has been timed: tiles
+    that suit the registers of another may be slower than its own library."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return False
     return _library() is not None and formulas.library is not None
 
 
