@@ -50,5 +50,6 @@ def growth_figures(results: Mapping[str, Any]) -> list[Picture]:
             for row in rows
         }
         sizes = rows[0]["sizes"]
-        pictures.append(lines(f"growth-{axis}", axis, "time over the smallest's", sizes, by_block))
+        name, up = f"growth-{axis}", "time over the smallest's"
+        pictures.append(lines(name, axis, up, sizes, by_block, powers=True))
     return pictures

@@ -6,6 +6,7 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
 from kanlm.reporting.figures import MARKERS, PALETTE, STYLE, Picture, standalone_svg
 
@@ -23,9 +24,19 @@ def rules(groups: Sequence[Sequence[Any]]) -> list[int]:
 
 
 def lines(
-    name: str, across: str, up: str, x: Sequence[float], lines: Mapping[str, Sequence[float]]
+    name: str,
+    across: str,
+    up: str,
+    x: Sequence[float],
+    lines: Mapping[str, Sequence[float]],
+    *,
+    powers: bool = False,
 ) -> Picture:
-    """A line a label over sizes that double; from zero up, so that heights compare."""
+    """A line a label over sizes that double; from zero up, so that heights compare.
+
+    Arguments:
+        powers: whether values are powers of the sizes: then slopes compare.
+    """
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 3.6), layout="constrained")
         axes = figure.subplots()
@@ -39,7 +50,11 @@ def lines(
             )
         axes.set_xscale("log", base=2)
         axes.set_xticks(x, [str(each) for each in x])
-        axes.set_ylim(bottom=0)
+        if powers:
+            axes.set_yscale("log", base=2)
+            axes.yaxis.set_major_formatter(ScalarFormatter())
+        else:
+            axes.set_ylim(bottom=0)
         axes.set_xlabel(across)
         axes.set_ylabel(up)
         figure.legend(loc="outside right upper", frameon=False)
