@@ -381,6 +381,53 @@ def test_nothing_is_kept_of_weights_that_are_no_parameters(way, change) -> None:
                 block.up.coefficients = coefficients
 
 
+class Adapted(KANLinear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + x.sum(-1, keepdim=True)
+
+
+class Halved(KANLocal):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) / 2
+
+
+def adapt_up(block: KANLocal, norm: torch.nn.Module) -> torch.nn.Module:
+    block.up = Adapted(8, 8, basis=BSpline())
+    return norm
+
+
+def wrap_down(block: KANLocal, norm: torch.nn.Module) -> torch.nn.Module:
+    block.add_module("down", torch.nn.Sequential(block.down, torch.nn.Tanh()))
+    return norm
+
+
+def replace_inner_norm(block: KANLocal, norm: torch.nn.Module) -> torch.nn.Module:
+    block.add_module("norm", torch.nn.LayerNorm(8))
+    return norm
+
+
+def replace_norm(block: KANLocal, norm: torch.nn.Module) -> torch.nn.Module:
+    return torch.nn.LayerNorm(8)
+
+
+def derive_block(block: KANLocal, norm: torch.nn.Module) -> torch.nn.Module:
+    block.__class__ = Halved
+    return norm
+
+
+@pytest.mark.parametrize(
+    "change", [adapt_up, wrap_down, replace_inner_norm, replace_norm, derive_block]
+)
+def test_modules_of_somebody_else_s_are_called(way, change) -> None:
+    """Adapters around layers, other norms, and blocks that compute something else."""
+    block, x = KANLocal(8, 8, 1.0), torch.randn(3, 8)
+    norm: Any = change(block, RMSNorm(8))
+    with torch.no_grad():
+        got = block.after_norm(x, norm)
+        with use_backend("reference"):
+            torch.testing.assert_close(got, block(norm(x)), rtol=1e-5, atol=1e-5)
+
+
 def test_a_block_whose_second_layer_was_refitted_to_another_kind(way) -> None:
     block, x = KANLocal(8, 8, 1.0), torch.randn(3, 8)
     refit_layer(block.down, Hermite(), torch.randn(100, 8))
