@@ -66,6 +66,8 @@ def edge_sums(
     Raises:
         ValueError: the chosen backend cannot.
     """
+    if base is None:
+        base_weight = None
     backend = _backend(x, coefficients, basis, base_weight, bias)
     if backend == "sparse":
         assert isinstance(basis, Local)

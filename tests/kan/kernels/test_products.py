@@ -182,6 +182,38 @@ def test_what_it_cannot_take_is_left_to_torch() -> None:
         products.sums(formulas, x, torch.randn(9, 3, 5), None, None)
 
 
+def test_weights_that_do_not_fit_are_refused() -> None:
+    """They would be read, and the functions' values written, past their ends."""
+    layer, x = KANLinear(8, 5, basis=BSpline(), base="silu"), torch.randn(70, 8)
+    layer.base_weight = torch.nn.Parameter(torch.randn(2, 8))
+    with pytest.raises(ValueError, match=r"base_weight of shape \(2, 8\): expected \(5, 8\)"):
+        layer(x)
+    layer.base_weight = None
+    with pytest.raises(ValueError, match=r"base_weight of shape None: expected \(5, 8\)"):
+        layer(x)
+    layer = KANLinear(8, 5, basis=BSpline())
+    layer.basis = BSpline(grid_size=12)
+    with pytest.raises(ValueError, match="coefficients of 7 functions: the basis has 13"):
+        layer(x)
+
+
+def test_weights_of_a_base_that_was_taken_away_get_no_gradient() -> None:
+    layer, x = KANLinear(8, 5, basis=BSpline(), base="silu"), torch.randn(70, 8)
+    layer.base = None
+    layer(x).sum().backward()
+    assert layer.base_weight is not None
+    assert layer.base_weight.grad is None
+
+
+def test_compiled_code_does_not_read_weights_of_another_type() -> None:
+    torch.compiler.reset()
+    layer = KANLinear(8, 5, base="silu")
+    assert layer.base_weight is not None
+    layer.base_weight.data = layer.base_weight.data.bfloat16()
+    with pytest.raises(RuntimeError, match="same dtype"):
+        torch.compile(layer)(torch.randn(70, 8))
+
+
 def test_no_memory_is_an_error_of_pythons() -> None:
     code = (
         "import resource, torch; from kanlm.kan import KANLinear; torch.set_num_threads(1)\n"
