@@ -214,6 +214,16 @@ def test_compiled_code_does_not_read_weights_of_another_type() -> None:
         torch.compile(layer)(torch.randn(70, 8))
 
 
+def test_compiled_tangents_are_those_of_eager_code() -> None:
+    torch.compiler.reset()
+    layer, x = KANLinear(8, 5), torch.randn(70, 8)
+
+    def tangent(x: Tensor) -> Tensor:
+        return torch.func.jvp(layer, (x,), (torch.ones_like(x),))[1]
+
+    torch.testing.assert_close(torch.compile(tangent)(x), tangent(x), rtol=1e-5, atol=1e-5)
+
+
 def test_no_memory_is_an_error_of_pythons() -> None:
     code = (
         "import resource, torch; from kanlm.kan import KANLinear; torch.set_num_threads(1)\n"
