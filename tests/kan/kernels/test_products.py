@@ -224,6 +224,11 @@ def test_compiled_tangents_are_those_of_eager_code() -> None:
     torch.testing.assert_close(torch.compile(tangent)(x), tangent(x), rtol=1e-5, atol=1e-5)
 
 
+def test_a_negated_view_is_not_read_as_it_lies() -> None:
+    layer, x = KANLinear(8, 5), torch.randn(70, 8)
+    torch.testing.assert_close(layer(torch.ops.aten._neg_view(x)), layer(-x), rtol=1e-5, atol=1e-5)
+
+
 def test_no_memory_is_an_error_of_pythons() -> None:
     code = (
         "import resource, torch; from kanlm.kan import KANLinear; torch.set_num_threads(1)\n"
