@@ -91,16 +91,18 @@ class KANLinear(nn.Module):
         self.start: Start = start
         shape = (in_features, self.basis.num_functions, out_features)
         self.coefficients = nn.Parameter(torch.empty(shape))
-        self.base_weight = (
-            None if self.base is None else nn.Parameter(torch.empty(out_features, in_features))
-        )
+        base_weight = nn.Parameter(torch.empty(out_features, in_features)) if self.base else None
+        # Registered where there is none, too, so that one given later stands in the same place.
+        self.register_parameter("base_weight", base_weight)
         if self.basis.channels not in (None, in_features):
             raise ValueError(
                 f"the basis has parameters for {self.basis.channels} channels, "
                 f"and in_features = {in_features}"
             )
         has_bias = not self.basis.spans_constants if bias is None else bias
-        self.bias = nn.Parameter(torch.empty(out_features)) if has_bias else None
+        self.register_parameter(
+            "bias", nn.Parameter(torch.empty(out_features)) if has_bias else None
+        )
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

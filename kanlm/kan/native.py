@@ -52,9 +52,9 @@ def obstacle() -> str | None:
 def is_plain(tensor: Tensor) -> bool:
     """Whether a tensor holds its numbers where `data_ptr` says.
 
-    Subclasses need not, nor do those that torch.func's transforms wrap.
+    Subclasses need not, nor do those that torch.func's transforms wrap, nor views that negate.
     """
-    if type(tensor) not in (Tensor, nn.Parameter):
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.is_neg():
         return False
     return not is_functorch_wrapped_tensor(tensor)
 

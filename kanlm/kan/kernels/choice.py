@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from ..base_functions import BASE_FUNCTIONS, BaseFunction
 from ..bases import Basis, Differentiable, Local
+from ..tracing import constant_when_traced
 from .compiled import contract_compiled
 from .fused import fused_sums, no_fused_sums, pays
 from .recompute import contract_recomputing
@@ -66,6 +67,8 @@ def edge_sums(
     Raises:
         ValueError: the chosen backend cannot.
     """
+    if base is None:
+        base_weight = None
     backend = _backend(x, coefficients, basis, base_weight, bias)
     if backend == "sparse":
         assert isinstance(basis, Local)
@@ -149,7 +152,8 @@ def _no_recompute(x: Tensor, coefficients: Tensor, basis: Basis) -> str | None:
     if not x.is_floating_point():
         return f"takes floating-point inputs, and these are {x.dtype}"
     if torch.compiler.is_compiling():
-        return None
+        # An operator without a tangent would be taken for a constant.
+        return "is not for torch.func in compiled code" if _transforms() else None
     if is_tracing():
         return "is not for torch.jit.trace"
     if not isinstance(basis, Differentiable):
@@ -165,6 +169,12 @@ def _no_sparse(x: Tensor, coefficients: Tensor, basis: Basis) -> str | None:
     if not isinstance(basis, Local):
         return f"takes local bases, and {basis.label} is none"
     return _watched(x)
+
+
+@constant_when_traced
+def _transforms() -> bool:
+    """Whether torch.func's transforms are at work."""
+    return peek_interpreter_stack() is not None
 
 
 def _watched(x: Tensor) -> str | None:

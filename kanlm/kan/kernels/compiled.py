@@ -32,7 +32,7 @@ def contract_compiled(
     keeps both. The product is not, or backward would compute it again.
     """
     formulas = basis.formulas() if isinstance(basis, Differentiable) else None
-    if formulas is not None and _left_to_native(x, coefficients, formulas.source):
+    if formulas is not None and _left_to_native(formulas.source, x, coefficients, base_weight):
         flat = x.reshape(-1, x.shape[-1])
         y = _native_sums(flat, coefficients, base_weight, base, *formulas)
         return y.reshape(*x.shape[:-1], coefficients.shape[-1])
@@ -56,8 +56,9 @@ def _recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return y
 
 
-def _left_to_native(x: Tensor, coefficients: Tensor, source: str) -> bool:
-    floats = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in (x, coefficients))
+def _left_to_native(source: str, *tensors: Tensor | None) -> bool:
+    given = (t for t in tensors if t is not None)
+    floats = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in given)
     return floats and not torch.is_autocast_enabled("cpu") and _compiles(source)
 
 

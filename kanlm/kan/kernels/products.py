@@ -48,7 +48,7 @@ def sums(
         base: function beside the basis, with `base_weight` (out, in).
 
     Raises:
-        ValueError: x has another number of channels than the coefficients.
+        ValueError: shapes do not fit.
         MemoryError: there is none for the weights in another order.
     """
     if x.shape[-1] != coefficients.shape[0]:
@@ -109,9 +109,18 @@ class _Edges(ctypes.Structure):
         base_weight: Tensor | None,
         base: BaseFunction | None,
     ) -> "_Edges":
+        inputs, functions, out = coefficients.shape
+        # C++ would read and write past their ends.
+        if functions != formulas.num_functions:
+            raise ValueError(
+                f"coefficients of {functions} functions: the basis has {formulas.num_functions}"
+            )
+        shape = None if base_weight is None else tuple(base_weight.shape)
+        expected = None if base is None else (out, inputs)
+        if shape != expected:
+            raise ValueError(f"base_weight of shape {shape}: expected {expected}")
         structure = formulas.structure
         kept = [t if t is None else t.contiguous() for t in (coefficients, base_weight)]
-        inputs, functions, out = coefficients.shape
         edges = cls(
             ctypes.addressof(structure),
             *(ctypes.cast(f, ctypes.c_void_p) for f in _functions(formulas)),

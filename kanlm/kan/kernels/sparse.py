@@ -72,13 +72,25 @@ def sparse_sums(x: Tensor, *layers: SparseLayer) -> Tensor:
     Returns: (…, out).
 
     Raises:
-        ValueError: a layer has another number of inputs than it is given.
+        ValueError: a layer has another number of inputs than it is given, or its weights are
+            of other shapes than its coefficients say.
     """
     width = x.shape[-1]
     for layer in layers:
-        inputs, _, out = layer.coefficients.shape
+        inputs, functions, out = layer.coefficients.shape
         if width != inputs:
             raise ValueError(f"x has {width} channels: expected {inputs}")
+        # sparse.cpp would read past their ends.
+        if functions != layer.basis.num_functions:
+            raise ValueError(
+                f"coefficients of {functions} functions: the basis has {layer.basis.num_functions}"
+            )
+        if layer.base is not None and layer.base_weight is None:
+            raise ValueError(f"base = {layer.base!r}: it has no weights")
+        shapes = (inputs,), (inputs, functions, out), (out, inputs), (out,)
+        for weight, shape in zip(layer.tensors, shapes, strict=True):
+            if weight is not None and weight.shape != shape:
+                raise ValueError(f"weights of shape {tuple(weight.shape)}: expected {shape}")
         width = out
     function = _native(x)
     if function is None:
@@ -121,11 +133,13 @@ class SparseReader:
         made = layers()
         if made is None:
             return None
+        y = sparse_sums(x, *made)
         function = _native(x)
         prepared = None if function is None else _prepare(x, made)
-        if function is not None and prepared is not None and x.shape[-1] == prepared.inputs:
-            self._known = _Known(x, function, prepared, owners)
-        return sparse_sums(x, *made)
+        if function is not None and prepared is not None:
+            known = _Known(x, function, prepared, owners)
+            self._known = known if known.watches(made) else None
+        return y
 
 
 class _Known:
@@ -147,7 +161,8 @@ class _Known:
         self.tensors: list[tuple[dict[str, Any], str, Tensor, int, int, torch.dtype]] = []
         for module in (module for owner in owners for module in owner.modules()):
             own = module.__dict__
-            self.objects += [(own, name, own[name]) for name in ("base", "epsilon") if name in own]
+            names = (name for name in ("base", "epsilon", "equal_cells") if name in own)
+            self.objects += [(own, name, own[name]) for name in names]
             self.objects += [(own["_modules"], *item) for item in own["_modules"].items()]
             for held in (own["_parameters"], own["_buffers"]):
                 for name, tensor in held.items():
@@ -156,6 +171,13 @@ class _Known:
                     else:
                         place = tensor.data_ptr(), tensor.numel(), tensor.dtype
                         self.tensors.append((held, name, tensor, *place))
+
+    def watches(self, layers: Sequence[SparseLayer]) -> bool:
+        """Whether all that is read belongs to the modules. A tensor in an attribute may be another
+        the next time, and one that is computed on access is free memory by then."""
+        watched = {id(tensor) for _, _, tensor, *_ in self.tensors}
+        read = (t for layer in layers for t in (*layer.tensors, _knots(layer.basis)))
+        return all(t is None or id(t) in watched for t in read)
 
     def holds(self, x: Tensor) -> bool:
         """Whether nothing has changed, and x is alike."""

@@ -239,6 +239,47 @@ def test_a_block_refuses_inputs_of_another_width(way, channels) -> None:
         block(torch.ones(1, channels))
 
 
+def coarse_coefficients(block: KANLocal) -> None:
+    block.up.basis = BSpline(grid_size=12)
+
+
+def short_base_weight(block: KANLocal) -> None:
+    block.up.base_weight = torch.nn.Parameter(torch.randn(3, 8))
+
+
+def no_base_weight(block: KANLocal) -> None:
+    block.up.base_weight = None
+
+
+def short_bias(block: KANLocal) -> None:
+    block.down.bias = torch.nn.Parameter(torch.randn(3))
+
+
+def short_gain(block: KANLocal) -> None:
+    block.norm.weight = torch.nn.Parameter(torch.randn(3))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (coarse_coefficients, "coefficients of 7 functions: the basis has 13"),
+        (short_base_weight, r"weights of shape \(3, 8\): expected \(8, 8\)"),
+        (no_base_weight, "base = 'silu': it has no weights"),
+        (short_bias, r"weights of shape \(3,\): expected \(8,\)"),
+        (short_gain, r"weights of shape \(3,\): expected \(8,\)"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(way, change, message) -> None:
+    """Every time: they would be read past their ends."""
+    block, x = KANLocal(8, 8, 1.0), torch.randn(1, 8)
+    with torch.no_grad():
+        block(x)
+        change(block)
+        for _ in range(2):
+            with pytest.raises(ValueError, match=message):
+                block(x)
+
+
 @pytest.mark.parametrize(
     "trained", ["up.base_weight", "norm.weight", "down.coefficients", "down.base_weight"]
 )
@@ -272,6 +313,10 @@ def change_base(block: KANLocal) -> None:
     block.up.base = "identity"
 
 
+def add_bias(block: KANLocal) -> None:
+    block.up.bias = torch.nn.Parameter(torch.randn(8))
+
+
 def transpose_weights(block: KANLocal) -> None:
     assert block.up.base_weight is not None
     block.up.base_weight.data = block.up.base_weight.data.t()
@@ -285,7 +330,16 @@ def free_knots(block: KANLocal) -> None:
     block.up.basis = basis
 
 
-@pytest.mark.parametrize("change", [change_epsilon, change_base, transpose_weights, free_knots])
+def free_knots_in_place(block: KANLocal) -> None:
+    assert isinstance(block.up.basis, BSpline)
+    block.up.basis.equal_cells = False
+    block.up.basis.knots[0, 3] += 0.4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [change_epsilon, change_base, add_bias, transpose_weights, free_knots, free_knots_in_place],
+)
 def test_what_is_kept_of_a_block_follows_what_moves_no_memory(way, change) -> None:
     block, x = KANLocal(8, 8, 1.0), torch.randn(3, 8)
     with torch.no_grad():
@@ -294,6 +348,84 @@ def test_what_is_kept_of_a_block_follows_what_moves_no_memory(way, change) -> No
         got = block(x)
         with use_backend("reference"):
             torch.testing.assert_close(got, block(x), rtol=1e-5, atol=1e-5)
+
+
+class Twice(torch.nn.Module):
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return 2 * weight
+
+
+def compute_coefficients(block: KANLocal) -> None:
+    """Anew at every look."""
+    torch.nn.utils.parametrize.register_parametrization(block.up, "coefficients", Twice())
+
+
+def hold_coefficients_in_an_attribute(block: KANLocal) -> None:
+    """As FSDP does with views of its flat parameter."""
+    coefficients: Any = block.up.coefficients.detach()
+    del block.up.coefficients
+    block.up.coefficients = coefficients
+
+
+@pytest.mark.parametrize("change", [compute_coefficients, hold_coefficients_in_an_attribute])
+def test_nothing_is_kept_of_weights_that_are_no_parameters(way, change) -> None:
+    block, x = KANLocal(8, 8, 1.0), torch.randn(3, 8)
+    change(block)
+    with torch.no_grad():
+        for _ in range(3):
+            got = block(x)
+            with use_backend("reference"):
+                torch.testing.assert_close(got, block(x), rtol=1e-5, atol=1e-5)
+            if change is hold_coefficients_in_an_attribute:
+                coefficients: Any = torch.randn_like(block.up.coefficients)
+                block.up.coefficients = coefficients
+
+
+class Adapted(KANLinear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + x.sum(-1, keepdim=True)
+
+
+class Halved(KANLocal):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) / 2
+
+
+def adapt_up(block: KANLocal, norm: torch.nn.Module) -> torch.nn.Module:
+    block.up = Adapted(8, 8, basis=BSpline())
+    return norm
+
+
+def wrap_down(block: KANLocal, norm: torch.nn.Module) -> torch.nn.Module:
+    block.add_module("down", torch.nn.Sequential(block.down, torch.nn.Tanh()))
+    return norm
+
+
+def replace_inner_norm(block: KANLocal, norm: torch.nn.Module) -> torch.nn.Module:
+    block.add_module("norm", torch.nn.LayerNorm(8))
+    return norm
+
+
+def replace_norm(block: KANLocal, norm: torch.nn.Module) -> torch.nn.Module:
+    return torch.nn.LayerNorm(8)
+
+
+def derive_block(block: KANLocal, norm: torch.nn.Module) -> torch.nn.Module:
+    block.__class__ = Halved
+    return norm
+
+
+@pytest.mark.parametrize(
+    "change", [adapt_up, wrap_down, replace_inner_norm, replace_norm, derive_block]
+)
+def test_modules_of_somebody_else_s_are_called(way, change) -> None:
+    """Adapters around layers, other norms, and blocks that compute something else."""
+    block, x = KANLocal(8, 8, 1.0), torch.randn(3, 8)
+    norm: Any = change(block, RMSNorm(8))
+    with torch.no_grad():
+        got = block.after_norm(x, norm)
+        with use_backend("reference"):
+            torch.testing.assert_close(got, block(norm(x)), rtol=1e-5, atol=1e-5)
 
 
 def test_a_block_whose_second_layer_was_refitted_to_another_kind(way) -> None:
