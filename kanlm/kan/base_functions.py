@@ -25,5 +25,7 @@ BASE_GRADIENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "silu": torch.ops.aten.silu_backward,
     "identity": lambda gradient, x: gradient,
 }
+#: What C++ calls them.
+BASE_CODES = {None: 0, "silu": 1, "identity": 2}
 #: FLOPs at one input, counted as `Basis.flops_per_input`.
 BASE_FLOPS = {"silu": 4, "identity": 0}

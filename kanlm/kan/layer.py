@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from .base_functions import BASE_FLOPS, BASE_FUNCTIONS, BaseFunction
 from .bases import Basis, Hermite, Local
 from .initialization import assign_, uniform_
-from .kernels import SparseLayer, edge_sums, reads_sparsely
+from .kernels import SparseLayer, edge_sums
 from .moments import unit_normal_mean
 
 #: How a layer's edge functions start.
@@ -142,10 +142,6 @@ class KANLinear(nn.Module):
         if x.shape[-1] != self.in_features:
             raise ValueError(f"x has {x.shape[-1]} channels: expected {self.in_features}")
         return edge_sums(x, self.coefficients, self.basis, self.base, self.base_weight, self.bias)
-
-    def reads_sparsely(self, x: Tensor) -> bool:
-        """Whether `forward` would read the active coefficients alone: few tokens, no gradients."""
-        return reads_sparsely(x, self.coefficients, self.basis, self.base_weight, self.bias)
 
     def as_sparse(self, norm: tuple[Tensor, float] | None = None) -> SparseLayer:
         """What `forward` computes, for `sparse_sums`; of a basis that is `Local`.

@@ -1,9 +1,10 @@
 // B-splines on one grid of equal or free cells, and sums of their slopes, one pass each.
 //
-// With numbers degree and whether cells are equal, and all knots: `degree` of them lie beyond each
-// end of the grid. Beyond it functions go on linearly. The triangle of kanlm.kan.bases.bspline gives the
+// Beyond the grid functions go on linearly. The triangle of kanlm.kan.bases.bspline gives the
 // degree + 1 functions over an input's cell; each of the B functions then takes one of them or 0.
 // All of it stays in registers for a few neighbouring inputs.
+//
+// Numbers: degree, whether cells are equal. Of the knots `degree` lie beyond each end of the grid.
 
 #include <cstdint>
 

@@ -17,7 +17,7 @@
   functions that differ from zero.
 """
 
-from .choice import BACKENDS, Backend, decodes, edge_sums, reads_sparsely, use_backend
+from .choice import BACKENDS, Backend, decodes, edge_sums, use_backend
 from .sparse import SparseLayer, SparseReader, sparse_sums
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "SparseReader",
     "decodes",
     "edge_sums",
-    "reads_sparsely",
     "sparse_sums",
     "use_backend",
 ]

@@ -78,15 +78,6 @@ def edge_sums(
     return y if bias is None else y + bias.to(y.dtype)
 
 
-def reads_sparsely(x: Tensor, coefficients: Tensor, basis: Basis, *others: Tensor | None) -> bool:
-    """Whether `edge_sums` would take the sparse backend.
-
-    Arguments:
-        others: base weights, bias, and what else may want a gradient.
-    """
-    return _backend(x, coefficients, basis, *others) == "sparse"
-
-
 def decodes(x: Tensor) -> bool:
     """Whether every layer that can would take the sparse backend by itself: few tokens, no
     gradients, and nobody who looks into the layer. Quicker to ask than each of them."""

@@ -191,7 +191,7 @@ void panel(bool add, int64_t rows, float* c, int64_t c_row, const float* a, int6
     (add ? panel<true> : panel<false>)(rows, c, c_row, a, a_row, b, steps);
 }
 
-// As many tokens as the threads before have, and one's own.
+// One of `of` nearly equal shares of so many tokens.
 struct Share {
     int64_t begin, end;
     Share(int64_t count, int64_t part, int64_t of) : begin(count * part / of), end(count * (part + 1) / of) {}

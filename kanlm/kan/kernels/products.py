@@ -12,10 +12,8 @@ import torch
 from torch import Tensor
 
 from .. import native
-from ..base_functions import BaseFunction
+from ..base_functions import BASE_CODES, BaseFunction
 from ..bases.formulas import Formulas
-
-_BASES = {None: 0, "silu": 1, "identity": 2}
 
 
 def compiles(formulas: Formulas) -> bool:
@@ -119,13 +117,13 @@ class _Edges(ctypes.Structure):
         expected = None if base is None else (out, inputs)
         if shape != expected:
             raise ValueError(f"base_weight of shape {shape}: expected {expected}")
-        structure = formulas.structure
+        structure, library = formulas.structure, formulas.library
         kept = [t if t is None else t.contiguous() for t in (coefficients, base_weight)]
         edges = cls(
             ctypes.addressof(structure),
-            *(ctypes.cast(f, ctypes.c_void_p) for f in _functions(formulas)),
+            *(ctypes.cast(f, ctypes.c_void_p) for f in (library.values, library.pull_back)),
             *(None if t is None else t.data_ptr() for t in kept),
-            _BASES[base],
+            BASE_CODES[base],
             functions,
             inputs,
             out,
@@ -133,10 +131,6 @@ class _Edges(ctypes.Structure):
         # What it points to lives as long as it does.
         edges.kept = (formulas, structure, *kept)
         return edges
-
-
-def _functions(formulas: Formulas) -> tuple[Any, Any]:
-    return formulas.library.values, formulas.library.pull_back
 
 
 def _call(function: Any, edges: _Edges, x: Tensor, *others: Tensor | None) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..base_functions import BASE_FUNCTIONS, BaseFunction
+from ..base_functions import BASE_CODES, BASE_FUNCTIONS, BaseFunction
 from ..bases import BSpline, Local
 from ..native import holds_floats, is_plain, load_library
 
@@ -29,7 +29,6 @@ NATIVE_TOKENS, TORCH_TOKENS = 64, 4
 #: Functions that may differ from zero at an input in sparse.cpp.
 MOST_FUNCTIONS = 6
 
-_BASES = {None: 0, "silu": 1, "identity": 2}
 _NAMES = {torch.float32: "sums_float32", torch.bfloat16: "sums_bfloat16"}
 
 
@@ -268,7 +267,7 @@ class _Prepared:
             _pointer(knots),
             *layer.coefficients.shape,
             layer.basis.support,
-            _BASES[layer.base],
+            BASE_CODES[layer.base],
             0 if knots is None else layer.basis.num_functions - layer.basis.support + 1,
             0.0 if layer.norm is None else layer.norm[1],
         )

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kanlm.kan import RBF, BSpline, Chebyshev, Hermite, KANLinear, Rational
-from kanlm.kan.kernels import BACKENDS, choice, fused, reads_sparsely, use_backend
+from kanlm.kan.kernels import BACKENDS, choice, decodes, fused, use_backend
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,8 @@ def test_what_is_taken_by_itself(basis, tokens, gradients, expected) -> None:
     x = torch.randn(tokens, 8)
     with torch.set_grad_enabled(gradients):
         assert choice._backend(x, layer.coefficients, layer.basis) == expected
-        assert reads_sparsely(x, layer.coefficients, layer.basis) == (expected == "sparse")
+        # It asks about tokens and gradients alone.
+        assert decodes(x) == (tokens == 1 and not gradients)
 
 
 @pytest.mark.parametrize("backend", [each for each in BACKENDS if each != "triton"])
