@@ -14,6 +14,7 @@ from torch._dynamo.utils import calculate_time_spent
 from torch.utils._triton import has_triton
 
 from kanlm.errors import UserError
+from kanlm.kan.compilers import no_c_compiler
 from kanlm.model.decoder import KanLMDecoderLayer
 
 
@@ -61,6 +62,7 @@ def _obstacle(device: torch.device) -> str | None:
         if not any(name and shutil.which(name) for name in compilers):
             return "compiling for a CPU needs a C++ compiler, and there is none"
         return None
-    if has_triton():
-        return None
-    return "compiling for a GPU needs triton, and there is none"
+    if not has_triton():
+        return "compiling for a GPU needs triton, and there is none"
+    missing = no_c_compiler()
+    return missing and f"compiling for a GPU {missing}"

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from accelerate import Accelerator
 from kanlm.errors import UserError
 from kanlm.model import KanLMConfig, KanLMForCausalLM
 from kanlm.model.settings import ModelSettings
+from kanlm.training import compilation
 from kanlm.training.compilation import compile_model
 
 on_a_cpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="about machines without GPU")
@@ -41,6 +43,22 @@ def test_on_without_a_compiler_is_an_error(monkeypatch: pytest.MonkeyPatch):
 def test_auto_says_what_it_chose():
     assert compile_model(tiny(), "auto", Accelerator(cpu=True)).startswith("eager (")
     assert compile_model(tiny(), "off", Accelerator(cpu=True)) == "eager, as asked"
+
+
+def test_a_gpu_without_a_c_compiler_runs_eagerly(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    gpu = SimpleNamespace(device=torch.device("cuda"))
+    monkeypatch.setattr(compilation, "has_triton", lambda: True)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    said = compile_model(tiny(), "auto", gpu)  # pyright: ignore[reportArgumentType]
+    assert said.startswith("eager (compiling for a GPU needs a C compiler")
+    with pytest.raises(UserError, match=r"training\.compile = on: .* needs a C compiler"):
+        compile_model(tiny(), "on", gpu)  # pyright: ignore[reportArgumentType]
+    (tmp_path / "gcc").write_text("#!/bin/sh\n")
+    (tmp_path / "gcc").chmod(0o755)
+    assert compile_model(tiny(), "auto", gpu) == "compiled"  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.slow

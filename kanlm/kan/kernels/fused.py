@@ -24,6 +24,7 @@ from torch import Tensor
 from ..base_functions import BaseFunction
 from ..bases import Basis, BSpline
 from ..bases.polynomials import Polynomials
+from ..compilers import no_c_compiler
 from ..tracing import constant_when_traced
 
 #: Tokens below which a tile would be mostly empty.
@@ -155,7 +156,7 @@ def _missing(device: str) -> str | None:
         return f"is for NVIDIA GPUs, and these inputs are on {device}"
     if torch.cuda.get_device_capability() < (8, 0):
         return "needs a GPU of compute capability 8.0, as of an A100"
-    return None
+    return no_c_compiler()
 
 
 # Operators. Named after this module, because a copy of it may travel with an exported model.
