@@ -76,6 +76,17 @@ class Record(Place):
         return Place(**{name: getattr(self, name) for name in Place.__dataclass_fields__})
 
 
+@dataclass(frozen=True, kw_only=True)
+class Note:
+    """What a reader must know of figures, in words: what was left out, or is not as usual."""
+
+    #: None is every arm.
+    arm: str | None = None
+    #: None is every domain.
+    domain: str | None = None
+    note: str
+
+
 # Deriving
 
 
@@ -87,6 +98,7 @@ def derive(
     documents: Mapping[Place, Evaluation],
     references: Mapping[str, Mapping[str, Any]],
     provenance: Mapping[str, Any],
+    notes: Sequence[Note] = (),
     resamples: int = 1000,
 ) -> dict[str, Any]:
     """Everything that results.json holds.
@@ -104,12 +116,13 @@ def derive(
         documents: sums by document of the same evaluations; those missing have no interval.
         references: domain → bits per byte of `bigram` and `xz`, and what they were made of.
         provenance: from `kanlm.experiments.provenance.collect`.
+        notes: shown on the line with the figures that they are about, or below them.
         resamples: of each bootstrap.
 
     Raises:
-        ValueError: records that do not belong together, or a missing fact of an arm.
+        ValueError: records or notes that do not belong together, or a missing fact of an arm.
     """
-    _check(records, arms, domains)
+    _check(records, arms, domains, notes)
     studies = {
         name: _ArmResults([r for r in records if r.arm == name], domains, documents, resamples)
         for name in arms
@@ -121,6 +134,7 @@ def derive(
         "comparisons": _comparisons(studies, domains, resamples),
         "references": {name: dict(values) for name, values in references.items()},
         "provenance": dict(provenance),
+        "notes": [asdict(note) for note in dict.fromkeys(notes)],
         "records": [asdict(record) for record in records],
     }
 
@@ -277,7 +291,10 @@ def _difference(
 
 
 def _check(
-    records: Sequence[Record], arms: Mapping[str, Mapping[str, Any]], domains: Sequence[str]
+    records: Sequence[Record],
+    arms: Mapping[str, Mapping[str, Any]],
+    domains: Sequence[str],
+    notes: Sequence[Note],
 ) -> None:
     for name, facts in arms.items():
         missing = [fact for fact in ARM_FACTS if fact not in facts]
@@ -288,9 +305,12 @@ def _check(
             raise ValueError(f"arm {name}: expected records of one strategy, not {strategies}")
     if len({record.split for record in records}) > 1:
         raise ValueError("records of several splits cannot stand in one matrix")
-    unknown = {r.domain for r in records} - set(domains) | {r.arm for r in records} - set(arms)
+    unknown = {each.domain for each in (*records, *notes)} - {None, *domains}
+    unknown |= {each.arm for each in (*records, *notes)} - {None, *arms}
     if unknown:
-        raise ValueError(f"records of {', '.join(sorted(unknown))}, which was not announced")
+        raise ValueError(
+            f"records or notes of {', '.join(sorted(unknown))}, which was not announced"
+        )
 
 
 def _same_documents(one: Evaluation, other: Evaluation) -> bool:
@@ -337,6 +357,13 @@ def write_results(
             )
     write_documents(folder / "documents.jsonl", documents)
     write_text(folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
+
+
+def notes_of(results: Mapping[str, Any]) -> list[Note]:
+    """The notes in what results.json holds."""
+    return [
+        Note(**{key: note[key] for key in ("arm", "domain", "note")}) for note in results["notes"]
+    ]
 
 
 def records_of(results: Mapping[str, Any]) -> list[Record]:

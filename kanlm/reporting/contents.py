@@ -18,7 +18,7 @@ from kanlm.config.checking import check
 from kanlm.errors import UserError
 from kanlm.reading import parse_object, read_bytes, read_object
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 #: Beyond this, differences and axes are no numbers any more.
 LARGEST = 1e100
@@ -157,6 +157,14 @@ class Record(TypedDict):
     bytes: Annotated[Whole, Field(gt=0)]
 
 
+class Note(TypedDict):
+    """What a reader must know of figures: of an arm or all, on a domain or all (None)."""
+
+    arm: str | None
+    domain: str | None
+    note: str
+
+
 class Results(TypedDict):
     """All of results.json."""
 
@@ -165,6 +173,7 @@ class Results(TypedDict):
     comparisons: list[Comparison]
     references: dict[str, References]
     provenance: Provenance
+    notes: list[Note]
     records: Annotated[list[Record], Field(min_length=1)]
 
 
@@ -177,7 +186,10 @@ def read_results(path: Path) -> dict[str, Any]:
     results = read_object(path)
     version = results.get("schema_version")
     if version != SCHEMA_VERSION:
-        raise UserError(f"{path}: schema_version is {version!r}, expected {SCHEMA_VERSION}")
+        raise UserError(
+            f"{path}: schema_version is {version!r}, expected {SCHEMA_VERSION}: another version "
+            "of kanlm wrote it; read it with that one, or make it anew"
+        )
     check(Results, results, str(path))
     problem = _misshapen(results) or _contradiction(results)
     if problem is not None:
@@ -219,6 +231,11 @@ def _misshapen(results: Mapping[str, Any]) -> str | None:
     for pair in results["comparisons"]:
         if pair["arm"] == pair["other"] or not {pair["arm"], pair["other"]} <= arms.keys():
             return f"comparisons: no arms {pair['arm']} and {pair['other']}"
+    for note in results["notes"]:
+        if note["arm"] not in (None, *arms):
+            return f"notes: no arm {note['arm']}"
+        if note["domain"] not in (None, *domains):
+            return f"notes: no domain {note['domain']}"
     return None
 
 

@@ -31,6 +31,8 @@ class Table:
     note: str = ""
     #: Indices of rows that a rule stands above.
     rules: list[int] = field(default_factory=list)
+    #: Lines below; those that a row refers to begin with its mark.
+    footnotes: list[str] = field(default_factory=list)
 
     def is_text(self, column: int) -> bool:
         """Whether a column holds names; numbers are aligned to the right."""
@@ -51,11 +53,13 @@ def result_tables(results: Mapping[str, Any]) -> list[Table]:
 def quality_table(results: Mapping[str, Any]) -> Table:
     """Bits per byte with interval and range over seeds, and perplexities, after stage 0.
 
-    One row an arm, and below the references; with one stage, for every domain measured.
+    One row an arm, and below the references; with one stage, for every domain measured. A
+    row's notes are marked beside its figure and stand below, after those on the text itself.
     """
     domains = results["domains"]
     shown = domains if stage_count(results) == 1 else domains[:1]
     several_seeds = any(len(arm["seeds"]) > 1 for arm in results["arms"].values())
+    marks: dict[str, str] = {}
     rows: list[list[str]] = []
     rules: list[int] = []
     for domain in shown:
@@ -67,6 +71,7 @@ def quality_table(results: Mapping[str, Any]) -> Table:
             value = arm["bits_per_byte"][0][j]
             row = [
                 fixed(value),
+                _marks(results, name, domain, marks),
                 span(arm["bits_per_byte_interval"][0][j]),
                 _seeds(by_seed),
                 _ratio(value, references.get("bigram")),
@@ -77,7 +82,7 @@ def quality_table(results: Mapping[str, Any]) -> Table:
         for name in ("bigram", "xz"):
             if name in references:
                 ratio = _ratio(references[name], references.get("bigram"))
-                rows.append([name, *prefix, fixed(references[name]), "", "", ratio, "", ""])
+                rows.append([name, *prefix, fixed(references[name]), "", "", "", ratio, "", ""])
         rules.append(len(rows))
     split = results["records"][0]["split"]
     text = "held-out text" if len(shown) > 1 else shown[0]
@@ -89,6 +94,7 @@ def quality_table(results: Mapping[str, Any]) -> Table:
                 "arm",
                 *(["domain"] if len(shown) > 1 else []),
                 "bits per byte",
+                "note",
                 "95% interval",
                 "range over seeds",
                 "× bigram",
@@ -100,8 +106,33 @@ def quality_table(results: Mapping[str, Any]) -> Table:
             "2,048 characters); bootstrapped, they hold the truth about 9 times in 10."
             + ("" if several_seeds else " One seed: how much seeds vary is not known."),
             rules=rules[:-1],
+            footnotes=[
+                *_on_texts(results, shown),
+                *(f"{mark} {note}" for note, mark in marks.items()),
+            ],
         )
     )
+
+
+def _marks(results: Mapping[str, Any], arm: str, domain: str, marks: dict[str, str]) -> str:
+    """Marks of the notes on an arm's figure; new ones are added to `marks`, note → mark."""
+    found = [
+        note["note"]
+        for note in results["notes"]
+        if note["arm"] == arm and note["domain"] in (None, domain)
+    ]
+    for note in found:
+        marks.setdefault(note, f"[{len(marks) + 1}]")
+    return " ".join(mark for note, mark in marks.items() if note in found)
+
+
+def _on_texts(results: Mapping[str, Any], domains: Sequence[str]) -> list[str]:
+    """Notes on the text itself, which all arms share."""
+    return [
+        f"{note['domain']}: {note['note']}" if note["domain"] else note["note"]
+        for note in results["notes"]
+        if note["arm"] is None and note["domain"] in (None, *domains)
+    ]
 
 
 def difference_table(results: Mapping[str, Any]) -> Table | None:
@@ -348,7 +379,8 @@ def print_table(table: Table) -> None:
     console.print()
     console.print(table.title, style="bold")
     wide.print(rich)
-    console.print(table.note, style="dim")
+    for line in (table.note, *table.footnotes):
+        console.print(line, style="dim")
 
 
 def rich_table(table: Table) -> RichTable:

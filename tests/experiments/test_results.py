@@ -14,9 +14,11 @@ from kanlm.evaluation.statistics import bootstrap_interval
 from kanlm.experiments.results import (
     ARM_FACTS,
     SCHEMA_VERSION,
+    Note,
     Place,
     Record,
     derive,
+    notes_of,
     read_documents,
     records_of,
     write_results,
@@ -214,6 +216,15 @@ def test_records_that_do_not_belong_together_are_refused(change: dict, message: 
     records = make_records(make_evaluations())
     with pytest.raises(ValueError, match=message):
         derived([*records, replace(records[0], **change)])
+
+
+def test_notes_are_kept_once_and_of_what_is_there() -> None:
+    note = Note(arm="kan", domain="code", note="trained on this text")
+    results = derived(notes=[note, note, Note(note="of all")])
+    assert notes_of(results) == [note, Note(note="of all")]
+    for strange in (Note(arm="mlp", note="?"), Note(domain="law", note="?")):
+        with pytest.raises(ValueError, match="not announced"):
+            derived(notes=[strange])
 
 
 def test_arms_must_state_their_facts_and_read_the_same_text() -> None:

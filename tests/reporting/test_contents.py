@@ -13,6 +13,8 @@ from kanlm.errors import UserError
 from kanlm.reporting.contents import read_lines, read_results, read_run_results
 from kanlm.reporting.page import write_report
 
+NOTE = {"arm": None, "domain": None, "note": "3 rows without a text"}
+
 
 def change(path: Path, act: Callable[[dict[str, Any]], object]) -> None:
     results = json.loads(path.read_text())
@@ -38,7 +40,10 @@ def arm(results: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("act", "said"),
     [
-        (lambda r: r.update(schema_version=99), "schema_version is 99, expected 1"),
+        (
+            lambda r: r.update(schema_version=99),
+            "schema_version is 99, expected 2: another version",
+        ),
         (lambda r: r.pop("arms"), "'{path}.arms' is missing"),
         (lambda r: r.update(arms={}), "arms"),
         (lambda r: r.update(records=[]), "records"),
@@ -54,6 +59,10 @@ def arm(results: dict[str, Any]) -> dict[str, Any]:
         (lambda r: arm(r)["learning_gain_by_seed"].pop(), "arms.kan.learning_gain_by_seed is not"),
         (lambda r: r["domains"].__setitem__(1, "prose"), "two domains have one name"),
         (lambda r: r["comparisons"][0].update(other="mlp"), "no arms kan and mlp"),
+        (lambda r: r.pop("notes"), "notes' is missing"),
+        (lambda r: r.update(notes=[{"arm": "kan"}]), "notes.0.domain"),
+        (lambda r: r.update(notes=[NOTE | {"arm": "mlp"}]), "notes: no arm mlp"),
+        (lambda r: r.update(notes=[NOTE | {"domain": "law"}]), "notes: no domain law"),
         (lambda r: r["records"][0].update(bytes=0), "records.0.bytes = 0"),
         (lambda r: r["provenance"].update(hardware={"cpu": "x"}), "provenance.hardware"),
         (lambda r: r["references"]["prose"].update(bigram=[]), "references.prose.bigram = []"),

@@ -173,3 +173,36 @@ def test_parts_that_an_arm_lacks_count_nothing() -> None:
     table = accounting_tables(accounts)[0]
     assert table.columns == ["arm", "head", "gate", "active"]
     assert table.rows == [["a", "5", "0", "5"], ["b", "0", "7", "5"]]
+
+
+def test_notes_stand_with_their_figures(
+    tmp_path: Path, study_maker: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = study_maker(tmp_path / "study", arms=("kan", "swiglu"), seeds=(0,), stages=1)
+    results = json.loads((folder / "results.json").read_text())
+    assert "note" not in quality_table(results).columns
+    unfinished = "unfinished: step 300 of 900"
+    results["notes"] = [
+        {"arm": "swiglu", "domain": "code", "note": "trained on this text"},
+        {"arm": "kan", "domain": None, "note": unfinished},
+        {"arm": "swiglu", "domain": None, "note": unfinished},
+        {"arm": None, "domain": "code", "note": "7 rows without a text"},
+        {"arm": None, "domain": None, "note": "all of it"},
+    ]
+    table = quality_table(results)
+    marks = [[*row[:2], row[3]] for row in table.rows if row[0] in ("kan", "swiglu")]
+    assert marks == [
+        ["kan", "prose", "[1]"],
+        ["swiglu", "prose", "[1]"],
+        ["kan", "code", "[1]"],
+        ["swiglu", "code", "[1] [2]"],
+    ]
+    assert table.footnotes == [
+        "code: 7 rows without a text",
+        "all of it",
+        f"[1] {unfinished}",
+        "[2] trained on this text",
+    ]
+    print_table(table)
+    printed = capsys.readouterr().out
+    assert all(line in printed for line in table.footnotes)
