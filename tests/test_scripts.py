@@ -76,25 +76,84 @@ def test_launch_counts_gpus_and_passes_the_rest(programs, variables, expected):
         assert part in done.stdout
 
 
-@pytest.mark.parametrize(("code", "requeued"), [(0, False), (2, False), (138, True), (75, True)])
-def test_a_slurm_job_goes_back_into_the_queue_when_it_has_saved(programs, code, requeued):
-    write(programs / "python", f'echo "$RANK/$WORLD_SIZE/$LOCAL_RANK $MASTER_ADDR $@"; exit {code}')
-    # As SLURM's: every task with its numbers, and the largest exit code.
-    write(
-        programs / "srun",
-        "shift; worst=0; for i in 0 1; do SLURM_PROCID=$i SLURM_LOCALID=$i SLURM_NTASKS=2 "
-        'SLURM_NNODES=1 "$@"; code=$?; [ $code -gt $worst ] && worst=$code; done; exit $worst',
-    )
-    write(programs / "scontrol", '[ "$1" = show ] && echo node-a || echo "scontrol $@"')
-    done = call(
+#: Two tasks with their numbers, each in a process group of its own; the largest exit code.
+SRUN = """
+while [[ $1 == -* ]]; do echo "srun $1"; shift; done
+worst=0
+for i in 0 1; do
+    SLURM_PROCID=$i SLURM_LOCALID=$i setsid "$@" &
+    tasks[i]=$!
+done
+[ -z "$SEND" ] || { sleep 0.5; for task in "${tasks[@]}"; do kill "-$SEND" "-$task"; done; }
+for task in "${tasks[@]}"; do
+    wait "$task"; code=$?
+    [ $code -gt $worst ] && worst=$code
+done
+exit $worst
+"""
+
+
+def submit(programs: Path, python: str, scontrol: str = "exit 0", **variables: str):
+    """Run slurm.sbatch as SLURM would for two tasks of three CPUs."""
+    write(programs / "python", python)
+    write(programs / "srun", SRUN)
+    write(programs / "scontrol", f'[ "$1" = show ] && echo node-a && exit; echo "$@"; {scontrol}')
+    return call(
         "slurm.sbatch",
         programs,
         "pretrain",
         "x.yaml",
         SLURM_JOB_ID="77",
         SLURM_JOB_NODELIST="node-[a-b]",
+        SLURM_NTASKS="2",
+        SLURM_NNODES="1",
+        SLURM_CPUS_PER_TASK="3",
+        **variables,
     )
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [
+        ((0, 0), 0),
+        ((138, 138), None),
+        ((75, 75), None),
+        # The main process may still be writing what the others have not to do with.
+        ((138, 0), None),
+        ((2, 2), 2),
+        ((1, 138), 1),
+        ((138, 1), 1),
+        ((75, 2), 2),
+        ((137, 138), 137),
+        ((143, 143), 143),
+    ],
+)
+def test_a_slurm_job_goes_back_into_the_queue_when_it_has_saved(programs, codes, expected):
+    tell = 'echo "$RANK/$WORLD_SIZE/$LOCAL_RANK $MASTER_ADDR $@"'
+    done = submit(programs, f"{tell}; codes=({codes[0]} {codes[1]}); exit ${{codes[RANK]}}")
     assert "0/2/0 node-a -m kanlm pretrain x.yaml" in done.stdout
     assert "1/2/1 node-a -m kanlm pretrain x.yaml" in done.stdout
-    assert ("scontrol requeue 77" in done.stdout) == requeued
-    assert done.returncode == (0 if requeued else code)
+    assert "srun --cpus-per-task=3\n" in done.stdout
+    assert ("requeue 77" in done.stdout) == (expected is None)
+    assert done.returncode == (expected or 0)
+
+
+def test_a_slurm_job_that_is_not_taken_back_has_failed(programs):
+    done = submit(programs, "exit 138", 'echo "operation is disabled" >&2; exit 1')
+    assert done.returncode == 75
+    assert "submit it again" in done.stderr
+
+
+def test_slurm_s_signal_reaches_the_processes_and_their_codes_come_back(programs):
+    waiting = "trap 'exit 138' USR1; for i in $(seq 100); do sleep 0.1; done"
+    done = submit(programs, waiting, SEND="USR1")
+    assert done.returncode == 0, done.stderr
+    assert "requeue 77" in done.stdout
+
+
+def test_what_is_said_of_the_slurm_script_is_what_it_does():
+    """It starts the processes itself, without this configuration or its launcher."""
+    said = (ROOT / "configs" / "accelerate" / "several-nodes.yaml").read_text()
+    script = (ROOT / "scripts" / "slurm.sbatch").read_text()
+    assert "needs neither this file nor Accelerate's launcher" in said
+    assert "accelerate" not in script
