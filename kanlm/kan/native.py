@@ -1,10 +1,12 @@
 """C++ beside this file, compiled when it is first asked for.
 
-Torch's own operators are enough to compute everything here, so a missing compiler costs speed
-and nothing else. The library is kept in the user's cache folder, under a name made of the
-source, the compiler and the processor.
+Torch's own operators are enough to compute everything here, so a missing or broken compiler costs
+speed and nothing else: the first file that cannot be compiled and loaded ends in a warning. The
+library is kept in the user's cache folder, under a name made of the source, the compiler and the
+processor.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -26,26 +28,53 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 #: No `-ffast-math`: it would have every program that loads the library flush small numbers.
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-std=c++17", "-shared", "-fPIC")
 
+_NO_COMPILER = "there is no C++ compiler: g++, or what CXX names"
+_warned = False
+
+#: Seconds that a compiler may take.
+_LONGEST = 300
 
 #: What sources may include.
 _HEADERS = sorted(Path(__file__).parent.rglob("*.h"))
 
 
 @functools.cache
-def load_library(source: Path) -> ctypes.CDLL | None:
-    """Compile a C++ file and load it; None where that is not possible (`obstacle` says why)."""
-    return None if obstacle() else _load(source)
+def load_library(source: Path, *functions: str) -> ctypes.CDLL | None:
+    """Compile a C++ file and load it; None, and in a process one warning, where that fails.
+
+    Nothing is tried, and nothing said, on other systems than Linux and where KANLM_NATIVE is 0.
+
+    Arguments:
+        functions: what the library must hold.
+    """
+    if _left_out() is not None:
+        return None
+    try:
+        return _load(source, functions)
+    except subprocess.CalledProcessError as error:
+        reason = (error.stderr.decode(errors="replace").strip() or str(error)).splitlines()[0]
+    # Also of `Path.home`, where nobody says who the user is, and of a compiler that hangs.
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        reason = str(error)
+    _warn_once(
+        f"{source.name} is not compiled, and torch's operators, which are slower, take its place: "
+        f"{reason}"
+    )
+    return None
 
 
 @functools.cache
 def obstacle() -> str | None:
     """Why no C++ can be compiled here, or None."""
+    return _left_out() or (_NO_COMPILER if _compiler() is None else None)
+
+
+def _left_out() -> str | None:
+    """Why none is to be, or None."""
     if os.environ.get("KANLM_NATIVE") == "0":
         return "KANLM_NATIVE is 0"
     if sys.platform != "linux":
         return f"the native kernels are for Linux, and this is {sys.platform}"
-    if _compiler() is None:
-        return "there is no C++ compiler: g++, or what CXX names"
     return None
 
 
@@ -93,38 +122,60 @@ def _compiler() -> str | None:
     return next((path for name in names if name and (path := shutil.which(name))), None)
 
 
-def _load(source: Path) -> ctypes.CDLL | None:
+def _load(source: Path, functions: Sequence[str]) -> ctypes.CDLL:
     compiler = _compiler()
-    assert compiler is not None
+    if compiler is None:
+        raise OSError(_NO_COMPILER)
     library = _cache_folder() / f"{source.stem}-{_fingerprint(source, compiler)}.so"
-    try:
-        if not library.exists():
-            _compile(source, compiler, library)
-        return ctypes.CDLL(str(library))
-    except OSError as error:
-        reason = str(error)
-    except subprocess.CalledProcessError as error:
-        reason = (error.stderr.strip() or "no reason given").splitlines()[0]
-    warnings.warn(f"{source.name} is not compiled, and is slower for it: {reason}", stacklevel=2)
-    return None
+    # What is damaged is made again.
+    with contextlib.suppress(OSError):
+        return _opened(library, functions)
+    _compile(source, compiler, library)
+    return _opened(library, functions)
+
+
+def _opened(library: Path, functions: Sequence[str]) -> ctypes.CDLL:
+    """
+    Raises:
+        OSError: there is no such library, or it lacks a function.
+    """
+    opened = ctypes.CDLL(str(library))
+    for name in functions:
+        if not hasattr(opened, name):
+            raise OSError(f"{library} has no function {name}")
+    return opened
 
 
 def _compile(source: Path, compiler: str, library: Path) -> None:
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         draft = Path(folder) / library.name
-        command = [compiler, *_FLAGS, str(source), "-o", str(draft)]
-        subprocess.run(command, check=True, capture_output=True, text=True)
+        _run(compiler, *_FLAGS, str(source), "-o", str(draft))
         draft.replace(library)
 
 
+def _run(*command: str) -> bytes:
+    """What a command prints. A compiler takes seconds, and one that hangs is none."""
+    done = subprocess.run(command, check=True, capture_output=True, timeout=_LONGEST)
+    return done.stdout
+
+
+def _warn_once(message: str) -> None:
+    """The first file's reason is nearly always that of the others, too."""
+    global _warned
+    if not _warned:
+        _warned = True
+        warnings.warn(message, stacklevel=3)
+
+
 def _cache_folder() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "kanlm" / "kernels"
+    root = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    # The specification has relative ones ignored: they would be another folder in every place.
+    return (root if root.is_absolute() else Path.home() / ".cache") / "kanlm" / "kernels"
 
 
 def _fingerprint(source: Path, compiler: str) -> str:
-    version = subprocess.run([compiler, "--version"], check=True, capture_output=True).stdout
+    version = _run(compiler, "--version")
     sources = [path.read_bytes() for path in (source, *_HEADERS)]
     parts = (*sources, " ".join(_FLAGS).encode(), version, _processor())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]

@@ -46,7 +46,8 @@ class Formulas(NamedTuple):
     @property
     def library(self) -> Any:
         """`values` and `pull_back` of formulas.h; None where they cannot be compiled."""
-        library = native.load_library(Path(__file__).with_name(f"{self.source}.cpp"))
+        source = Path(__file__).with_name(f"{self.source}.cpp")
+        library = native.load_library(source, "values", "pull_back")
         # Of the two the last to be declared, for a thread beside this one.
         if library is not None and library.pull_back.argtypes is None:
             for function, tensors in ((library.values, 2), (library.pull_back, 3)):

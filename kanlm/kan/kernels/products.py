@@ -141,7 +141,8 @@ def _call(function: Any, edges: _Edges, x: Tensor, *others: Tensor | None) -> No
 
 @functools.cache
 def _library() -> Any:
-    library = native.load_library(Path(__file__).with_name("products.cpp"))
+    source = Path(__file__).with_name("products.cpp")
+    library = native.load_library(source, "edge_sums", "edge_gradients")
     if library is None:
         return None
     for function, tensors in ((library.edge_sums, 2), (library.edge_gradients, 5)):

@@ -329,7 +329,7 @@ def _native(x: Tensor) -> "ctypes._NamedFuncPointer | None":
 
 @functools.cache
 def _functions() -> "dict[torch.dtype, ctypes._NamedFuncPointer]":
-    library = load_library(Path(__file__).with_name("sparse.cpp"))
+    library = load_library(Path(__file__).with_name("sparse.cpp"), *_NAMES.values())
     if library is None:
         return {}
     pointer, count = ctypes.c_void_p, ctypes.c_int64
