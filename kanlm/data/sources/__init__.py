@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kanlm.config import check_options
+from kanlm.config import check_options, parse_override
 from kanlm.data.sources.base import Cursor, Source
-from kanlm.data.sources.files import Files
+from kanlm.data.sources.files import Files, find_files
 from kanlm.data.sources.hub import Hub
 from kanlm.data.sources.stdlib import StdlibCode, StdlibProse
 from kanlm.errors import UserError, nearest
@@ -53,7 +53,7 @@ def check_source(
     if kind is None:
         raise UserError(f"{setting}: a source has no kind; expected one of: {', '.join(SOURCES)}")
     if kind not in SOURCES:
-        if _finds_file(str(kind), Path(root)):
+        if find_files(str(kind), Path(root)):
             advice = f"is a path, no kind; write {{kind: files, path: {kind}}}"
             raise UserError(f"{setting}: '{kind}' {advice}")
         raise UserError(f"{setting}: unknown kind '{kind}'{nearest(str(kind), SOURCES)}")
@@ -65,23 +65,58 @@ def check_source(
 def parse_source_argument(text: str) -> dict[str, Any]:
     """Turn a SOURCE of the command line into the spec that `make_source` takes.
 
-    `stdlib-prose` and `stdlib-code` are kinds, `hub:NAME` a dataset, and anything else
-    a path or glob, read from the current folder.
+    It is `stdlib-prose` or `stdlib-code`, `hub:NAME`, a path or glob, or, in YAML, what a config
+    has there: a list of paths, `[a.jsonl, b/*.txt]`, or an entry of `data.sources`,
+    `{kind: files, path: a.csv, column: body}`. A file of such a name comes first. Paths are read
+    from the current folder, and absolute in the spec.
 
     Raises:
-        UserError: it is none of these, or the path does not exist.
+        UserError: it is none of these, or a path does not exist.
     """
+    if text in ("stdlib-prose", "stdlib-code"):
+        return {"kind": text}
     if text.startswith("hub:"):
         if text == "hub:":
             raise UserError("source 'hub:': expected hub:NAME")
-        return {"kind": "hub", "name": text.removeprefix("hub:")}
-    if text in ("stdlib-prose", "stdlib-code"):
-        return {"kind": text}
-    if not _finds_file(text, Path()):
-        names = ["stdlib-prose", "stdlib-code", "hub:NAME", "a path or glob"]
-        raise UserError(f"source '{text}': no such file, and no kind{nearest(text, names)}")
-    return {"kind": "files", "path": str(Path(text).absolute())}
+        return _from_here({"kind": "hub", "name": text.removeprefix("hub:")})
+    if text and find_files(text, Path()):
+        return _from_here({"kind": "files", "path": text})
+    if text.startswith(("[", "{")):
+        return _from_here(_written_out(text))
+    if text and Path(text).expanduser().is_dir():
+        raise UserError(f"source '{text}': a folder; write '{text.rstrip('/')}/**/*'")
+    names = ["stdlib-prose", "stdlib-code", "hub:NAME", "a path or glob"]
+    raise UserError(f"source '{text}': no such file, and no kind{nearest(text, names)}")
 
 
-def _finds_file(pattern: str, root: Path) -> bool:
-    return bool(pattern) and bool(glob.glob(str(root / pattern), recursive=True))
+def _written_out(text: str) -> dict[str, Any]:
+    """Read a list of paths or an entry of `data.sources`."""
+    spec = parse_override(f"source={text}")["source"]
+    if isinstance(spec, list):
+        spec = {"kind": "files", "path": spec}
+    if not isinstance(spec, dict):
+        raise UserError(f"source '{text}': no such file, and no list of paths")
+    check_source(spec, setting="source")
+    return spec
+
+
+def _from_here(spec: dict[str, Any]) -> dict[str, Any]:
+    """Make the paths of a spec absolute, which are read from the current folder."""
+    if spec["kind"] == "hub" and Path(spec["name"]).is_dir():
+        spec["name"] = str(Path(spec["name"]).absolute())
+    for option in ("path", "data_files"):
+        if option in spec:
+            given = spec[option]
+            patterns = [given] if isinstance(given, str) else given
+            absolute = [_absolute(pattern) for pattern in patterns]
+            spec[option] = absolute[0] if isinstance(given, str) else absolute
+    if spec["kind"] == "files":
+        make_source(spec)
+    return spec
+
+
+def _absolute(pattern: str) -> str:
+    path = Path(pattern).expanduser()
+    if path.is_absolute() or path.exists():
+        return str(path.absolute())
+    return str(Path(glob.escape(str(Path.cwd()))) / path)

@@ -47,6 +47,10 @@ class Source(ABC):
     def describe(self) -> str:
         """Say in one line what is read."""
 
+    def local_files(self) -> list[Path]:
+        """Return the files of this machine that the documents come from, if any do."""
+        return []
+
     def documents(self) -> Iterator[str]:
         """Yield every document that is not empty or white space."""
         return (text for text, _ in self.read() if not is_blank(text))

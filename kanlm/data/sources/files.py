@@ -89,6 +89,9 @@ class Files(Source):
             if min((2 * end - size) * count // (2 * total), count - 1) == index:
                 yield from self._documents_of(path)
 
+    def local_files(self) -> list[Path]:
+        return self.files
+
     def fingerprint(self) -> str:
         stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in self.files]
         return hash_json(["files", self.column, self.separator, stats])
@@ -160,16 +163,31 @@ def separated(chunks: Iterator[str], separator: str | None) -> Iterator[str]:
     yield "".join([*held, tail])
 
 
+def find_files(pattern: str, root: Path) -> list[Path]:
+    """Return the files that a path or glob names, sorted; a name that exists is no glob.
+
+    Args:
+        pattern: `~` is the user's folder, and `**` goes down folders.
+        root: folder against which it is read where it is relative.
+    """
+    path = Path(pattern).expanduser()
+    full = root / path
+    if full.exists():
+        return [full] if full.is_file() else []
+    if path.is_absolute():
+        matches = map(Path, glob.glob(str(path), recursive=True))
+    else:
+        # The folder's own name may hold what would be read as a pattern.
+        matches = (root / found for found in glob.glob(str(path), root_dir=root, recursive=True))
+    return sorted(match for match in matches if match.is_file())
+
+
 def _find(patterns: list[str], root: Path) -> list[Path]:
-    """Resolve paths and globs to files, each once, sorted within each pattern."""
-    found: dict[Path, None] = {}
+    """Resolve paths and globs to files, each once by whatever names, sorted within a pattern."""
+    found: dict[Path, Path] = {}
     for pattern in patterns:
-        full = root / Path(pattern).expanduser()
-        matches = (
-            [full] if full.exists() else sorted(map(Path, glob.glob(str(full), recursive=True)))
-        )
-        files = [path for path in matches if path.is_file()]
-        if not files and full.is_dir():
+        files = find_files(pattern, root)
+        if not files and (root / Path(pattern).expanduser()).is_dir():
             raise UserError(
                 f"data.sources.files.path = '{pattern}': a folder; write '{pattern}/**/*'"
             )
@@ -177,10 +195,11 @@ def _find(patterns: list[str], root: Path) -> list[Path]:
             raise UserError(
                 f"data.sources.files.path = '{pattern}': no such file in {root.resolve()}"
             )
-        found.update(dict.fromkeys(files))
+        for path in files:
+            found.setdefault(path.resolve(), path)
     if not found:
         raise UserError("data.sources.files.path is empty: expected a path or glob")
-    return list(found)
+    return list(found.values())
 
 
 def _format(path: Path) -> tuple[str, str]:

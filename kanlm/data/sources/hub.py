@@ -1,6 +1,5 @@
 """Datasets of the Hugging Face hub, and dataset folders on this machine."""
 
-import glob
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kanlm.data.sources.base import Cursor, Source, hash_json
+from kanlm.data.sources.files import find_files
 from kanlm.errors import UserError, first_line, nearest
 
 
@@ -41,8 +41,7 @@ class Hub(Source):
     ) -> None:
         super().__init__(root)
         self.name, self.config, self.split, self.column = name, config, split, column
-        files = [data_files] if isinstance(data_files, str) else data_files
-        self.data_files = files and [str(self.root / file) for file in files]
+        self.data_files = [data_files] if isinstance(data_files, str) else data_files
         self.revision = revision
         self.streaming = streaming
         self.label = re.sub(r"[^\w-]+", "-", name).strip("-") or "hub"
@@ -69,8 +68,14 @@ class Hub(Source):
                 for row in dataset.shard(count, index, contiguous=True):
                     yield self._text(row)
 
+    def local_files(self) -> list[Path]:
+        """Return the files of a folder, or those that the patterns of `data_files` find."""
+        if folder := self._folder():
+            return sorted(path for path in folder.rglob("*") if path.is_file())
+        return [path for each in self.data_files or [] for path in find_files(each, self.root)]
+
     def fingerprint(self) -> str:
-        files = self._local_files()
+        files = self.local_files()
         stats = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
         options = [self.name, self.config, self.split, self.column, self.revision]
         return hash_json(["hub", options, stats])
@@ -83,15 +88,10 @@ class Hub(Source):
         folder = self.root / self.name
         return folder if folder.is_dir() else None
 
-    def _local_files(self) -> list[Path]:
-        """Files of a folder, or those that the patterns of `data_files` find."""
-        if folder := self._folder():
-            found = sorted(folder.rglob("*"))
-        else:
-            patterns = self.data_files or []
-            matches = (sorted(glob.glob(pattern, recursive=True)) for pattern in patterns)
-            found = [Path(path) for paths in matches for path in paths]
-        return [path for path in found if path.is_file()]
+    def _files_of_builder(self) -> list[str] | None:
+        """The files that the patterns find here; in a folder or on the hub `datasets` looks."""
+        found = [] if self._folder() else self.local_files()
+        return [str(path.absolute()) for path in found] or self.data_files
 
     def _open(self) -> Any:
         """Load the dataset, which must have the column."""
@@ -112,7 +112,7 @@ class Hub(Source):
             str(self._folder() or self.name),
             self.config,
             split=self.split,
-            data_files=self.data_files,
+            data_files=self._files_of_builder(),
             revision=self.revision,
             streaming=self.streaming,
         )

@@ -60,6 +60,23 @@ def test_a_name_that_looks_like_a_glob_is_taken_as_it_is(tmp_path):
     assert texts(tmp_path, path="a[1].txt") == ["one"]
 
 
+def test_a_file_is_read_once_by_whatever_names(tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "b.txt").symlink_to("a.txt")
+    # A folder that leads back into itself.
+    (tmp_path / "deep" / "loop").symlink_to(tmp_path)
+    paths = ["*.txt", str(tmp_path / "a.txt"), "**/*.txt", "deep/../b.txt"]
+    assert texts(tmp_path, path=paths) == ["one"]
+
+
+def test_the_root_is_no_glob(tmp_path):
+    root = tmp_path / "seed[0]"
+    root.mkdir()
+    (root / "a.txt").write_text("one")
+    assert texts(root, path="*.txt") == texts(root, path=str(root / "a.txt")) == ["one"]
+
+
 def test_a_byte_order_mark_is_no_text(tmp_path):
     (tmp_path / "a.txt").write_bytes("\ufeffné\r\n".encode())
     assert texts(tmp_path, path="a.txt") == ["né\r\n"]

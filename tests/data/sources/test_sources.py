@@ -67,3 +67,61 @@ def test_a_source_without_a_division_is_whole_in_its_first_part():
     source = make_source({"kind": "stdlib-code"})
     assert list(source.part(0, 3)) == [text for text, _ in source.read()]
     assert list(source.part(1, 3)) == list(source.part(2, 3)) == []
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """The current folder, whose name looks like a glob, and the user's beside it."""
+    for name in ("here[1]", "home"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name[:4]}.txt").write_text(name)
+    monkeypatch.chdir(tmp_path / "here[1]")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("a[2].txt", "b.txt", "[c, d].txt"):
+        (tmp_path / "here[1]" / name).write_text(name)
+    return tmp_path / "here[1]"
+
+
+@pytest.mark.parametrize(
+    ("argument", "found"),
+    [
+        ("a[2].txt", ["a[2].txt"]),
+        ("[c, d].txt", ["[c, d].txt"]),
+        ("[ab]*.txt", ["a[2].txt", "b.txt"]),
+        ("./b.txt", ["b.txt"]),
+        ("~/home.txt", ["home"]),
+        ("~/*.txt", ["home"]),
+        ("[b.txt, 'a[[]2].txt', ~/*.txt]", ["b.txt", "a[2].txt", "home"]),
+        ("{kind: files, path: b.txt, separator: .}", ["b", "txt"]),
+        ("{kind: files, path: [b.txt, '[a]*']}", ["b.txt", "a[2].txt"]),
+    ],
+)
+def test_the_command_line_names_what_a_config_names(here, argument, found):
+    spec = parse_source_argument(argument)
+    assert list(make_source(spec, "/elsewhere").documents()) == found
+    in_config = spec["path"] if isinstance(spec["path"], list) else [spec["path"]]
+    assert all(path.startswith("/") for path in in_config)
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("", "source '': no such file"),
+        ("[b.txt, missing.txt]", "missing.txt': no such file"),
+        ("[]", "path is empty"),
+        ("{kind: files, pth: b.txt}", "unknown setting 'source.files.pth'; did you mean 'path'"),
+        ("{path: b.txt}", "source: a source has no kind"),
+        ("[b.txt", "source=.b.txt"),
+        (".", r"'.': a folder; write './\*\*/\*'"),
+    ],
+)
+def test_what_the_command_line_cannot_mean_is_refused(here, argument, said):
+    with pytest.raises(UserError, match=said):
+        parse_source_argument(argument)
+
+
+def test_a_source_tells_the_files_it_reads(here):
+    spec = parse_source_argument("*.txt")
+    names = ["[c, d].txt", "a[2].txt", "b.txt", "here.txt"]
+    assert make_source(spec).local_files() == [here / name for name in names]
+    assert make_source({"kind": "stdlib-code"}).local_files() == []
