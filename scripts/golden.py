@@ -40,8 +40,6 @@ with use_backend(sys.argv[1]):
     main(sys.argv[2:])
 """
 
-_DESCRIPTION = "Train small models with an older commit and with this tree, and compare bits."
-
 _CONFIG = """
 data:
   domain: words
