@@ -37,7 +37,7 @@ from kanlm.training.meter import Meter, Window
 from kanlm.training.optimizer import learning_rates, set_learning_rate
 from kanlm.training.phases import Phases
 from kanlm.training.polish import coefficients, polish
-from kanlm.training.processes import in_all, on_main, sum_over_processes, told_elsewhere
+from kanlm.training.processes import in_all, on_main, part, sum_over_processes, told_elsewhere
 from kanlm.training.saving import Saving
 from kanlm.training.schedule import learning_rate_ratio
 from kanlm.training.sharding import gathered_copy, place, reshard, shards, synchronised
@@ -184,7 +184,7 @@ class Trainer:
         del self.model, self.optimizer
         self.accelerator.free_memory()
         gc.collect()
-        self.accelerator.end_training()
+        part(self.accelerator)
 
     def _place(
         self, model: KanLMForCausalLM, optimizer: torch.optim.Optimizer, window: Window
