@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from kanlm.data.loader import document_positions
 from kanlm.errors import UserError
+from kanlm.model import KanLMForCausalLM
 
 
 class HeldOut(Protocol):
@@ -107,11 +108,12 @@ def evaluate(
 
     Arguments:
         model: a causal language model; `model(input_ids).logits` is (batch, time, vocab)
-            and `model.config.eos_token_id` the end-of-document token.
+            and `model.config.eos_token_id` the end-of-document token. A `KanLMForCausalLM`
+            scores the tokens itself, without logits of all of them.
         split: the held-out text.
         context_length: tokens in a window.
         stride: tokens that the window moves by, at most `context_length`.
-        batch_size: windows in one forward pass; only their logits are ever held.
+        batch_size: windows in one forward pass.
         attention_within_documents: restart positions at each document, which confines
             attention to it, as in training with the same setting.
         rank: this process; it takes windows rank, rank + world_size, …
@@ -213,12 +215,21 @@ def _score(
     if attention_within_documents:
         positions = document_positions(read, end_of_document)
         inputs["position_ids"] = torch.from_numpy(positions).to(device)
-    logits = model(**inputs).logits
-    precision = torch.promote_types(logits.dtype, torch.float32)
+    first = min(window.first for window in batch)
+    scored = [slice(w.first - first, w.first - first + len(w.scored)) for w in batch]
+    if isinstance(model, KanLMForCausalLM):
+        losses = model(
+            **inputs,
+            shift_labels=targets,
+            token_losses=True,
+            logits_to_keep=targets.shape[1] - first,
+        ).loss
+        return [row[here].cpu().double().numpy() for row, here in zip(losses, scored, strict=True)]
     scores = []
+    logits, targets = model(**inputs).logits[:, first:], targets[:, first:]
+    precision = torch.promote_types(logits.dtype, torch.float32)
     # Row by row, so that only one row is ever copied to the wider type.
-    for row, target, window in zip(logits, targets, batch, strict=True):
-        here = slice(window.first, window.first + len(window.scored))
+    for row, target, here in zip(logits, targets, scored, strict=True):
         loss = functional.cross_entropy(row[here].to(precision), target[here], reduction="none")
         scores.append(loss.cpu().double().numpy())
     return scores

@@ -18,7 +18,6 @@ from transformers import (
     GenerationMixin,
     PreTrainedModel,
 )
-from transformers.loss.loss_utils import fixed_cross_entropy
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -28,10 +27,8 @@ from transformers.utils.output_capturing import capture_outputs
 from .attention import Attention, rotary_angles
 from .configuration import KanLMConfig
 from .feed_forward import Context, FeedForward, make_feed_forward
-from .layers import Embedding, Linear, RMSNorm, start_table
-
-#: The label of a token that is not scored.
-IGNORED = -100
+from .layers import Embedding, RMSNorm, start_table
+from .loss import IGNORED, Head, losses_by_token, next_token_loss, shifted
 
 
 @dataclass
@@ -47,7 +44,7 @@ class KanLMModelOutput(BaseModelOutputWithPast):
 
 @dataclass
 class KanLMCausalLMOutput(CausalLMOutputWithPast):
-    """Logits, and with labels the loss.
+    """Logits, and with labels the loss; in training then no logits, unless they are asked for.
 
     In training `loss` includes `auxiliary_loss`, so that any trainer minimises both; their
     difference is the language model's own loss. In evaluation there is no auxiliary loss.
@@ -266,7 +263,7 @@ class KanLMForCausalLM(KanLMPreTrainedModel, GenerationMixin):
     def __init__(self, config: KanLMConfig) -> None:
         super().__init__(config)
         self.model = KanLMModel(config)
-        self.lm_head = Linear(config.d_model, self.model.embed_tokens.num_embeddings)
+        self.lm_head = Head(config.d_model, self.model.embed_tokens.num_embeddings)
         self.loss_function = next_token_loss
         self.post_init()
 
@@ -283,6 +280,8 @@ class KanLMForCausalLM(KanLMPreTrainedModel, GenerationMixin):
         num_items_in_batch: Tensor | int | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        skip_logits: bool | None = None,
+        token_losses: bool = False,
         **kwargs: Any,
     ) -> KanLMCausalLMOutput:
         """Score, and with labels return the loss in nats a token.
@@ -298,35 +297,48 @@ class KanLMForCausalLM(KanLMPreTrainedModel, GenerationMixin):
             num_items_in_batch: divide the summed loss by this rather than by the number
                 of labels here, which makes accumulated micro-batches equal one batch.
             logits_to_keep: compute the last so many logits only; 0 is all.
+            skip_logits: score without logits of all tokens, and return none; None does so in
+                training with labels. (Liger's patches of transformers' models have the same.)
+            token_losses: return the loss of each token that has logits, (batch, length), 0 where
+                it has no label, without logits and auxiliary losses.
             Others as in `KanLMModel.forward`.
+
+        Raises:
+            ValueError: `skip_logits` or `token_losses`, and there are no labels.
         """
-        scored = labels is not None or shift_labels is not None
+        if labels is not None and shift_labels is None:
+            shift_labels = shifted(labels)
+        if skip_logits is None:
+            skip_logits = token_losses or (self.training and shift_labels is not None)
+        if (skip_logits or token_losses) and shift_labels is None:
+            raise ValueError("skip_logits and token_losses need labels or shift_labels")
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
-            use_cache=False if scored and use_cache is None else use_cache,
+            use_cache=False if shift_labels is not None and use_cache is None else use_cache,
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept])
-        loss, auxiliary_loss = None, None
-        if scored:
-            loss = self.loss_function(
-                logits,
-                labels,
-                self.config.vocab_size,
-                num_items_in_batch=num_items_in_batch,
-                shift_labels=shift_labels,
-            )
-            auxiliary_loss = outputs.auxiliary_loss
-        if auxiliary_loss is not None:
-            if num_items_in_batch is not None:
-                share = _scored_tokens(labels, shift_labels) / num_items_in_batch
-                auxiliary_loss = auxiliary_loss * share
-            loss = loss + auxiliary_loss
+        hidden = outputs.last_hidden_state[:, kept]
+        logits, loss, auxiliary_loss = None, None, None
+        if not skip_logits:
+            logits = self.lm_head(hidden)
+        if shift_labels is not None:
+            targets = shift_labels[:, kept]
+            if token_losses:
+                vocab_size = self.lm_head.weight.shape[0]
+                loss = losses_by_token(self.lm_head, hidden, targets, vocab_size)
+            else:
+                loss = self._loss(hidden, logits, labels, targets, num_items_in_batch)
+                auxiliary_loss = outputs.auxiliary_loss
+            if auxiliary_loss is not None:
+                if num_items_in_batch is not None:
+                    share = (targets != IGNORED).sum() / num_items_in_batch
+                    auxiliary_loss = auxiliary_loss * share
+                loss = loss + auxiliary_loss
         return KanLMCausalLMOutput(
             loss=loss,
             logits=logits,
@@ -336,13 +348,26 @@ class KanLMForCausalLM(KanLMPreTrainedModel, GenerationMixin):
             auxiliary_loss=auxiliary_loss,
         )
 
-
-def _scored_tokens(labels: Tensor | None, shift_labels: Tensor | None) -> Tensor:
-    """How many tokens have a label to be predicted."""
-    if shift_labels is None:
-        assert labels is not None
-        shift_labels = labels[..., 1:]
-    return (shift_labels != IGNORED).sum()
+    def _loss(
+        self,
+        hidden: Tensor,
+        logits: Tensor | None,
+        labels: Tensor | None,
+        shift_labels: Tensor,
+        num_items_in_batch: Tensor | int | None,
+    ) -> Tensor:
+        """The loss, from hidden states alone where nobody has asked for logits."""
+        ours = isinstance(self.lm_head, Head) and self.loss_function is next_token_loss
+        if logits is None and ours:
+            return self.lm_head(hidden, shift_labels, num_items_in_batch)
+        # Another head or loss, put in by users of transformers, knows whole logits alone.
+        return self.loss_function(
+            self.lm_head(hidden) if logits is None else logits,
+            labels,
+            self.config.vocab_size,
+            num_items_in_batch=num_items_in_batch,
+            shift_labels=shift_labels,
+        )
 
 
 def _document_numbers(position_ids: Tensor) -> Tensor:
@@ -352,28 +377,6 @@ def _document_numbers(position_ids: Tensor) -> Tensor:
     """
     starts = position_ids.diff(dim=-1) != 1
     return nn.functional.pad(starts.cumsum(dim=-1), (1, 0))
-
-
-def next_token_loss(
-    logits: Tensor,
-    labels: Tensor | None,
-    vocab_size: int,
-    num_items_in_batch: Tensor | int | None = None,
-    ignore_index: int = IGNORED,
-    shift_labels: Tensor | None = None,
-    **kwargs: Any,
-) -> Tensor:
-    """Cross-entropy as transformers' `ForCausalLMLoss`, which brings float64 to float32."""
-    if shift_labels is None:
-        assert labels is not None
-        shift_labels = nn.functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return fixed_cross_entropy(
-        wide.view(-1, vocab_size),
-        shift_labels.reshape(-1).to(logits.device),
-        num_items_in_batch,  # pyright: ignore[reportArgumentType]
-        ignore_index,
-    )
 
 
 AutoModel.register(KanLMConfig, KanLMModel)

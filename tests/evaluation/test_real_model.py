@@ -1,10 +1,12 @@
 """Evaluation and references over the package's own model and corpora."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from kanlm.config import DataSettings, TokenizerSettings
 from kanlm.data.corpus import Corpus, open_corpus, open_tokenizer
@@ -12,7 +14,7 @@ from kanlm.data.tokenizer import end_of_document
 from kanlm.evaluation import references as module
 from kanlm.evaluation.perplexity import evaluate
 from kanlm.evaluation.references import cached_references, references
-from kanlm.model import KanLMConfig, KanLMForCausalLM
+from kanlm.model import KanLMConfig, KanLMForCausalLM, loss
 from kanlm.model.settings import ModelSettings
 
 
@@ -53,11 +55,11 @@ def test_one_window_over_everything_is_the_models_own_loss(corpus: Corpus) -> No
     end = end_of_document(corpus.tokenizer)
     stream = torch.tensor([[end, *split.tokens(0, split.n_tokens).tolist()]])
     with torch.no_grad():
-        loss = model(input_ids=stream, labels=stream).loss.item()
+        nats = model(input_ids=stream, labels=stream).loss.item()
     result = evaluate(
         model, split, context_length=split.n_tokens, stride=split.n_tokens, batch_size=1
     )
-    assert result.nats_per_token == pytest.approx(loss, rel=1e-12)
+    assert result.nats_per_token == pytest.approx(nats, rel=1e-12)
 
 
 def test_stride_and_batch_agree_with_the_model(corpus: Corpus) -> None:
@@ -68,6 +70,30 @@ def test_stride_and_batch_agree_with_the_model(corpus: Corpus) -> None:
     np.testing.assert_allclose(one.nats, many.nats, rtol=1e-12)
     less_context = evaluate(model, split, context_length=64, stride=64, batch_size=7)
     assert not np.allclose(one.nats, less_context.nats, rtol=1e-6)
+
+
+class Logits(nn.Module):
+    """A model of which nothing is known but its logits."""
+
+    def __init__(self, model: KanLMForCausalLM) -> None:
+        super().__init__()
+        self.model, self.config = model, model.config
+
+    def forward(self, **inputs: Any) -> Any:
+        return self.model(**inputs)
+
+
+@pytest.mark.parametrize("stride", [64, 16])
+def test_losses_by_chunks_are_those_of_logits(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch, stride: int
+) -> None:
+    split, model = corpus.split("validation"), make_model(corpus)
+    options: Any = {"context_length": 64, "stride": stride, "batch_size": 3}
+    expected = evaluate(Logits(model), split, **options)
+    monkeypatch.setattr(loss, "CHUNK_BYTES", 0)
+    monkeypatch.setattr(loss, "TILE", 10)
+    result = evaluate(model, split, **options)
+    np.testing.assert_allclose(result.nats, expected.nats, rtol=1e-12)
 
 
 def test_attention_within_documents_sees_no_other_document(corpus: Corpus) -> None:

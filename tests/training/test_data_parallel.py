@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from kanlm.config import OptimizerSettings
 from kanlm.kan import BASES, BSpline, KANLinear, SharedFunctionLinear
-from kanlm.model import KanLMConfig, KanLMForCausalLM
+from kanlm.model import KanLMConfig, KanLMForCausalLM, loss
 from kanlm.model.decoder import KanLMDecoderLayer
 from kanlm.model.feed_forward import FEED_FORWARDS, make_feed_forward
 from kanlm.training.optimizer import build_optimizer
@@ -106,8 +106,8 @@ def train(case: str, module: nn.Module, rows: slice = slice(None)) -> Numbers:
         numbers.outputs.append(run(module.eval(), batch(case, STEPS)[rows, :1])[0])
     module.train()
     for step in range(STEPS):
-        output, loss = run(module, batch(case, step)[rows])
-        loss.backward()
+        output, value = run(module, batch(case, step)[rows])
+        value.backward()
         numbers.outputs.append(output.detach())
         named = {name.removeprefix("module."): p for name, p in module.named_parameters()}
         numbers.gradients.append({name: whole(p.grad) for name, p in named.items()})
@@ -131,7 +131,8 @@ def run(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
         output = module(x)
         return output, output.square().mean()
     result = module(input_ids=x, labels=x)
-    return result.logits, result.loss
+    # In training there are no logits.
+    return x.new_zeros(0) if result.logits is None else result.logits, result.loss
 
 
 def whole(tensor: Tensor | None) -> Tensor:
@@ -170,7 +171,9 @@ def joined(rank: int, folder: Path) -> Iterator[None]:
 
 
 def process(rank: int, folder: Path) -> None:
-    """Train every case under every wrapper, and write what came of it."""
+    """Train every case under every wrapper, and write what came of it. Losses of decoders are
+    computed in parts, which those of one process alone are not."""
+    loss.CHUNK_BYTES, loss.TILE = 0, 5
     size = ROWS // PROCESSES
     rows = slice(rank * size, (rank + 1) * size)
     found = {}

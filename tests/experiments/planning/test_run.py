@@ -79,7 +79,7 @@ def test_what_does_not_fit_gets_remedies_that_need_less(config: Config):
     large = replace(
         config,
         model=replace(config.model, vocab_size=50_000, d_model=1024, context_length=2048),
-        training=replace(config.training, batch_size=64),
+        training=replace(config.training, batch_size=256),
     )
     large = resolve(replace(large, model=replace(large.model, feed_forward={"kind": "gelu"})))
     found = plan(large, Devices("l4", 4))
