@@ -9,14 +9,13 @@ rational's pole to a place that is no smaller than any other.
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim._muon import _adjust_lr, _zeropower_via_newtonschulz
+from torch import nn
 from transformers import PreTrainedModel
 
 from kanlm.config import OptimizerSettings
 from kanlm.errors import UserError
 from kanlm.kan import Basis, KANLinear
-from kanlm.kan.sharding import gathered, split_as
+from kanlm.training.muon import Muon
 
 
 def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict[str, Any]]:
@@ -111,9 +110,8 @@ def check_coverage(model: nn.Module, groups: list[dict[str, Any]]) -> None:
 def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
     """The optimizer of `settings.kind` over `parameter_groups`.
 
-    AdamW is Loshchilov & Hutter's (2019). Muon (Jordan et al. 2024) is torch's, with
-    Moonshot's scale (Liu et al., arXiv 2502.16982, eq. 4), so that its updates are as large
-    as AdamW's and take a rate and decay of the same size.
+    AdamW is Loshchilov & Hutter's (2019), Muon is `kanlm.training.muon`'s, whose updates are as
+    large as AdamW's and take a rate and decay of the same size.
 
     Raises:
         UserError: Muon, and the model has no hidden matrix for it.
@@ -139,7 +137,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
         if not any(group["name"] == "hidden" for group in groups):
             raise UserError("optimizer.kind = muon: the model has no hidden matrix for it")
         self.parts: dict[str, torch.optim.Optimizer] = {
-            "muon": _Muon(by_muon, lr=settings.learning_rate, adjust_lr_fn="match_rms_adamw")
+            "muon": Muon(by_muon, lr=settings.learning_rate)
         }
         if by_adamw:
             self.parts["adamw"] = _adamw(by_adamw, settings)
@@ -159,50 +157,6 @@ class MuonAndAdamW(torch.optim.Optimizer):
             part.state = self.state
             part.step()
         return loss
-
-
-class _Muon(torch.optim.Muon):
-    """torch's, for the coefficients of `KANLinear` and for sharded parameters too.
-
-    Coefficients (in, B, out) are a matrix (out, in · B) to it.
-
-    torch's own step fails where shards of coefficients differ in size, or a process has none
-    of a matrix. Here a matrix is gathered for its update, which every process computes whole
-    and keeps its part of; the momentum stays sharded.
-    """
-
-    def __init__(self, groups: list[dict[str, Any]], **options: Any) -> None:
-        # torch looks for two dimensions in the groups that it starts with.
-        matrices, coefficients = [], []
-        for group in groups:
-            flat = all(parameter.ndim == 2 for parameter in group["params"])
-            (matrices if flat else coefficients).append(group)
-        super().__init__(matrices, **options)
-        for group in coefficients:
-            self.add_param_group(group)
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """As `torch.optim.Muon.step`, but with whole matrices."""
-        for group in self.param_groups:
-            parameters, gradients, momenta = [], [], []
-            self._init_group(group, parameters, gradients, momenta)
-            for parameter, gradient, momentum in zip(parameters, gradients, momenta, strict=True):
-                momentum.lerp_(gradient, 1 - group["momentum"])
-                ahead = gradient.lerp(momentum, group["momentum"])
-                update, rate = _whole_update(gathered(ahead), group)
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(split_as(parameter, update, alike=True), alpha=-rate)
-
-
-def _whole_update(gradient: Tensor, group: dict[str, Any]) -> tuple[Tensor, float]:
-    """Muon's update of a matrix or of coefficients, shaped as they are, and its rate."""
-    matrix = gradient if gradient.ndim == 2 else gradient.flatten(0, 1).T
-    rate = _adjust_lr(group["lr"], group["adjust_lr_fn"], matrix.shape)
-    update = _zeropower_via_newtonschulz(
-        matrix, group["ns_coefficients"], group["ns_steps"], group["eps"]
-    )
-    return (update if gradient.ndim == 2 else update.T).reshape(gradient.shape), rate
 
 
 def _adamw(groups: list[dict[str, Any]], settings: OptimizerSettings) -> torch.optim.AdamW:
