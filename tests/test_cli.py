@@ -329,6 +329,14 @@ def test_a_split_without_documents(write, refuse):
     assert "no document falls into test with data.test_fraction = 0" in line
 
 
+@pytest.mark.parametrize("verb", [("pretrain",), ("data", "describe"), ("data", "prepare")])
+def test_a_config_without_text_is_refused_and_told_what_to_write(verb, tmp_path, refuse):
+    (tmp_path / "empty.yaml").touch()
+    output = f"output_dir={tmp_path / 'run'}"
+    line = refuse(*verb, tmp_path / "empty.yaml", output, f"data.cache_dir={tmp_path / 'cache'}")
+    assert "data.sources is missing: name the text, for example data.sources=stdlib-prose" in line
+
+
 def test_a_vocabulary_smaller_than_the_tokenizers(write, refuse):
     line = refuse("pretrain", write(), "model.vocab_size=100")
     assert line == "kanlm: model.vocab_size = 100 is less than the tokenizer's 257\n"

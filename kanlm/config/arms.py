@@ -38,6 +38,18 @@ def check_arm(part: Mapping[str, Any], where: str) -> None:
             )
 
 
+def check_stage(part: Mapping[str, Any], where: str) -> None:
+    """Check that a stage names its text; it would get that of pretraining by another name.
+
+    Raises:
+        ValueError: it does not, or as of `check_own`.
+    """
+    check_own(part, where)
+    data = part.get("data")
+    if not isinstance(data, Mapping) or not data.get("sources"):
+        raise ValueError(f"{where}.data.sources is missing: name the text of the stage's domain")
+
+
 def check_own(part: Mapping[str, Any], where: str) -> None:
     """Check that a part sets nothing that the study sets.
 

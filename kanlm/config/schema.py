@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from kanlm.config.arms import check_arm, check_grid, check_own
+from kanlm.config.arms import check_arm, check_grid, check_stage
 from kanlm.config.weights import mixture_stages, weight_schedule
 from kanlm.errors import nearest
 from kanlm.model.settings import ModelSettings
@@ -58,8 +58,8 @@ class DataSettings:
     domain: str = "text"
     #: Each `{kind, weight, …}`; the rest are the options of the source's class. The weight is
     #: its share of the training sequences beside the others', a number or, by the update from
-    #: which on it holds, several: `{0: 1.0, 5000: 0.25}`.
-    sources: list[dict[str, Any]] = field(default_factory=lambda: [{"kind": "stdlib-prose"}])
+    #: which on it holds, several: `{0: 1.0, 5000: 0.25}`. Whatever reads text needs one.
+    sources: list[dict[str, Any]] = field(default_factory=list)
     #: Folder against which a source's relative paths are read.
     root: str = "."
     #: Folder of tokenised shards.
@@ -73,8 +73,6 @@ class DataSettings:
     attention_within_documents: bool = False
 
     def __post_init__(self) -> None:
-        if not self.sources:
-            raise ValueError("sources is empty: give at least one")
         if not 0 < self.validation_fraction < 1:
             raise ValueError(
                 f"validation_fraction = {self.validation_fraction}: expected between 0 and 1"
@@ -344,6 +342,9 @@ class EvaluationSettings:
 
     def __post_init__(self) -> None:
         _positive(self, "stride", "batch_size", "bootstrap_resamples")
+        for i, data in enumerate(self.domains):
+            if not data.sources:
+                raise ValueError(f"domains.{i}.sources is missing: name the text to evaluate on")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -426,7 +427,7 @@ class StudySettings:
         for name, grid in self.arm_grids.items():
             check_grid(grid, f"arm_grids.{name}")
         for i, part in enumerate(self.stages):
-            check_own(part, f"stages.{i}")
+            check_stage(part, f"stages.{i}")
 
 
 @dataclass(frozen=True, kw_only=True)

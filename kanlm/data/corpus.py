@@ -217,9 +217,9 @@ def open_corpus(
         report: takes lines on what is being done.
 
     Raises:
-        UserError: a source, or a folder of shards, has something wrong with it.
+        UserError: there is no source, or a source or a folder of shards has something wrong.
     """
-    sources = [make_source(spec, data.root) for spec in data.sources]
+    sources = open_sources(data)
     sharded = [prepare(source, tokenizer, data, report=report) for source in sources]
     dropped = _dropped(data, sharded)
     entries = []
@@ -230,6 +230,21 @@ def open_corpus(
         if count:
             report(f"{source.label}: dropped {count} near-duplicates of held-out documents")
     return Corpus(data, tokenizer, entries)
+
+
+def open_sources(data: DataSettings) -> list[Source]:
+    """Return the sources of a domain.
+
+    Raises:
+        UserError: none is named, or one cannot be found.
+    """
+    if not data.sources:
+        raise UserError(
+            "data.sources is missing: name the text, for example data.sources=stdlib-prose, "
+            "data.sources='[{kind: files, path: books/*.txt}]' or "
+            "data.sources='[{kind: hub, name: NAME}]'"
+        )
+    return [make_source(spec, data.root) for spec in data.sources]
 
 
 def open_tokenizer(
@@ -245,14 +260,14 @@ def open_tokenizer(
         data: the text that `characters` and `bpe` learn from, and where the cache is.
         report: takes lines on what is being done.
     """
-    sources = [make_source(spec, data.root) for spec in data.sources]
+    if settings.kind not in ("characters", "bpe"):
+        return build_tokenizer(settings, lambda: iter(()))
+    sources = open_sources(data)
 
     def texts() -> Iterator[str]:
         for source in sources:
             yield from training_documents(source, data)
 
-    if settings.kind not in ("characters", "bpe"):
-        return build_tokenizer(settings, texts)
     made_of = [source.fingerprint() for source in sources]
     fractions = [data.validation_fraction, data.test_fraction]
     key = hash_json([to_tree(settings), made_of, fractions])[:16]

@@ -181,7 +181,7 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
         "generation": {"prompt": draw(texts)},
         "study": draw(
             st.none()
-            | st.just({"arms": {"a": part}, "stages": [part], "grid": {"generation.prompt": [1, None, "x"]}})
+            | st.just({"arms": {"a": part}, "stages": [{**part, "data": {"sources": "a"}}], "grid": {"generation.prompt": [1, None, "x"]}})
         ),
     }  # fmt: skip
 

@@ -475,7 +475,11 @@ def test_stages_belong_to_continual_and_a_study_to_both(refuse, stages):
 @pytest.mark.parametrize(
     ("verb", "settings", "said"),
     [
-        ("compare", {"stages": [{"data": {"domain": "code"}}]}, "study.stages belongs to"),
+        (
+            "compare",
+            {"stages": [{"data": {"domain": "code", "sources": "stdlib-code"}}]},
+            "study.stages belongs to",
+        ),
         ("continual", {}, "study.stages is empty"),
     ],
 )
@@ -551,7 +555,7 @@ def test_a_run_and_a_study_do_not_share_a_folder(begun, tmp_path, make_tree, cap
         (folder / file).touch()
         write_config(folder, config)
     started = len(here.folders)
-    stage = "study.stages=[{data: {domain: more}}]"
+    stage = "study.stages=[{data: {domain: more, sources: stdlib-code}}]"
     for folder, held, wanted, words in (
         (run, "a single run", "a study", ["compare", str(path)]),
         (run, "a single run", "a study", ["continual", str(path), stage]),
