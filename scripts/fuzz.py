@@ -357,6 +357,8 @@ def make_study(folder: Path, config: Config) -> None:
         "compile_seconds": 0.0,
         "tokens_per_second": 1638.4,
         "peak_memory_bytes": 10**9,
+        "steps": 18,
+        "skipped_steps": 1,
         "best_validation": {"nats_per_token": 2.5, "step": 9},
         "accounting": asdict(accounting),
     }

@@ -386,8 +386,8 @@ class StudySettings:
     #: the feed-forward blocks' parameters or FLOPs. Arms that state `hidden` themselves are
     #: left alone.
     match: Literal["parameters", "flops"] = "parameters"
-    #: Dotted setting → values tried by every arm with the first seed; the best
-    #: validation loss is kept for the other seeds.
+    #: Dotted setting → values tried by every arm with the first seed; those whose model has
+    #: the least validation loss are kept for the other seeds. A trial may diverge.
     grid: dict[str, list[Any]] = field(default_factory=dict)
     #: Grids of single arms in place of `grid`, with equally many trials.
     arm_grids: dict[str, dict[str, list[Any]]] = field(default_factory=dict)

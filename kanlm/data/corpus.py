@@ -159,6 +159,23 @@ class Corpus:
         return self._splits[name]
 
     @property
+    def notes(self) -> list[str]:
+        """What a reader of figures on this text must know: what was left out of each source."""
+        lines = []
+        for entry in self.sources:
+            manifest, several = entry.sharded.manifest, len(self.sources) > 1
+            counted = {
+                "training documents dropped as near-duplicates of held-out ones": (
+                    entry.near_duplicates
+                ),
+                "empty documents left out": manifest.empty_documents,
+            }
+            found = [f"{count:,} {what}" for what, count in counted.items() if count]
+            found += manifest.notes
+            lines += [f"{entry.source.label}: {line}" if several else line for line in found]
+        return lines
+
+    @property
     def fingerprint(self) -> str:
         """Hex sha256 of the text and of what decides which of it is trained on, and how much."""
         data = self.data

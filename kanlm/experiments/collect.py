@@ -15,19 +15,21 @@ from kanlm.errors import UserError
 from kanlm.evaluation.perplexity import Evaluation
 from kanlm.experiments.provenance import collect as collect_provenance
 from kanlm.experiments.results import (
+    Note,
     Place,
     Record,
     derive,
+    notes_of,
     read_documents,
     records_of,
     write_results,
 )
-from kanlm.experiments.study import Run
+from kanlm.experiments.study import Finished, Run
 from kanlm.reporting.contents import read_run_results
 
 
-def collect(config: Config, runs: Sequence[Run]) -> Path:
-    """Write results.json and documents.jsonl of finished runs into the study's folder.
+def collect(config: Config, finished: Finished) -> Path:
+    """Write results.json and documents.jsonl of a study's runs into its folder.
 
     Raises:
         UserError: what a run has written is damaged, or the folder cannot be written.
@@ -37,17 +39,21 @@ def collect(config: Config, runs: Sequence[Run]) -> Path:
     documents: dict[Place, Evaluation] = {}
     by_seed: dict[str, dict[int, list[Any]]] = {}
     outcomes: list[dict[str, Any]] = []
-    for run in runs:
+    notes: list[Note] = []
+    for run in finished.runs:
         outcome, facts = read_run_results(run.folder / "results.json")
         outcomes.append(outcome)
         by_seed.setdefault(run.arm, {}).setdefault(run.seed, []).append(facts)
         found = records_of(outcome)
         by_document = read_documents(run.folder / "documents.jsonl")
         _check_sums(run.folder, found, by_document)
+        notes += [replace(n, arm=n.arm and run.arm) for n in notes_of(outcome)]
         records += [Record(**{**asdict(record), **_place(run)}) for record in found]
         for place, evaluation in by_document.items():
             documents[replace(place, **_place(run))] = evaluation
     arms = {name: combine_facts(list(seeds.values())) for name, seeds in by_seed.items()}
+    for name, tried in finished.sweeps.items():
+        arms[name]["sweep"] = tried
     references, data_hash = _of_domains(outcomes)
     provenance = collect_provenance(config, data_hash)
     # Of the runs, which may have had fewer threads than this process.
@@ -56,10 +62,13 @@ def collect(config: Config, runs: Sequence[Run]) -> Path:
         results = derive(
             records,
             arms,
-            domains=list(dict.fromkeys([r.domain for r in runs] + [r.domain for r in records])),
+            domains=list(
+                dict.fromkeys([r.domain for r in finished.runs] + [r.domain for r in records])
+            ),
             documents=documents,
             references=references,
             provenance=provenance,
+            notes=notes,
             resamples=config.evaluation.bootstrap_resamples,
         )
     except ValueError as error:
@@ -93,7 +102,8 @@ def combine_facts(by_seed: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, A
     """An arm's facts from those of its runs, [seed][stage].
 
     Tokens and seconds are what one seed took for all stages, on average over seeds, so that
-    more seeds do not make an arm look dearer. Memory is the largest of all.
+    more seeds do not make an arm look dearer. Memory is the largest of all; steps, and those
+    left out, are all that were taken.
     """
     facts = [fact for stages in by_seed for fact in stages]
     tokens = round(sum(fact["train_tokens"] for fact in facts) / len(by_seed))
@@ -108,6 +118,8 @@ def combine_facts(by_seed: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, A
         "compile_seconds": compiling,
         "tokens_per_second": tokens / seconds,
         "peak_memory_bytes": max(fact["peak_memory_bytes"] for fact in facts),
+        "steps": sum(fact["steps"] for fact in facts),
+        "skipped_steps": sum(fact["skipped_steps"] for fact in facts),
     }
 
 

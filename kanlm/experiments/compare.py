@@ -34,10 +34,10 @@ def check_stages(config: Config) -> None:
         raise UserError("study.stages belongs to `kanlm continual`; leave it out to compare")
 
 
-def conclude(config: Config, runs: list[study.Run]) -> Path:
-    """Write results.json and report.html of finished runs, print the tables, say where."""
+def conclude(config: Config, finished: study.Finished) -> Path:
+    """Write results.json and report.html of a study, print the tables, say where."""
     folder = Path(config.output_dir)
-    collect(config, runs)
+    collect(config, finished)
     report = write_report(folder)
     print_results(folder / "results.json")
     print(f"results  {folder / 'results.json'}\nreport   {report}")

@@ -28,6 +28,7 @@ from rich.progress import Progress, TaskID
 
 from kanlm.config import Config
 from kanlm.errors import Interrupted, UserError
+from kanlm.experiments.sweep import has_diverged
 from kanlm.reading import parse_object
 from kanlm.training.folder import claim, is_finished, write_config
 from kanlm.training.stopping import EXIT_CODES, SIGNALS
@@ -40,7 +41,12 @@ _SHOWN = ("step", "loss", "bits_per_byte", "tokens_per_second")
 
 
 def run_chains(
-    chains: Sequence[Sequence[Config]], *, parallel: int, launcher: str | None, root: Path
+    chains: Sequence[Sequence[Config]],
+    *,
+    parallel: int,
+    launcher: str | None,
+    root: Path,
+    or_give_up: bool = False,
 ) -> None:
     """Bring all runs to their end: those of a chain in order, chains side by side.
 
@@ -52,9 +58,10 @@ def run_chains(
         parallel: processes at a time.
         launcher: command that starts a run in place of this Python.
         root: the study's folder, under which runs are named.
+        or_give_up: whether a run may give up because it diverged, which ends its chain alone.
 
     Raises:
-        UserError: a run failed.
+        UserError: a run failed otherwise.
         Interrupted: a signal stopped the runs in progress, which saved themselves.
     """
     waiting = deque(deque(chain) for chain in chains)
@@ -69,8 +76,10 @@ def run_chains(
                         active[-1].popen.terminate()
                 for process in [p for p in active if p.ended()]:
                     active.remove(process)
-                    if code := process.check(asked=bool(received)):
+                    if code := process.check(asked=bool(received), or_give_up=or_give_up):
                         received.append(code)
+                    elif not is_finished(Path(process.config.output_dir)):
+                        say(f"{process.name} diverged; the others go on")
                     elif process.later:
                         waiting.appendleft(process.later)
                 if received and not active:
@@ -109,7 +118,7 @@ class _Process:
         self._show()
         return code is not None
 
-    def check(self, *, asked: bool) -> int | None:
+    def check(self, *, asked: bool, or_give_up: bool) -> int | None:
         """Return the exit code with which it stopped and saved itself, or None.
 
         A run that has begun saves itself and ends with a code of its own; one that was still
@@ -118,6 +127,7 @@ class _Process:
 
         Arguments:
             asked: whether the runs have been asked to stop.
+            or_give_up: whether it may have diverged.
 
         Raises:
             UserError: it failed.
@@ -129,7 +139,8 @@ class _Process:
             return 128 - code
         if asked and code and self.launched:
             return 128 + signal.SIGTERM
-        if code:
+        gave_up = or_give_up and has_diverged(self.config)
+        if code and not gave_up:
             log = Path(self.config.output_dir) / "log.txt"
             if self.parallel > 1:
                 print(log.read_text()[-2000:], file=sys.stderr, end="")
@@ -140,7 +151,8 @@ class _Process:
             )
         if self.task is not None:
             self.bars.remove_task(self.task)
-            say(f"{self.name} is done")
+            if not gave_up:
+                say(f"{self.name} is done")
         return None
 
     def _show(self) -> None:

@@ -35,6 +35,8 @@ ARM_FACTS = (
     "compile_seconds",
     "tokens_per_second",
     "peak_memory_bytes",
+    "steps",
+    "skipped_steps",
 )
 
 #: Fewest documents that show any variation.
@@ -305,8 +307,11 @@ def _check(
             raise ValueError(f"arm {name}: expected records of one strategy, not {strategies}")
     if len({record.split for record in records}) > 1:
         raise ValueError("records of several splits cannot stand in one matrix")
-    unknown = {each.domain for each in (*records, *notes)} - {None, *domains}
-    unknown |= {each.arm for each in (*records, *notes)} - {None, *arms}
+    every = (*records, *notes)
+    named = {each.domain for each in every if each.domain is not None}
+    unknown = named - set(domains) | {each.arm for each in every if each.arm is not None} - set(
+        arms
+    )
     if unknown:
         raise ValueError(
             f"records or notes of {', '.join(sorted(unknown))}, which was not announced"

@@ -6,7 +6,7 @@ from pathlib import Path
 from kanlm.config import Config
 from kanlm.evaluation.references import cached_references
 from kanlm.experiments import provenance
-from kanlm.experiments.results import Place, Record, derive, write_results
+from kanlm.experiments.results import Note, Place, Record, derive, write_results
 from kanlm.reporting.page import write_report
 from kanlm.training.folder import claim, is_finished
 from kanlm.training.resolve import resolve
@@ -57,6 +57,11 @@ def _write_results(config: Config, outcome: Outcome) -> None:
         provenance=provenance.collect(
             config, {name: corpus.fingerprint for name, corpus in outcome.corpora.items()}
         ),
+        notes=[
+            Note(domain=name, note=line)
+            for name, corpus in outcome.corpora.items()
+            for line in corpus.notes
+        ],
         resamples=config.evaluation.bootstrap_resamples,
     )
     write_results(outcome.folder, results, documents)
@@ -76,6 +81,8 @@ def arm_facts(outcome: Outcome) -> dict:
         "compile_seconds": progress.compile_seconds,
         "tokens_per_second": progress.tokens / progress.seconds,
         "peak_memory_bytes": outcome.peak_memory_bytes,
+        "steps": progress.step,
+        "skipped_steps": progress.health.skipped_steps,
         "best_validation": {"nats_per_token": progress.best_loss, "step": progress.best_step},
         "accounting": asdict(accounting),
     }

@@ -1,8 +1,8 @@
 """A study: arms × seeds × stages, each run an ordinary run in a process of its own.
 
 1. `plan` derives every arm's configuration, the twins' widths solved against the reference.
-2. With a grid, every arm first tries it with the first seed and keeps the trial of best
-   validation loss.
+2. With a grid, every arm first tries it with the first seed and keeps the trial of least
+   validation loss (`sweep.py`).
 3. For each arm and seed, `kanlm pretrain` and then `kanlm finetune` for every later stage,
    skipping what is finished and resuming what was interrupted. With `finalists`, only the
    best arms go on to the seeds after the first.
@@ -10,6 +10,7 @@
 
 import itertools
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,14 +31,15 @@ from kanlm.config import (
 from kanlm.data.corpus import Corpus, open_corpus, open_tokenizer
 from kanlm.errors import UserError
 from kanlm.evaluation.references import cached_references
+from kanlm.experiments import sweep
 from kanlm.experiments.launch import run_chains
-from kanlm.files import replacing, write_text
+from kanlm.files import replacing
 from kanlm.model.matching import Cost, has_width, solve_widths, total_cost
 from kanlm.model.settings import ModelSettings
-from kanlm.reporting.contents import read_run_results
-from kanlm.training.folder import claim, write_config
+from kanlm.training.folder import claim, read_config_tree, write_config
 from kanlm.training.resolve import at_last_grid, resolve, shrunk_part
 from kanlm.training.run import check_corpus, check_inherited
+from kanlm.training.tracking import say
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,15 @@ class Arm:
     config: Config
     #: Settings of every trial of the grid, by dotted name; one empty trial without a grid.
     trials: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a study has run."""
+
+    runs: "list[Run]"
+    #: Arm → what its trials came to, as results.json holds it; empty without a grid.
+    sweeps: dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -98,8 +109,10 @@ def plan(config: Config) -> list[Arm]:
     return arms
 
 
-def run(config: Config, stages: list[dict[str, Any]]) -> list[Run]:
+def run(config: Config, stages: list[dict[str, Any]]) -> Finished:
     """Bring every run of the study to its end and return them all.
+
+    A trial that diverges ends nothing but itself.
 
     Raises:
         UserError: a run failed, or the folder holds a single run or another study.
@@ -114,10 +127,18 @@ def run(config: Config, stages: list[dict[str, Any]]) -> list[Run]:
     write_config(folder, config)
     study = config.study
     start = partial(run_chains, parallel=study.parallel_runs, launcher=study.launcher, root=folder)
-    trials = [[trial] for arm in arms for trial in _trial_configs(arm, stages, folder, study)]
-    _check_folders(trials)
-    start(trials)
-    chosen = {arm.name: select(arm, folder, study) for arm in arms}
+    trials = {arm.name: _trial_configs(arm, stages, folder, study) for arm in arms}
+    tried = [[trial] for trial in itertools.chain(*trials.values())]
+    _check_folders(tried)
+    start([[trial] for [trial] in tried if not sweep.has_diverged(trial)], or_give_up=True)
+    chosen, sweeps = {}, {}
+    for arm in arms:
+        chosen[arm.name] = arm.trials[0]
+        if trials[arm.name]:
+            outcomes = _select(arm, trials[arm.name], folder, study)
+            chosen[arm.name] = next(trial.settings for trial in outcomes if trial.chosen)
+            sweeps[arm.name] = _sweep_of(arm, outcomes, folder, study)
+            say(f"{arm.name}: {sweep.sentence(outcomes)}")
 
     def chains_of(owners: list[tuple[Arm, int]]) -> list[list[Config]]:
         chains = [
@@ -134,11 +155,12 @@ def run(config: Config, stages: list[dict[str, Any]]) -> list[Run]:
         finalists = _finalists(arms, chains, study.finalists)
         more = list(itertools.product(finalists, study.seeds[1:]))
         owners, chains = owners + more, chains + chains_of(more)
-    return [
+    runs = [
         Run(arm.name, seed, stage, settings.data.domain, Path(settings.output_dir))
         for (arm, seed), chain in zip(owners, chains, strict=True)
         for stage, settings in enumerate(chain)
     ]
+    return Finished(runs, sweeps)
 
 
 def _check_folders(chains: list[list[Config]]) -> None:
@@ -149,10 +171,7 @@ def _check_folders(chains: list[list[Config]]) -> None:
 
 def _finalists(arms: list[Arm], chains: list[list[Config]], count: int) -> list[Arm]:
     """The first arm, which is the reference, and the best of the others, `count` in all."""
-    losses = {
-        arm.name: _validation_loss(Path(chain[0].output_dir))
-        for arm, chain in zip(arms, chains, strict=True)
-    }
+    losses = {arm.name: _loss(chain[0]) for arm, chain in zip(arms, chains, strict=True)}
     ranked = sorted(arms[1:], key=lambda arm: losses[arm.name])
     return [arms[0], *ranked[: count - 1]]
 
@@ -190,23 +209,57 @@ def check_settings(arm: Arm, stages: list[dict[str, Any]]) -> list[Config]:
     return configs
 
 
-def select(arm: Arm, folder: Path, study: StudySettings) -> dict[str, Any]:
-    """The trial of least validation loss with the first seed; its run is copied to its place."""
-    if len(arm.trials) == 1:
-        return arm.trials[0]
-    places = [folder / arm.name / "trials" / _trial_name(trial) for trial in arm.trials]
-    losses = [_validation_loss(place) for place in places]
-    best = min(range(len(losses)), key=losses.__getitem__)
-    selection = [
-        {"settings": trial, "validation_nats_per_token": loss, "selected": i == best}
-        for i, (trial, loss) in enumerate(zip(arm.trials, losses, strict=True))
+def _select(
+    arm: Arm, configs: list[Config], folder: Path, study: StudySettings
+) -> list[sweep.Trial]:
+    """What an arm's trials came to; the run of the one that is chosen is copied to its place.
+
+    Raises:
+        UserError: all diverged, or other settings were chosen, and trained with, before the
+            grid grew.
+    """
+    trials = [
+        sweep.outcome(settings, config)
+        for settings, config in zip(arm.trials, configs, strict=True)
     ]
-    write_text(folder / arm.name / "selection.json", json.dumps(selection, indent=1))
+    trials = sweep.choose(trials, arm.name)
+    (best,) = [config for config, t in zip(configs, trials, strict=True) if t.chosen]
     place = stage_folder(folder, arm.name, study.seeds[0], 0, arm.config.data.domain)
     if not place.exists():
         with replacing(place) as draft:
-            shutil.copytree(places[best], draft, dirs_exist_ok=True)
-    return arm.trials[best]
+            shutil.copytree(best.output_dir, draft, dirs_exist_ok=True)
+        return trials
+    before, now = read_config_tree(place), to_tree(best)
+    for name in arm.trials[0]:
+        if _value(before, name) != _value(now, name):
+            runs = ", ".join(str(path) for path in sorted((folder / arm.name).glob("seed-*")))
+            raise UserError(
+                f"study.arms.{arm.name}: of the grid as it is now {name} = {_value(now, name)} is "
+                f"best, and {runs} were trained with {_value(before, name)}; delete these folders "
+                "and give the same command again (trials stay where they are)"
+            )
+    return trials
+
+
+def _value(tree: Any, name: str) -> Any:
+    """A setting's value in a tree, by its dotted name."""
+    for key in name.split("."):
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree
+
+
+def _sweep_of(
+    arm: Arm, trials: list[sweep.Trial], folder: Path, study: StudySettings
+) -> dict[str, Any]:
+    """An arm's trials as results.json holds them."""
+    known = {_trial_name(settings) for settings in arm.trials}
+    there = {path.parent.name for path in folder.glob(f"{arm.name}/trials/*/config.yaml")}
+    return sweep.record(
+        trials,
+        seed=study.seeds[0],
+        domain=arm.config.data.domain,
+        others=len(there - known),
+    )
 
 
 def stage_folder(folder: Path, arm: str, seed: int, stage: int, domain: str) -> Path:
@@ -350,15 +403,7 @@ def _trial_name(trial: dict[str, Any]) -> str:
     return ",".join(f"{name}={value}" for name, value in trial.items()).replace("/", "-")
 
 
-def _validation_loss(folder: Path) -> float:
-    """Best full validation pass over the domain trained on.
-
-    Raises:
-        UserError: the run's results cannot be read, or hold none.
-    """
-    path = folder / "results.json"
-    _, facts = read_run_results(path)
-    best = facts["best_validation"]["nats_per_token"]
-    if best is None:
-        raise UserError(f"{path}: no validation gave a finite number, by which to choose")
-    return best
+def _loss(run: Config) -> float:
+    """Validation loss by which an arm is among the finalists; infinite where not finite."""
+    loss, _ = sweep.final_loss(run)
+    return loss if math.isfinite(loss) else math.inf

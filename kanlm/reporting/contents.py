@@ -7,7 +7,7 @@ is then of the right type and shape, or a line says what is not.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -17,11 +17,9 @@ from typing_extensions import NotRequired, TypedDict  # noqa: UP035
 from kanlm.config.checking import check
 from kanlm.errors import UserError
 from kanlm.reading import parse_object, read_bytes, read_object
+from kanlm.reporting.sweep import LARGEST, edges
 
 SCHEMA_VERSION = 2
-
-#: Beyond this, differences and axes are no numbers any more.
-LARGEST = 1e100
 
 Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
 Whole = Annotated[int, Field(ge=0, lt=2**63)]
@@ -47,6 +45,37 @@ class Validation(TypedDict):
     """Best of a run's."""
 
     nats_per_token: Number | None
+    step: Whole
+
+
+class Trial(TypedDict):
+    """One trial of a sweep, with the validation loss of the model that it ended with."""
+
+    settings: dict[str, Any]
+    state: Literal["finished", "diverged"]
+    bits_per_byte: Number | None
+    step: Whole
+    chosen: bool
+
+
+class Edge(TypedDict):
+    """A setting whose chosen value is the first or last of those tried."""
+
+    setting: str
+    value: Number
+    edge: Literal["smallest", "largest"]
+
+
+class Sweep(TypedDict):
+    """What an arm tried before its runs."""
+
+    seed: Whole
+    domain: str
+    split: Literal["validation"]
+    trials: Annotated[list[Trial], Field(min_length=1)]
+    edges: list[Edge]
+    #: In the folder, but not of the grid.
+    other_trials: Whole
 
 
 class Arm(TypedDict):
@@ -61,6 +90,9 @@ class Arm(TypedDict):
     compile_seconds: NotRequired[Quantity | None]
     tokens_per_second: Quantity | None
     peak_memory_bytes: Whole | None
+    steps: Whole | None
+    skipped_steps: Whole | None
+    sweep: NotRequired[Sweep]
     bytes_per_decoded_token: NotRequired[Quantity | None]
     best_validation: NotRequired[Validation]
     accounting: NotRequired[Accounting]
@@ -90,6 +122,8 @@ class RunFacts(TypedDict):
     train_seconds: Annotated[Quantity, Field(gt=0)]
     compile_seconds: NotRequired[Quantity]
     peak_memory_bytes: Whole
+    steps: Whole
+    skipped_steps: Whole
     bytes_per_decoded_token: Quantity
     best_validation: Validation
     accounting: Accounting
@@ -191,7 +225,7 @@ def read_results(path: Path) -> dict[str, Any]:
             "of kanlm wrote it; read it with that one, or make it anew"
         )
     check(Results, results, str(path))
-    problem = _misshapen(results) or _contradiction(results)
+    problem = _misshapen(results) or _contradiction(results) or _sweep_contradiction(results)
     if problem is not None:
         raise UserError(f"{path} is damaged: {problem}")
     return results
@@ -260,6 +294,27 @@ def _contradiction(results: Mapping[str, Any]) -> str | None:
         by_seed = pair["difference_by_seed"]
         if not _alike(pair["difference"], sum(by_seed) / len(by_seed)):
             return f"the difference of {pair['arm']} and {pair['other']} is no mean over seeds"
+    return None
+
+
+def _sweep_contradiction(results: Mapping[str, Any]) -> str | None:
+    """A choice that the trials do not give."""
+    for name, arm in results["arms"].items():
+        if "sweep" not in arm:
+            continue
+        where, trials = f"arms.{name}.sweep", arm["sweep"]["trials"]
+        if arm["sweep"]["domain"] not in results["domains"]:
+            return f"{where}: no domain {arm['sweep']['domain']}"
+        if len({tuple(trial["settings"]) for trial in trials}) > 1:
+            return f"{where}: trials of different settings"
+        for trial in trials:
+            if (trial["bits_per_byte"] is None) != (trial["state"] == "diverged"):
+                return f"{where}: a trial has a loss if it did not diverge, and only then"
+        known = [t["bits_per_byte"] for t in trials if t["bits_per_byte"] is not None]
+        if [t["bits_per_byte"] for t in trials if t["chosen"]] != [min(known, default=None)]:
+            return f"{where}: the chosen trial is not that of least loss"
+        if arm["sweep"]["edges"] != edges(trials):
+            return f"{where}: edges are not those of the trials"
     return None
 
 

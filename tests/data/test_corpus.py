@@ -95,6 +95,9 @@ def test_near_duplicates_of_any_source_s_held_out_documents_leave_training(
     assert len(trained_copies) > 10
     assert not trained & set(trained_copies)
     assert [entry.near_duplicates for entry in corpus.sources] == [0, len(trained_copies)]
+    said = "training documents dropped as near-duplicates of held-out ones"
+    label = corpus.sources[1].source.label
+    assert corpus.notes == [f"{label}: {len(trained_copies)} {said}"]
     assert any(f"dropped {len(trained_copies)} near-duplicates" in line for line in lines)
     assert {text for text in other if split_of(text) == "train"} <= trained
     # Recalled from the cache the second time.

@@ -93,6 +93,12 @@ def write(folder: Path, tree: dict[str, Any]) -> Path:
     return path
 
 
+def validation(step: int, bits_per_byte: float) -> str:
+    """A line of metrics.jsonl."""
+    values = {"domain": "words", "nats_per_token": 2.0, "bits_per_byte": bits_per_byte}
+    return json.dumps({"kind": "validation", "step": step, **values}) + "\n"
+
+
 def results_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "results.json").read_text())
 
@@ -256,6 +262,8 @@ def test_facts_are_summed_over_stages_and_averaged_over_seeds():
             "train_seconds": seconds,
             "compile_seconds": seconds / 2,
             "peak_memory_bytes": memory,
+            "steps": tokens // 4,
+            "skipped_steps": 1,
         }
 
     facts = combine_facts(
@@ -265,6 +273,7 @@ def test_facts_are_summed_over_stages_and_averaged_over_seeds():
     assert facts["compile_seconds"] == 8.0
     assert facts["tokens_per_second"] == pytest.approx(120 / 16)
     assert facts["peak_memory_bytes"] == 9
+    assert (facts["steps"], facts["skipped_steps"]) == (60, 4)
 
 
 # Arms
@@ -296,21 +305,27 @@ def test_the_trial_of_least_validation_loss_is_selected_and_used_by_other_seeds(
         losses = {}
         for place in (compared.folder / arm / "trials").iterdir():
             lines = map(json.loads, (place / "metrics.jsonl").read_text().splitlines())
-            seen = [line["nats_per_token"] for line in lines if line["kind"] == "validation"]
-            losses[load(place / "config.yaml").optimizer.learning_rate] = min(seen)
+            seen = [line["bits_per_byte"] for line in lines if line["kind"] == "validation"]
+            losses[load(place / "config.yaml").optimizer.learning_rate] = seen[-1]
         assert sorted(losses) == RATES
         best = min(losses, key=losses.__getitem__)
         for seed in (0, 1):
             place = compared.folder / arm / f"seed-{seed}" / "stage-0-words"
             assert load(place / "config.yaml").optimizer.learning_rate == best
-        selection = json.loads((compared.folder / arm / "selection.json").read_text())
-        assert [x["settings"]["optimizer.learning_rate"] for x in selection] == RATES
-        assert [x["settings"]["optimizer.learning_rate"] for x in selection if x["selected"]] == [
-            best
+        sweep = compared.results["arms"][arm]["sweep"]
+        assert (sweep["seed"], sweep["domain"], sweep["other_trials"]) == (0, "words", 0)
+        for trial, rate in zip(sweep["trials"], RATES, strict=True):
+            assert trial == {
+                "settings": {"optimizer.learning_rate": rate},
+                "state": "finished",
+                "bits_per_byte": losses[rate],
+                "step": 6,
+                "chosen": rate == best,
+            }
+        edge = "smallest" if best == RATES[0] else "largest"
+        assert sweep["edges"] == [
+            {"setting": "optimizer.learning_rate", "value": best, "edge": edge}
         ]
-        for entry in selection:
-            rate = entry["settings"]["optimizer.learning_rate"]
-            assert entry["validation_nats_per_token"] == losses[rate]
 
 
 def test_all_arms_train_on_the_same_batches_and_seeds_on_others(compared):
@@ -351,16 +366,63 @@ def test_a_study_may_grow_and_finalists_alone_take_more_seeds(compared, tmp_path
         assert kept == earlier[name]["bits_per_byte_by_seed"][:seeds]
 
 
+def test_a_trial_that_diverges_ends_itself_alone(tmp_path, make_tree, here, capsys):
+    training = {**SHORT["training"], "max_skipped_steps": 2}
+    grid = {"optimizer.learning_rate": [1e-3, 1e38]}
+    tree = make_tree(tmp_path, **{**SHORT, "training": training}, study={"arms": {"kan": {}}})
+    tree["study"]["grid"] = grid
+    main(["compare", str(write(tmp_path, tree))])
+    sweep = results_of(tmp_path / "run")["arms"]["kan"]["sweep"]
+    good, bad = sweep["trials"]
+    assert (good["state"], good["chosen"]) == ("finished", True)
+    assert (bad["state"], bad["chosen"], bad["bits_per_byte"]) == ("diverged", False, None)
+    # The larger rate was tried, so the smaller one alone is at an edge.
+    assert [edge["edge"] for edge in sweep["edges"]] == ["smallest"]
+    assert "learning_rate=1e+38 diverged; the others go on" in capsys.readouterr().out
+    started = len(here.folders)
+    main(["compare", str(tmp_path / "study.yaml")])
+    assert len(here.folders) == started
+    # Nothing is chosen where all diverge.
+    only = "study.grid={optimizer.learning_rate: [1e38, 2e38]}"
+    words = ["compare", str(tmp_path / "study.yaml"), only, f"output_dir={tmp_path / 'other'}"]
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+    assert "study.arms.kan: all 2 trials of its grid diverged" in capsys.readouterr().err
+
+
+def test_a_grown_grid_whose_best_is_another_says_what_to_delete(compared, tmp_path, capsys, here):
+    shutil.copytree(compared.folder, tmp_path / "run")
+    arm = compared.results["arms"]["kan"]["sweep"]["trials"]
+    (before,) = [t["settings"]["optimizer.learning_rate"] for t in arm if t["chosen"]]
+    (other,) = [rate for rate in RATES if rate != before]
+    trial = tmp_path / "run" / "kan" / "trials" / f"optimizer.learning_rate={other}"
+    with (trial / "metrics.jsonl").open("a") as log:
+        log.write(validation(6, 0.5))
+    words = ["compare", str(compared.path), f"output_dir={tmp_path}/run"]
+    with pytest.raises(SystemExit):
+        main(words)
+    line = capsys.readouterr().err
+    assert f"optimizer.learning_rate = {other} is best, and {tmp_path}/run/kan/seed-0, " in line
+    assert f"were trained with {before}; delete these folders" in line
+    # A smaller grid leaves a trial out, which is counted.
+    first = len(here.folders)
+    for place in (tmp_path / "run").glob("*/seed-*"):
+        shutil.rmtree(place)
+    both = f"study.grid={{optimizer.learning_rate: [{other}, 2e-3]}}"
+    main([*words, both, "study.seeds=[0]"])
+    assert len(here.folders) == first + 2
+    assert results_of(tmp_path / "run")["arms"]["kan"]["sweep"]["other_trials"] == 1
+
+
 def test_finalists_are_the_reference_and_the_best_of_the_others(compared, tmp_path):
     arms = [study.Arm(name, load(compared.path), ({},)) for name in ("a", "b", "c", "d")]
     chains = []
     for arm, loss in zip(arms, (9.0, 1.0, 3.0, 2.0), strict=True):
         place = tmp_path / arm.name
-        place.mkdir()
-        results = results_of(compared.folder / "kan" / "seed-0" / "stage-0-words")
-        for facts in results["arms"].values():
-            facts["best_validation"]["nats_per_token"] = loss
-        (place / "results.json").write_text(json.dumps(results))
+        shutil.copytree(compared.folder / "kan" / "seed-0" / "stage-0-words", place)
+        with (place / "metrics.jsonl").open("a") as log:
+            log.write(validation(6, loss))
         chains.append([replace(arm.config, output_dir=str(place))])
     for number, names in ((1, "a"), (3, "abd"), (9, "abdc")):
         assert "".join(arm.name for arm in study._finalists(arms, chains, number)) == names

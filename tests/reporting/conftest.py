@@ -109,6 +109,8 @@ def arm_facts(arm: str) -> dict[str, Any]:
         "compile_seconds": 0.0,
         "tokens_per_second": {"kan": 37_540.0, "swiglu": 60_040.0, "gelu": 67_150.0}[arm],
         "peak_memory_bytes": 912_000_000,
+        "steps": 900,
+        "skipped_steps": 0,
         "accounting": {
             "parameters": {**parts, "head": 0, "total": sum(parts.values())},
             "flops_per_token": {**flops, "head": 524_288, "total": 2_460_720},

@@ -109,6 +109,57 @@ def test_a_figure_that_is_as_possible_but_not_the_records_is_refused(
     assert said in refused(study_folder)
 
 
+def swept() -> dict[str, Any]:
+    """A sweep of two settings in which one trial diverged."""
+    rows: list[tuple[float, float, float | None]] = [
+        (0.001, 0.0, 2.3),
+        (0.001, 0.1, 2.2),
+        (0.003, 0.0, 2.1),
+        (0.003, 0.1, None),
+    ]
+    trials = [
+        {
+            "settings": {"optimizer.learning_rate": rate, "optimizer.weight_decay": decay},
+            "state": "diverged" if bits is None else "finished",
+            "bits_per_byte": bits,
+            "step": 600,
+            "chosen": bits == 2.1,
+        }
+        for rate, decay, bits in rows
+    ]
+    edge = {"setting": "optimizer.learning_rate", "value": 0.003, "edge": "largest"}
+    known = {"seed": 0, "domain": "prose", "split": "validation", "other_trials": 0}
+    return {**known, "trials": trials, "edges": [edge]}
+
+
+@pytest.mark.parametrize(
+    ("act", "said"),
+    [
+        (lambda s: s["trials"][2].update(bits_per_byte=2.25), "not that of least loss"),
+        (lambda s: s["trials"][1].update(chosen=True), "not that of least loss"),
+        (lambda s: s["trials"][2].update(chosen=False), "not that of least loss"),
+        (lambda s: s["trials"][3].update(state="finished"), "a trial has a loss if it did not"),
+        (lambda s: s["trials"][0].update(state="diverged"), "a trial has a loss if it did not"),
+        (lambda s: s["trials"][0]["settings"].update(seed=1), "trials of different settings"),
+        (lambda s: s["edges"][0].update(value=0.01), "edges are not those of the trials"),
+        (lambda s: s.update(edges=[]), "edges are not those of the trials"),
+        (lambda s: s.update(domain="law"), "no domain law"),
+        (lambda s: s.update(trials=[]), "arms.kan.sweep.trials"),
+        (lambda s: s["trials"][0].update(state="lost"), "arms.kan.sweep.trials.0.state"),
+        (lambda s: s.update(split="test"), "arms.kan.sweep.split"),
+    ],
+)
+def test_a_choice_that_is_not_the_trials_is_refused(
+    act: Callable[[dict[str, Any]], object], said: str, study_folder: Path
+) -> None:
+    sweep = swept()
+    change(study_folder / "results.json", lambda r: arm(r).update(sweep=sweep))
+    assert arm(read_results(study_folder / "results.json"))["sweep"] == sweep
+    act(sweep)
+    change(study_folder / "results.json", lambda r: arm(r).update(sweep=sweep))
+    assert said in refused(study_folder)
+
+
 @pytest.mark.parametrize("name", ["../elsewhere", "/etc", "..", "a\0b"])
 def test_an_arm_does_not_lead_to_another_folder(name: str, study_folder: Path) -> None:
     def rename(results: dict[str, Any]) -> None:
@@ -144,7 +195,7 @@ def test_a_single_run_must_know_all_that_a_study_adds_up(run_folder: Path) -> No
     change(path, lambda r: arm(r).update(bytes_per_decoded_token=8, best_validation=None))
     with pytest.raises(UserError, match=r"results\.json\.arms\.kan\.best_validation = null"):
         read_run_results(path)
-    change(path, lambda r: arm(r).update(best_validation={"nats_per_token": 1.5}))
+    change(path, lambda r: arm(r).update(best_validation={"nats_per_token": 1.5, "step": 9}))
     results, facts = read_run_results(path)
     assert facts is arm(results)
 
