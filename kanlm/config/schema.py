@@ -24,6 +24,8 @@ class TokenizerSettings:
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
+    #: `bytes`, the `characters` of the training text, byte-level `bpe` trained on it, or a
+    #: `pretrained` one.
     kind: Literal["bytes", "characters", "bpe", "pretrained"] = "bpe"
     #: Tokens of a BPE trained here, the end-of-document token included.
     vocab_size: int | None = None
@@ -236,16 +238,22 @@ class OptimizerSettings:
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
+    #: `muon` updates hidden matrices by Muon, and the rest by AdamW.
     kind: Literal["adamw", "muon"] = "adamw"
+    #: Peak rate, at the end of the warm-up.
     learning_rate: float = 6e-3
+    #: Decoupled decay of matrices; gains, biases and what bases own are not decayed.
     weight_decay: float = 0.1
     #: Rate of basis coefficients over that of other weights.
     coefficients_learning_rate_ratio: float = 1.0
+    #: Decoupled decay of basis coefficients.
     coefficients_weight_decay: float = 0.1
     #: Rate over `learning_rate` of parameters inside bases, which are never decayed: scales
     #: of wavelets, denominators of rationals, weights of implicit functions.
     basis_learning_rate_ratio: float = 1.0
+    #: AdamW's decay rates of its first and second moments.
     betas: tuple[float, float] = (0.9, 0.95)
+    #: Added to the root of AdamW's second moment.
     epsilon: float = 1e-8
     #: Peak rate of what Muon updates, by steps as large as AdamW's; null is learning_rate.
     muon_learning_rate: float | None = None
@@ -353,7 +361,9 @@ class GenerationSettings:
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
+    #: Text to continue; empty starts a document.
     prompt: str = ""
+    #: Tokens added to the prompt, at most: the end of the document ends a sample.
     max_new_tokens: int = 120
     temperature: float = 0.8
     top_k: int = 50
@@ -368,7 +378,9 @@ class TrackingSettings:
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
+    #: `offline` records the run in its folder, `online` sends it as it goes.
     wandb: Literal["offline", "online", "disabled"] = "offline"
+    #: wandb project.
     project: str = "kanlm"
 
 
@@ -381,6 +393,7 @@ class StudySettings:
     #: Name → partial configuration laid over this one. The first arm is the reference. What
     #: decides on which tokens an arm is trained and scored is the same for all.
     arms: dict[str, dict[str, Any]] = field(default_factory=dict)
+    #: Seeds of every arm: of initial weights and of the order of the text.
     seeds: list[int] = field(default_factory=lambda: [0])
     #: What the twins share with the first arm, or with an arm that has no width to solve:
     #: the feed-forward blocks' parameters or FLOPs. Arms that state `hidden` themselves are

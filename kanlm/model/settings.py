@@ -13,7 +13,11 @@ from typing import Any, ClassVar
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """Shape of a decoder. Raises ValueError, naming the setting, on an impossible one."""
+    """Shape of the decoder.
+
+    Raises:
+        ValueError: naming the setting that is impossible.
+    """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
@@ -21,7 +25,9 @@ class ModelSettings:
     vocab_size: int | None = None
     #: Width of the residual stream.
     d_model: int = 128
+    #: Decoder blocks, each of attention and a feed-forward block.
     n_layers: int = 4
+    #: Query heads, of width d_model / n_heads.
     n_heads: int = 4
     #: Key and value heads (grouped queries); null gives every query head its own.
     n_kv_heads: int | None = None
@@ -39,7 +45,9 @@ class ModelSettings:
     qk_norm: bool = False
     #: Use the embedding matrix as the output head.
     tie_embeddings: bool = True
+    #: Base of the rotary positions' wavelengths.
     rope_theta: float = 10000.0
+    #: Added to the mean square in RMS norms.
     norm_epsilon: float = 1e-6
 
     def __post_init__(self) -> None:
