@@ -152,6 +152,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
     _add_run_verb(verbs, "generate", _generate, "continue a prompt", False)
+    described = verbs.add_parser(
+        "settings",
+        help="what can be set in a config",
+        description="Every setting with its type, default and meaning.",
+    )
+    described.add_argument(
+        "name", nargs="?", help="a section, a setting, a feed-forward kind, a basis or a source"
+    )
+    described.set_defaults(call=_settings, paths=None, overrides=[])
     bench = verbs.add_parser("bench", help="measure speed and memory beside a floor")
     benchmarks = bench.add_subparsers(required=True, metavar="BENCHMARK")
     for name, text in (
@@ -296,6 +305,12 @@ def _generate(arguments: argparse.Namespace) -> None:
 
     if not _print_run_configs(arguments, "generate"):
         print(generate(arguments.paths[0], arguments.overrides))
+
+
+def _settings(arguments: argparse.Namespace) -> None:
+    from kanlm.experiments.settings import settings_text
+
+    print(settings_text(arguments.name), end="")
 
 
 def _bench(arguments: argparse.Namespace) -> None:

@@ -66,7 +66,9 @@ class DataSettings:
     root: str = "."
     #: Folder of tokenised shards.
     cache_dir: str = "data/cache"
+    #: Share of the documents, by the hash of their text, held out for validation.
     validation_fraction: float = 0.05
+    #: Share of the documents held out for the figures that are reported.
     test_fraction: float = 0.05
     #: Drop a training document whose 8-token shingles have at least this Jaccard
     #: similarity with a held-out document's; null keeps all.
@@ -116,11 +118,13 @@ class TrainingSettings:
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
+    #: Updates.
     steps: int = 1000
     #: Sequences in a step, over all processes.
     batch_size: int = 16
     #: Sequences in one forward pass of one process; null takes its whole share.
     micro_batch_size: int | None = None
+    #: Of matrix products: `bf16` by autocast, with weights and optimizer in float32.
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
     #: `auto` compiles where a GPU and a C++ compiler are, and says what it chose; `regional`
     #: compiles a decoder block at a time, which takes a fraction of the time for deep models.
@@ -134,11 +138,13 @@ class TrainingSettings:
     sharding: Literal["none", "full", "hybrid"] = "none"
     #: Largest norm of the gradient; null does not clip.
     gradient_clip: float | None = 1.0
-    #: Steps between log lines, full validation passes, samples and checkpoints;
-    #: a null leaves that to the end of the run.
+    #: Steps between log lines.
     log_every: int = 10
+    #: Steps between full validation passes; null validates at the end alone.
     evaluate_every: int | None = 250
+    #: Steps between samples; null draws one at the end alone.
     sample_every: int | None = None
+    #: Steps between checkpoints; null saves at the end alone.
     checkpoint_every: int | None = 500
     #: Checkpoints kept: the newest ones.
     keep_checkpoints: int = 2
@@ -315,12 +321,13 @@ class ScheduleSettings:
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
+    #: How the rate falls from its peak, after the warm-up.
     kind: Literal["cosine", "warmup-stable-decay", "constant"] = "cosine"
     #: Steps of linear warm-up.
     warmup_steps: int = 50
     #: Last part of the run over which warmup-stable-decay falls linearly.
     decay_fraction: float = 0.2
-    #: Where the decay ends.
+    #: Rate at the end, over the peak.
     final_ratio: float = 0.1
 
     def __post_init__(self) -> None:
@@ -365,7 +372,9 @@ class GenerationSettings:
     prompt: str = ""
     #: Tokens added to the prompt, at most: the end of the document ends a sample.
     max_new_tokens: int = 120
+    #: Logits are divided by it before a token is drawn: below 1 samples are less varied.
     temperature: float = 0.8
+    #: Most probable tokens that one is drawn from.
     top_k: int = 50
 
     def __post_init__(self) -> None:

@@ -44,7 +44,8 @@ class KANLinear(nn.Module):
             `auto` takes the basis's own choice.
         bias: add a learned constant; None adds one unless the basis spans constants.
         gain: starting scale of the output.
-        start: as above.
+        start: `random` draws the coefficients, `linear` starts every edge as a line, `zero` leaves
+            all to the base.
 
     Shapes: (…, in_features) → (…, out_features).
 

@@ -41,7 +41,7 @@ class SharedFunctions(nn.Module):
         rank: R, from 1 to B.
         groups: groups of channels; None gives every channel its functions, 1 gives all the
             same.
-        start: as above.
+        start: the function that all start as, or `random` combinations.
 
     Shapes: (…, channels) → (…, rank · channels), the first function of all channels first.
 

@@ -10,7 +10,7 @@ from .base import Outside, Smooth
 
 
 class Implicit(Smooth):
-    """A network R → R^B with one hidden layer, the same for every input channel:
+    """A network R → R^B with one hidden layer, the same for every input channel.
 
         φ_b(x) = Σ_h a_bh silu(w_h (x − t_h)),   h = 1 … hidden
 

@@ -9,7 +9,7 @@ from .base import Outside, Smooth
 
 
 class Rational(Smooth):
-    """The safe Padé form (Molina et al., arXiv 1907.06732, eq. 3):
+    """Rational functions in the safe Padé form (Molina et al., arXiv 1907.06732, eq. 3).
 
         φ_b(x) = u^b / (1 + |d_1 u + … + d_q u^q|),   b = 0 … p,   u = x / half_width
 

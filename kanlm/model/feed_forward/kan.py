@@ -137,7 +137,7 @@ class KANLocal(KAN):
 
 
 class KANGLU(FeedForward):
-    """A gated linear unit (Shazeer, arXiv 2002.05202) with a KAN layer for one of its maps:
+    """A gated linear unit (Shazeer, arXiv 2002.05202) with a KAN layer for one of its maps.
 
         learned = "gate":   y = down(kan(x) ⊙ linear(x))
         learned = "value":  y = down(kan(x) ⊙ silu(linear(x)))
@@ -146,7 +146,7 @@ class KANGLU(FeedForward):
     gate, its activation included, or the value replaced by functions learned edge by edge.
 
     Arguments:
-        learned: which of the two is the KAN layer.
+        learned: which of the two factors is the KAN layer.
         basis, base, start: as of `KAN`.
 
     Raises:

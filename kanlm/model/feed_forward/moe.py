@@ -75,8 +75,10 @@ class MoE(FeedForward, Monitored):
         experts: `{"kind": …}` with options, without `hidden`, repeated in turn.
         num_experts: how many there are, a multiple of those listed.
         top_k: experts a token is sent to.
-        capacity_factor: as above; None drops nothing.
-        balance_loss, router_z_loss: weights of the losses above.
+        capacity_factor: tokens that an expert takes in training, over an even share; None takes
+            all that are sent to it.
+        balance_loss: weight of the loss that keeps experts evenly used.
+        router_z_loss: weight of the loss that keeps the router's logits small.
 
     Raises:
         ValueError: an option is out of range, or an expert is no map of each token by itself.

@@ -71,8 +71,9 @@ class SplineMLP(FeedForward):
 
 
 class KAT(FeedForward):
-    """The block of the Kolmogorov-Arnold transformer (Yang & Wang, arXiv 2409.10594, sec. 4):
-    two group-rational layers, each a rational function a group of channels and then a
+    """The block of the Kolmogorov-Arnold transformer (Yang & Wang, arXiv 2409.10594, sec. 4).
+
+    Two group-rational layers, each a rational function a group of channels and then a
     linear map with bias,
 
         y = L₂(F₂(L₁(F₁(x)))),   F(x_i) = P_g(x_i) / (1 + |Q_g(x_i)|)   for i in group g
