@@ -97,6 +97,7 @@ def evaluate(
     world_size: int = 1,
     reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
     device: torch.device | str = "cpu",
+    between: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Score every token of a split once, with a window that slides over its stream.
 
@@ -120,6 +121,7 @@ def evaluate(
         world_size: processes; all run equally many forward passes, as sharded models need.
         reduce: sums a tensor over processes; needed when there are several.
         device: where the model is.
+        between: called after each forward pass; it may raise to end the evaluation.
 
     Raises:
         UserError: the split holds no tokens.
@@ -141,6 +143,7 @@ def evaluate(
             for window, scored in zip(batch, scores, strict=True):
                 documents = np.searchsorted(ends, window.scored, side="right")
                 nats += np.bincount(documents, weights=scored, minlength=len(ends))
+            between()
     finally:
         model.train(was_training)
     if reduce is not None:

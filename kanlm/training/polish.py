@@ -53,6 +53,7 @@ def polish(
     micro_batch_size: int | None,
     steps: int,
     penalty_weights: Mapping[str, float],
+    between: Callable[[], None] = lambda: None,
 ) -> Polish:
     """Move the coefficients by L-BFGS with strong Wolfe line searches (Liu & Nocedal 1989).
 
@@ -66,6 +67,8 @@ def polish(
         micro_batch_size: sequences in one forward pass; None takes those of a batch.
         steps: iterations at most.
         penalty_weights: as of `kanlm.kan.penalties.penalty`.
+        between: called before each pass over the batch; where it raises, the coefficients are
+            as before.
     """
     started = time.perf_counter()
     parameters = coefficients(model)
@@ -82,6 +85,7 @@ def polish(
 
     def objective() -> Tensor:
         nonlocal evaluations
+        between()
         evaluations += 1
         # The loss, and after it the gradient of each parameter.
         loss = torch.zeros((), dtype=torch.float64, device=accelerator.device)
@@ -99,14 +103,15 @@ def polish(
     model.eval()
     try:
         first, last, iterations = _minimise(objective, parameters, steps)
+    except BaseException:
+        _put_back(parameters, before)
+        raise
     finally:
         model.train(was_training)
     if not last < first:
         # Worse or not a number: rounding has misled the line search.
         last = first
-        with torch.no_grad():
-            for parameter, old in zip(parameters, before, strict=True):
-                parameter.copy_(old)
+        _put_back(parameters, before)
     return Polish(
         loss_before=first,
         loss_after=last,
@@ -136,6 +141,13 @@ def _minimise(
     last = float(objective())
     optimizer.zero_grad()
     return first, last, optimizer.state[parameters[0]]["n_iter"]
+
+
+@torch.no_grad()
+def _put_back(parameters: Sequence[nn.Parameter], before: Sequence[Tensor]) -> None:
+    for parameter, old in zip(parameters, before, strict=True):
+        parameter.copy_(old)
+        parameter.grad = None
 
 
 def _split(batch: Mapping[str, Tensor], size: int | None) -> Iterator[dict[str, Tensor]]:

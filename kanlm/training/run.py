@@ -257,11 +257,13 @@ def _trainer(
         compile_model=lambda model: compile_model(
             model, config.training.compile, accelerator, by_block=by_block
         ),
-        validate=lambda model: [
-            figures(_evaluate(model, corpus, "validation", config, accelerator), data)
+        validate=lambda model, between: [
+            figures(_evaluate(model, corpus, "validation", config, accelerator, between), data)
             for corpus, data in zip(corpora, _domains(config), strict=True)
         ],
-        sample=lambda model: sample_text(model, tokenizer, config.generation, config.seed),
+        sample=lambda model, between: sample_text(
+            model, tokenizer, config.generation, config.seed, between
+        ),
         tokens_per_byte=train.n_tokens / int(train.document_bytes.sum()),
         peak_tokens_per_second=_peak_tokens_per_second(model, config, accelerator),
         data_hash=corpora[0].tokens_hash,
@@ -300,7 +302,12 @@ def _domains(config: Config) -> tuple[DataSettings, ...]:
 
 
 def _evaluate(
-    model: nn.Module, corpus: Corpus, split: str, config: Config, accelerator: Accelerator
+    model: nn.Module,
+    corpus: Corpus,
+    split: str,
+    config: Config,
+    accelerator: Accelerator,
+    between: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """One full pass, shared among the processes."""
     several = accelerator.num_processes > 1
@@ -316,6 +323,7 @@ def _evaluate(
             world_size=accelerator.num_processes,
             reduce=partial(sum_over_processes, accelerator) if several else None,
             device=accelerator.device,
+            between=between,
         )
 
 

@@ -41,7 +41,7 @@ class Stop:
         def note(number: int, frame: FrameType | None) -> None:
             self.signal = number
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            report("stopping after this step; Ctrl-C again stops without saving")
+            report("stopping after this update; Ctrl-C again stops without saving")
 
         before = {number: signal.signal(number, note) for number in SIGNALS}
         try:

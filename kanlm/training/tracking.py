@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -20,6 +20,10 @@ from kanlm.errors import UserError
 from kanlm.faults import point
 from kanlm.files import cannot_write, write_text
 from kanlm.reading import parse_object
+
+#: What may be due after an update, in this order; "polished" is the validation after a polish.
+Duty = Literal["validation", "polish", "polished", "sample"]
+DUTIES: tuple[Duty, ...] = get_args(Duty)
 
 console = Console(highlight=False)
 
@@ -58,16 +62,25 @@ class Tracker:
         config: written into the wandb run.
         main: whether this is the main process; the others' calls do nothing.
         step: the checkpoint's step, 0 for a fresh run.
+        pending: what it left to be done of that step, of `DUTIES` of the trainer.
         wandb_id: identity of the wandb run that is being resumed.
     """
 
     def __init__(
-        self, folder: Path, config: Config, *, main: bool, step: int, wandb_id: str | None
+        self,
+        folder: Path,
+        config: Config,
+        *,
+        main: bool,
+        step: int,
+        wandb_id: str | None,
+        pending: Duty | None = None,
     ) -> None:
         self.folder = folder
         self.config = config
         self.main = main
         self.step = step
+        self.pending = pending
         self.wandb_id = wandb_id
         self.wandb_run: Any = None
         self.progress = progress_bar(disable=not main)
@@ -76,7 +89,7 @@ class Tracker:
         if not self.main:
             return self
         path = self.folder / "metrics.jsonl"
-        keep = lines_up_to(path, self.step) if self.step else []
+        keep = lines_up_to(path, self.step, self.pending) if self.step else []
         point("inside-log-rewrite")
         write_text(path, "".join(keep))
         try:
@@ -165,8 +178,12 @@ class Tracker:
         self.wandb_id = self.wandb_run.id
 
 
-def lines_up_to(path: Path, step: int) -> list[str]:
-    """The whole lines of a metrics file whose step is at most `step`.
+def lines_up_to(path: Path, step: int, pending: Duty | None = None) -> list[str]:
+    """The whole lines of a metrics file that were written before a checkpoint.
+
+    Arguments:
+        step: of the checkpoint.
+        pending: the first of `DUTIES` that it left to be done.
 
     Raises:
         UserError: a whole line is none that was written here.
@@ -177,20 +194,25 @@ def lines_up_to(path: Path, step: int) -> list[str]:
         return []
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    kept: list[str] = []
+    done: Any = None
     # What a crash of the machine left behind the last whole line is not a line.
-    whole = [line for line in lines if line.endswith(b"\n")]
-    return [
-        line.decode()
-        for number, line in enumerate(whole, 1)
-        if _step_of(line, f"{path}, line {number}") <= step
-    ]
+    for number, line in enumerate((line for line in lines if line.endswith(b"\n")), 1):
+        kind, line_step = _kind_and_step(line, f"{path}, line {number}")
+        if line_step == step and kind in DUTIES:
+            done = "polished" if kind == "validation" and done == "polish" else kind
+        late = pending and done and DUTIES.index(done) >= DUTIES.index(pending)
+        if line_step < step or (line_step == step and not late):
+            kept.append(line.decode())
+    return kept
 
 
-def _step_of(line: bytes, where: str) -> int:
+def _kind_and_step(line: bytes, where: str) -> tuple[Any, int]:
     try:
-        step = parse_object(line, finite=False).get("step")
+        values = parse_object(line, finite=False)
     except ValueError:
         raise UserError(f"{where}: expected a JSON object with a step") from None
+    step = values.get("step")
     if isinstance(step, bool) or not isinstance(step, int):
         raise UserError(f"{where}: expected a JSON object with a whole number for a step")
-    return step
+    return values.get("kind"), step

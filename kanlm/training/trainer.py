@@ -10,7 +10,7 @@ import gc
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -43,7 +43,7 @@ from kanlm.training.schedule import learning_rate_ratio
 from kanlm.training.sharding import gathered_copy, place, reshard, shards, synchronised
 from kanlm.training.stopping import EXIT_CODES, Stop
 from kanlm.training.stored import load_weights
-from kanlm.training.tracking import Tracker, say, training_status
+from kanlm.training.tracking import DUTIES, Duty, Tracker, say, training_status
 from kanlm.training.updates import measured_update
 
 
@@ -54,6 +54,8 @@ class Progress:
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     step: int = 0
+    #: The first of `DUTIES` that the last step may still have, where a stop came before it.
+    pending: Duty | None = None
     tokens: int = 0
     #: Seconds in training steps and the polish: no evaluation, sampling, checkpoints or start.
     seconds: float = 0.0
@@ -84,8 +86,10 @@ class Trainer:
         compile_model: compiles a model in place, or leaves it, as the settings say; called
             when shapes have changed.
         validate: evaluates the unwrapped model, returning one dictionary of figures a
-            domain; the first is the domain trained on.
-        sample: continues the prompt with the unwrapped model.
+            domain; the first is the domain trained on. It calls its second argument after
+            every forward pass, which may raise to end it.
+        sample: continues the prompt with the unwrapped model, calling its second argument
+            before every token.
         tokens_per_byte: of the training text, to show the loss in bits per byte.
         peak_tokens_per_second: what all devices would train on if they did nothing else but
             multiply at their peak; None where nobody knows it, as on CPUs.
@@ -108,8 +112,8 @@ class Trainer:
         *,
         build_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
         compile_model: Callable[[nn.Module], object],
-        validate: Callable[[nn.Module], list[dict[str, Any]]],
-        sample: Callable[[nn.Module], str],
+        validate: Callable[[nn.Module, Callable[[], None]], list[dict[str, Any]]],
+        sample: Callable[[nn.Module, Callable[[], None]], str],
         tokens_per_byte: float,
         peak_tokens_per_second: float | None,
         data_hash: str,
@@ -163,6 +167,8 @@ class Trainer:
             on_main(self.accelerator, start)
             stack.enter_context(self.stop.noted(self.tracker.note))
             stack.callback(self.saving.abandon)
+            if self.state.pending is not None:
+                self._attend()
             while not self._finished():
                 self._change_grids()
                 self.train_step()
@@ -211,7 +217,6 @@ class Trainer:
                     self.state.step, accelerator.process_index, accelerator.num_processes
                 )
             )
-        self.latest_batch = batch
         tokens = sum_over_processes(accelerator, (batch["shift_labels"] != -100).sum())
 
         rows = batch["input_ids"].shape[0]
@@ -281,12 +286,12 @@ class Trainer:
         for which the device is waited for: what is not finite in one process is so in all
         afterwards, and they stop after the same step.
         """
-        flags = [self.saving.written, *(self.stop.exit_code == code for code in EXIT_CODES)]
         own = torch.stack([self.meter.step_loss, norm.double()])
+        flags = [self.saving.written, *(self.stop.exit_code == code for code in EXIT_CODES)]
         figures = torch.cat([own, torch.tensor(flags, dtype=torch.float64, device=own.device)])
         loss, norms, written, *stops = sum_over_processes(self.accelerator, figures).tolist()
         self.all_written = written == self.accelerator.num_processes
-        self.stop_agreed = next((c for c, n in zip(EXIT_CODES, stops, strict=True) if n), None)
+        self.stop_agreed = _agreed(stops)
         return loss, norms
 
     def _note_unusual(self, unusual: str, taken: bool) -> None:
@@ -514,6 +519,7 @@ class Trainer:
             self.config,
             main=self.accelerator.is_main_process,
             step=self.state.step,
+            pending=self.state.pending,
             wandb_id=self.state.wandb_id,
         )
 
@@ -526,30 +532,69 @@ class Trainer:
     def _after_step(self) -> None:
         """Log, validate, sample, save and stop, where one is due."""
         point("between-optimizer-and-log")
-        training = self.config.training
-        last = self.state.step == training.steps
-        if last or self._due(training.log_every):
+        if self._is_last or self._due(self.config.training.log_every):
             self._log()
-        if last or self._due(training.evaluate_every):
-            loss = self._validate()
-            if last and training.polish_steps:
-                self._polish(loss)
-        if self._finished() or self._due(training.sample_every):
-            self._sample()
+        self.state.pending = DUTIES[0]
+        self._attend()
+
+    def _attend(self) -> None:
+        """Do what is pending of the last step, then save and stop, where one is due.
+
+        A stop does not wait for it: the resumed run does it first, to the same figures.
+        """
+        duties: dict[Duty, Callable[[], None]] = {
+            "validation": self._validate,
+            "polish": self._polish,
+            "polished": self._validate_polished,
+            "sample": self._sample,
+        }
+        with suppress(_StopError):
+            while self.state.pending is not None:
+                name = self.state.pending
+                if self._has_duty(name):
+                    self._heed_stop()
+                    duties[name]()
+                following = DUTIES[DUTIES.index(name) + 1 :]
+                self.state.pending = following[0] if following else None
         self._save_and_stop()
+
+    def _has_duty(self, name: Duty) -> bool:
+        """Whether one of `DUTIES` is due after the last step; all before it are done."""
+        training = self.config.training
+        if name == "validation":
+            return self._is_last or self._due(training.evaluate_every)
+        if name == "sample":
+            return self._finished() or self._due(training.sample_every)
+        return self._is_last and training.polish_steps > 0
+
+    @property
+    def _is_last(self) -> bool:
+        return self.state.step == self.config.training.steps
+
+    def _heed_stop(self) -> None:
+        """Leave what is being done to the resumed run, if a stop is wanted and can be saved for.
+
+        All processes must ask at once.
+        """
+        if self.accelerator.num_processes > 1:
+            flags = [self.stop.exit_code == code for code in EXIT_CODES]
+            own = torch.tensor(flags, dtype=torch.float64, device=self.accelerator.device)
+            self.stop_agreed = _agreed(sum_over_processes(self.accelerator, own).tolist())
+        if self._stop_requested() is not None and not self.state.health.skipped_in_a_row:
+            raise _StopError
 
     def _save_and_stop(self) -> None:
         """Save and stop, where one is due, but not while steps are being left out.
 
         What is saved then might be broken, and would push out what is not; but not the best.
         """
-        finished = self._finished()
+        stop = self._stop_requested()
+        finished = self._finished() and self.state.pending is None
         is_best = self._keeps_best and self.state.best_step == self.state.step
         if self.all_written:
             self._finish_saving()
         if self.state.health.skipped_in_a_row and not finished and not is_best:
             return
-        stop = None if finished else self._stop_requested()
         due = self._due(self.config.training.checkpoint_every)
         if finished or due or is_best or stop is not None:
             self.save()
@@ -562,12 +607,8 @@ class Trainer:
     def _due(self, every: int | None) -> bool:
         return every is not None and self.state.step % every == 0
 
-    def _polish(self, validated: float) -> None:
-        """Polish the coefficients on the batches after the last, and say what came of it.
-
-        Arguments:
-            validated: nats per token before.
-        """
+    def _polish(self) -> None:
+        """Polish the coefficients on the batches after the last, and say what came of it."""
         training, accelerator = self.config.training, self.accelerator
         count = (training.polish_batch_size or training.batch_size) // training.batch_size
         rank, ranks = accelerator.process_index, accelerator.num_processes
@@ -578,17 +619,25 @@ class Trainer:
             micro_batch_size=training.micro_batch_size,
             steps=training.polish_steps,
             penalty_weights=self.penalty_weights,
+            between=self._heed_stop,
         )
         self.state.seconds += outcome.seconds
         self.state.tokens += outcome.tokens
         self._record("polish", self.state.step, asdict(outcome))
-        after = self._validate()
-        worse = "; validation got worse: leave out training.polish_steps, or raise "
         self.tracker.note(
             f"polished in {outcome.iterations} iterations: {outcome.loss_before:.4f} to "
-            f"{outcome.loss_after:.4f} on its batch, {validated:.4f} to {after:.4f} nats per "
-            f"token in validation{worse + 'polish_batch_size' if after > validated else ''}"
+            f"{outcome.loss_after:.4f} nats per token on its batch"
         )
+
+    def _validate_polished(self) -> None:
+        """Validate again, and say so where that is worse than the best before."""
+        best = self.state.best_loss
+        self._validate()
+        if best is not None and self.state.best_loss == best:
+            self.tracker.note(
+                f"validation was {best:.4f} at best before the polish: leave out "
+                "training.polish_steps, or raise polish_batch_size"
+            )
 
     # Logging
 
@@ -629,10 +678,10 @@ class Trainer:
         self._record("train", self.state.step, values)
         self.tracker.show(self.state.step, training_status(values))
 
-    def _validate(self) -> float:
-        """Evaluate, log, and return the nats per token of the domain trained on."""
+    def _validate(self) -> None:
+        """Evaluate, log, and remember the best nats per token of the domain trained on."""
         with self.phases.of("validation"):
-            figures = self.validate(self.bare_model)
+            figures = self.validate(self.bare_model, self._heed_stop)
         for values in figures:
             self._record("validation", self.state.step, values)
             self.tracker.note(
@@ -648,11 +697,12 @@ class Trainer:
             self.state.stale_validations = 0
         else:
             self.state.stale_validations += 1
-        return loss
 
     def _log_occupancy(self) -> None:
         """Log where the inputs of KAN layers fall, on some of each process's latest batch."""
-        batch = first_sequences(self.latest_batch, self.accelerator.device)
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        latest = self.batches.batch(self.state.step - 1, rank, ranks)
+        batch = first_sequences(latest, self.accelerator.device)
         found = occupancies(self.bare_model, batch)
         values: dict[str, Any] = {}
         for name, occupancy in found.items():
@@ -663,11 +713,11 @@ class Trainer:
             self._record("grid", self.state.step, values)
 
     def _sample(self) -> None:
-        text = None
+        text, alone = None, self.accelerator.num_processes == 1
         # A shared model needs all processes, which draw the same tokens.
         if self.accelerator.is_main_process or self._sharded:
             with self.phases.of("sample"):
-                text = self.sample(self.bare_model)
+                text = self.sample(self.bare_model, self._heed_stop if alone else _go_on)
         prompt = self.config.generation.prompt
         self._record("sample", self.state.step, {"prompt": prompt, "text": text})
 
@@ -676,3 +726,16 @@ class Trainer:
         if self.accelerator.num_processes == 1:
             return self.stop.exit_code
         return self.stop_agreed
+
+
+class _StopError(Exception):
+    """A stop is wanted, and what is being done is left to the resumed run."""
+
+
+def _agreed(stops: list[float]) -> int | None:
+    """The exit code on which processes agree, from how many of them stop with each."""
+    return next((code for code, n in zip(EXIT_CODES, stops, strict=True) if n), None)
+
+
+def _go_on() -> None:
+    """Heed nothing: one process alone cannot stop."""

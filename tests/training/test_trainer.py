@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import pkgutil
 import resource
 import signal
 from dataclasses import replace
@@ -107,6 +108,103 @@ def test_a_signal_saves_and_the_same_command_goes_on_bit_for_bit(
             runs.run(other)
     assert caught.value.exit_code == 128 + signal.SIGTERM
     assert not (tmp_path / "other" / "model").exists()
+    runs.run(other)
+    assert_same_run(config.output_dir, other.output_dir)
+
+
+LONG_SAMPLE = {"generation": {"max_new_tokens": 40}}
+
+
+@pytest.mark.parametrize(
+    ("where", "call", "step", "lines"),
+    [
+        # The validation passes over three batches of windows.
+        ("kanlm.training.trainer.Trainer.train_step", 5, 5, ["train"]),
+        ("kanlm.evaluation.perplexity._score", 2, 5, ["train"]),
+        ("kanlm.training.trainer.Trainer.train_step", 12, 12, ["train"]),
+        ("kanlm.training.polish._split", 1, 12, ["train", "validation", "grid"]),
+        ("kanlm.training.polish._add", 3, 12, ["train", "validation", "grid"]),
+        ("kanlm.training.tracking.Tracker.note", 4, 12, ["train", "validation", "grid", "polish"]),
+        (
+            "kanlm.training.sampling._Calling.__call__",
+            3,
+            12,
+            ["train", "validation", "grid", "polish", "validation", "grid"],
+        ),
+    ],
+    ids=lambda value: str(value) if isinstance(value, str | int) else "",
+)
+def test_ctrl_c_stops_after_the_update_and_the_rest_is_done_after_the_resume(
+    config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    call: int,
+    step: int,
+    lines: list[str],
+):
+    """Before or in the middle of a validation, the polish or a sample."""
+    config = changed(
+        config,
+        training={"polish_steps": 2, "log_every": 1, "keep_best_checkpoint": True},
+        evaluation={"batch_size": 4},
+    )
+    runs.run(config)
+    other = replace(config, output_dir=str(tmp_path / "other"))
+    calls = 0
+    original = pkgutil.resolve_name(where)
+
+    def interrupting(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == call and "train_step" not in where:
+            os.kill(os.getpid(), signal.SIGINT)
+        found = original(*args, **kwargs)
+        if calls == call and "train_step" in where:
+            os.kill(os.getpid(), signal.SIGINT)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(where, interrupting)
+        with pytest.raises(Interrupted) as caught:
+            runs.run(other)
+    assert caught.value.exit_code == 128 + signal.SIGINT
+    written = metrics(other.output_dir)
+    assert [line["kind"] for line in written if line["step"] == step] == lines
+    assert max(line["step"] for line in written) == step
+    runs.run(other)
+    assert_same_run(config.output_dir, other.output_dir)
+    states = [Path(c.output_dir) / "checkpoints/step-00000012/state.json" for c in (config, other)]
+    ours, theirs = (
+        {k: v for k, v in json.loads(path.read_text()).items() if "seconds" not in k}
+        for path in states
+    )
+    assert {**ours, "window": None} == {**theirs, "window": None}
+
+
+def test_what_was_done_after_a_resume_that_crashed_is_done_again(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Its lines are of the step of the checkpoint that is gone on from, and stand there once."""
+    config = changed(config, training={"checkpoint_every": None})
+    runs.run(config)
+    other = replace(config, output_dir=str(tmp_path / "other"))
+    step = Trainer.train_step
+
+    def interrupted(self: Trainer) -> None:
+        step(self)
+        if self.state.step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", interrupted)
+        with pytest.raises(Interrupted):
+            runs.run(other)
+    with monkeypatch.context() as patch:
+        crash_at(patch, 7)
+        with pytest.raises(ZeroDivisionError):
+            runs.run(other)
+    assert [x["step"] for x in metrics(other.output_dir) if x["kind"] == "validation"] == [5]
     runs.run(other)
     assert_same_run(config.output_dir, other.output_dir)
 
