@@ -80,7 +80,7 @@ class Tracker:
         self.config = config
         self.main = main
         self.step = step
-        self.pending = pending
+        self.pending: Duty | None = pending
         self.wandb_id = wandb_id
         self.wandb_run: Any = None
         self.progress = progress_bar(disable=not main)

@@ -61,6 +61,8 @@ class Progress:
     seconds: float = 0.0
     #: Of those, in compiling.
     compile_seconds: float = 0.0
+    #: Nats per token of the last validation, and the least so far.
+    last_loss: float | None = None
     best_loss: float | None = None
     best_step: int = 0
     stale_validations: int = 0
@@ -630,14 +632,17 @@ class Trainer:
         )
 
     def _validate_polished(self) -> None:
-        """Validate again, and say so where that is worse than the best before."""
-        best = self.state.best_loss
+        """Validate again, and say what the polish did to it."""
+        before = self.state.last_loss
         self._validate()
-        if best is not None and self.state.best_loss == best:
-            self.tracker.note(
-                f"validation was {best:.4f} at best before the polish: leave out "
-                "training.polish_steps, or raise polish_batch_size"
-            )
+        after = self.state.last_loss
+        assert before is not None
+        assert after is not None
+        worse = "; validation got worse: leave out training.polish_steps, or raise "
+        self.tracker.note(
+            f"polished: {before:.4f} to {after:.4f} nats per token in validation"
+            f"{worse + 'polish_batch_size' if after > before else ''}"
+        )
 
     # Logging
 
@@ -691,7 +696,7 @@ class Trainer:
             )
         self._log_occupancy()
         loss = figures[0]["nats_per_token"]
-        best = self.state.best_loss
+        self.state.last_loss, best = loss, self.state.best_loss
         if math.isfinite(loss) and (best is None or loss < best):
             self.state.best_loss, self.state.best_step = loss, self.state.step
             self.state.stale_validations = 0
