@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .documents import Pieces
 from .layers import Linear, RMSNorm
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ class Attention(nn.Module):
         self,
         x: Tensor,
         rotation: tuple[Tensor, Tensor],
-        attention_mask: Tensor | None = None,
+        attention_mask: Any = None,
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
@@ -56,8 +58,8 @@ class Attention(nn.Module):
         Arguments:
             x: (batch, length, d_model).
             rotation: cosines and sines of `rotary_angles`.
-            attention_mask: as transformers' `create_causal_mask` makes it for the kernel;
-                None is plain causal.
+            attention_mask: as transformers' `create_causal_mask` makes it for the kernel, or
+                `within_documents`; None is plain causal.
             past_key_values: cache to extend by these tokens.
 
         Returns: (batch, length, d_model), and the weights where the kernel keeps them.
@@ -68,10 +70,7 @@ class Attention(nn.Module):
         query, key = rotate(query, *rotation), rotate(key, *rotation)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer)
-        attend: Callable[..., tuple[Tensor, Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
-            str(self.config._attn_implementation), eager_attention
-        )
-        attended, weights = attend(
+        attended, weights = self._kernel(attention_mask)(
             self,
             query,
             key,
@@ -82,6 +81,15 @@ class Attention(nn.Module):
             **kwargs,
         )
         return self.o_proj(attended.reshape(x.shape)), weights
+
+    def _kernel(self, attention_mask: Any) -> Callable[..., tuple[Tensor, Tensor | None]]:
+        """What attends by such a mask, as one of transformers' attention functions."""
+        if isinstance(attention_mask, Pieces):
+            return attention_mask.attend
+        name = str(self.config._attn_implementation)
+        if isinstance(attention_mask, BlockMask):
+            name = "flex_attention"
+        return ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention)
 
     @property
     def flops_per_token(self) -> int:

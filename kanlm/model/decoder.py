@@ -26,6 +26,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .attention import Attention, rotary_angles
 from .configuration import KanLMConfig
+from .documents import document_numbers, within_documents
 from .feed_forward import Context, FeedForward, make_feed_forward
 from .layers import Embedding, RMSNorm, start_table
 from .loss import IGNORED, Head, losses_by_token, next_token_loss, shifted
@@ -184,11 +185,14 @@ class KanLMModel(KanLMPreTrainedModel):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         present = self._present(attention_mask, x.shape[1])
-        # Packed documents are seen only without a cache: so this comes before it.
-        mask = self._causal_mask(x, attention_mask, past_key_values, position_ids)
         documents = None
+        # Packed documents are seen only without a cache: so this comes before it.
         if position_ids is not None and attention_mask is None and past_key_values is None:
-            documents = _document_numbers(position_ids.expand(x.shape[:2]))
+            documents = document_numbers(position_ids.expand(x.shape[:2]))
+        if documents is not None and self.config._attn_implementation == "sdpa":
+            mask = within_documents(documents, x, self.config.d_model // self.config.n_heads)
+        else:
+            mask = self._causal_mask(x, attention_mask, past_key_values, position_ids)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
@@ -368,15 +372,6 @@ class KanLMForCausalLM(KanLMPreTrainedModel, GenerationMixin):
             num_items_in_batch=num_items_in_batch,
             shift_labels=shift_labels,
         )
-
-
-def _document_numbers(position_ids: Tensor) -> Tensor:
-    """Number the documents of each row from 0: one starts where positions do not go on.
-
-    Shapes: (batch, length) → (batch, length). As transformers' mask functions find them.
-    """
-    starts = position_ids.diff(dim=-1) != 1
-    return nn.functional.pad(starts.cumsum(dim=-1), (1, 0))
 
 
 AutoModel.register(KanLMConfig, KanLMModel)

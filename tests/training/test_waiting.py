@@ -15,6 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kanlm.config import Config, from_tree, merge, to_tree
+from kanlm.model.documents import document_numbers, flex_mask
 from kanlm.training import run as runs
 from kanlm.training.resolve import resolve
 from kanlm.training.trainer import Trainer
@@ -68,8 +69,8 @@ def changed(config: Config, **parts: Any) -> Config:
         ("config", {"penalties": {"l1": 1e-3}, "training": {"micro_batch_size": 2}}, {}),
         ("config", {"model": {"feed_forward": "kan-local"}, "optimizer": {"kind": "muon"}}, {}),
         ("routed", {}, {}),
-        # transformers asks whether there are several documents in a row, to mask less.
-        ("config", {"data": {"attention_within_documents": True}}, {"_local_scalar_dense": 1}),
+        # On a CPU, where documents start is looked up in its own memory.
+        ("config", {"data": {"attention_within_documents": True}}, {"numpy": 1}),
     ],
     ids=["kan", "kan-local", "moe", "documents"],
 )
@@ -104,6 +105,14 @@ def test_a_step_waits_for_the_device_once(
     steps_of(config, monkeypatch, around)
     # The first may set up what the others use, and the last is logged.
     assert counted[1:-1] == [{"tolist": 1, **more}] * (config.training.steps - 2)
+
+
+def test_on_a_gpu_documents_are_kept_apart_without_waiting() -> None:
+    counts: Counter[str] = Counter()
+    positions = torch.cat([torch.arange(130), torch.arange(70)]).expand(2, -1)
+    with Waits(counts):
+        flex_mask(document_numbers(positions))
+    assert not counts
 
 
 @pytest.mark.parametrize("settings", ["config", "routed"])
