@@ -13,6 +13,7 @@ from .bases import (
     Rational,
     Wavelet,
 )
+from .decode import decoding
 from .grid import (
     Refit,
     adapt_layer,
@@ -44,6 +45,7 @@ __all__ = [
     "SharedFunctions",
     "Wavelet",
     "adapt_layer",
+    "decoding",
     "grid_from_quantiles",
     "input_quantiles",
     "refine_layer",

@@ -76,6 +76,11 @@ inline Lanes halved(Lanes a) {
     return sum * power;
 }
 
+inline Lanes sigmoid(Lanes x) {
+    const Lanes e = halved(at_least(x, -x) * kLog2OfE), below = e / (1 + e);
+    return x < 0.0f ? below : 1 - below;
+}
+
 // Calls each(i, count) for every `count` inputs that begin with i.
 template <typename Each>
 inline void for_each_group_of(int64_t inputs, const Each& each) {

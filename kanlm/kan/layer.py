@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from .base_functions import BASE_FLOPS, BASE_FUNCTIONS, BaseFunction
-from .bases import Basis, Hermite, Local
+from .bases import Basis, Hermite
+from .decode import decoded, is_called_alone
 from .initialization import assign_, uniform_
-from .kernels import SparseLayer, edge_sums
+from .kernels import Edges, edge_sums
 from .moments import unit_normal_mean
 
 #: How a layer's edge functions start.
@@ -142,18 +143,23 @@ class KANLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.in_features:
             raise ValueError(f"x has {x.shape[-1]} channels: expected {self.in_features}")
+        y = decoded(self, x)
+        if y is not None:
+            return y
         return edge_sums(x, self.coefficients, self.basis, self.base, self.base_weight, self.bias)
 
-    def as_sparse(self, norm: tuple[Tensor, float] | None = None) -> SparseLayer:
-        """What `forward` computes, for `sparse_sums`; of a basis that is `Local`.
+    def edges(self, norm: tuple[Tensor, float] | None = None) -> Edges:
+        """What `forward` adds up.
 
         Arguments:
             norm: gain (in,) and epsilon of an RMS norm that the inputs go through first.
         """
-        assert isinstance(self.basis, Local)
-        return SparseLayer(
-            self.coefficients, self.basis, self.base, self.base_weight, self.bias, norm
-        )
+        weight = None if self.base is None else self.base_weight
+        return Edges(self.coefficients, self.basis, self.base, weight, self.bias, norm)
+
+    def decoding_layers(self) -> list[Edges] | None:
+        """See `kanlm.kan.decoding`."""
+        return [self.edges()] if type(self) is KANLinear and is_called_alone(self) else None
 
     @property
     def label(self) -> str:

@@ -24,6 +24,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from ..kan import decoding
 from .attention import Attention, rotary_angles
 from .configuration import KanLMConfig
 from .documents import document_numbers, within_documents
@@ -88,7 +89,7 @@ class KanLMDecoderLayer(GradientCheckpointingLayer):
         )
         x = x + self.dropout(attended)
         if not self.feed_forward.takes_context:
-            fed = self.feed_forward.after_norm(x, self.feed_forward_norm)
+            fed = self.feed_forward(self.feed_forward_norm(x))
             return (x + self.dropout(fed),)
         context = Context(
             layer=self.layer,
@@ -270,6 +271,11 @@ class KanLMForCausalLM(KanLMPreTrainedModel, GenerationMixin):
         self.lm_head = Head(config.d_model, self.model.embed_tokens.num_embeddings)
         self.loss_function = next_token_loss
         self.post_init()
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """As transformers' `generate`, the layers prepared for it (`kanlm.kan.decoding`)."""
+        with decoding(self):
+            return super().generate(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
     @can_return_tuple
     def forward(

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from kanlm.kan import Hermite, native
-from kanlm.kan.kernels import sparse
+from kanlm.kan import Hermite, KANLinear, native
+from kanlm.kan.kernels import few_tokens
 
 native_only = pytest.mark.skipif(
     native.obstacle() is not None, reason=f"no native kernels: {native.obstacle()}"
@@ -159,6 +159,7 @@ def test_tensors_without_numbers_are_left_to_torch() -> None:
         formulas = Hermite().formulas()
         assert formulas is not None
         assert not formulas.can(x)
-        assert sparse._native(x) is None
+        layer = KANLinear(8, 4)
+        assert few_tokens._native_sums(x, layer.edges()) is None
         values = torch.empty(4, 3, 8)
         Hermite().write_values(x, values)

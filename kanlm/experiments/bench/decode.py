@@ -16,6 +16,7 @@ from kanlm.experiments.bench.bytes_read import bytes_read
 from kanlm.experiments.bench.decode_model import measure_models
 from kanlm.experiments.bench.settings import DecodeBenchmark
 from kanlm.experiments.bench.timing import interleaved, ratio
+from kanlm.kan import decoding
 from kanlm.model.feed_forward import FeedForward
 
 #: Inputs before they repeat: the weights that they touch are then out of every cache.
@@ -78,6 +79,7 @@ def _measure_batch(
 
 
 def _decode(stack: Sequence[nn.Module], inputs: Iterator[Tensor]) -> None:
-    for x in itertools.islice(inputs, _STEPS):
-        for block in stack:
-            block(x)
+    with decoding(nn.ModuleList(stack)):
+        for x in itertools.islice(inputs, _STEPS):
+            for block in stack:
+                block(x)

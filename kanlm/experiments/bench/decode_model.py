@@ -16,6 +16,7 @@ from kanlm.experiments.bench.blocks import REFERENCE, matched_spec
 from kanlm.experiments.bench.bytes_read import bytes_read
 from kanlm.experiments.bench.settings import DecodeBenchmark
 from kanlm.experiments.bench.timing import interleaved, ratio
+from kanlm.kan import decoding
 from kanlm.model import KanLMConfig, KanLMForCausalLM
 from kanlm.model.accounting import account
 
@@ -96,5 +97,6 @@ def _decoder(model: KanLMForCausalLM, vocab_size: int) -> Callable[[], None]:
 
 def _decode(model: KanLMForCausalLM, cache: object, tokens: Iterator[Tensor]) -> None:
     cache = copy.deepcopy(cache)
-    for token in itertools.islice(tokens, _TOKENS):
-        model(token[None], past_key_values=cache, use_cache=True)
+    with decoding(model):
+        for token in itertools.islice(tokens, _TOKENS):
+            model(token[None], past_key_values=cache, use_cache=True)

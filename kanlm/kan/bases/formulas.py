@@ -5,6 +5,8 @@ few neighbouring inputs go through all steps in registers; formulas.h says what 
 """
 
 import ctypes
+import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,20 +48,51 @@ class Formulas(NamedTuple):
     @property
     def library(self) -> Any:
         """`values` and `pull_back` of formulas.h; None where they cannot be compiled."""
-        source = Path(__file__).with_name(f"{self.source}.cpp")
-        library = native.load_library(source, "values", "pull_back")
-        # Of the two the last to be declared, for a thread beside this one.
-        if library is not None and library.pull_back.argtypes is None:
-            for function, tensors in ((library.values, 2), (library.pull_back, 3)):
-                native.declare(function, [ctypes.POINTER(_Structure)], tensors=tensors)
-        return library
+        return _library(self.source)
+
+    @property
+    def places(self) -> tuple[int, int]:
+        """Where the two functions of `library` are."""
+        return _places(self.source)
 
     @property
     def structure(self) -> "_Structure":
         """What the library's functions take; the knots have to live as long."""
-        numbers = (ctypes.c_float * len(self.numbers))(*self.numbers)
-        knots = None if self.knots is None else self.knots.data_ptr()
-        return _Structure(self.num_functions, numbers, knots)
+        if self.knots is None:
+            return _constant(self.num_functions, self.numbers)
+        return _structure(self.num_functions, self.numbers, self.knots.data_ptr())
+
+
+@functools.cache
+def _library(source: str) -> Any:
+    path = Path(__file__).with_name(f"{source}.cpp")
+    library = native.load_library(path, "values", "pull_back")
+    if library is not None:
+        for function, tensors in ((library.values, 2), (library.pull_back, 3)):
+            native.declare(function, [ctypes.POINTER(_Structure)], tensors=tensors)
+    return library
+
+
+@functools.cache
+def _places(source: str) -> tuple[int, int]:
+    library = _library(source)
+    values, pull_back = (
+        ctypes.cast(function, ctypes.c_void_p).value
+        for function in (library.values, library.pull_back)
+    )
+    assert values is not None
+    assert pull_back is not None
+    return values, pull_back
+
+
+def _structure(num_functions: int, numbers: Sequence[float], knots: int | None) -> "_Structure":
+    return _Structure(num_functions, (ctypes.c_float * len(numbers))(*numbers), knots)
+
+
+@functools.lru_cache(maxsize=256)
+def _constant(num_functions: int, numbers: Sequence[float]) -> "_Structure":
+    """The same structure again: making one takes as long as reading many weights."""
+    return _structure(num_functions, numbers, None)
 
 
 class _Structure(ctypes.Structure):

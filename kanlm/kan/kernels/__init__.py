@@ -10,23 +10,16 @@
   the basis is evaluated again. In float32 on a CPU products.cpp evaluates it inside the products,
   also under torch.compile. Elsewhere tokens go eagerly through torch's products in blocks, with the
   base as one more function, and compiled one generated kernel evaluates the basis for one product.
+- `few`: for few tokens, without gradients: reads each coefficient that plays a part once, as it
+  lies; of local bases, on a CPU, those of functions that differ from zero.
+- `sparse`: the same for local bases alone, on any device: on GPUs it has not been timed.
 - `triton`: for NVIDIA GPUs, polynomials and linear B-splines on equal cells: the basis, and the
   base beside it, are evaluated in registers inside the product. So far its kernels have run
-  through Triton's interpreter alone, and been compiled for GPUs, but timed on none.
-- `sparse`: for local bases and few tokens, without gradients: reads only the coefficients of
-  functions that differ from zero.
+  through Triton's interpreter alone, and been compiled for GPUs, but timed on none: `auto` leaves
+  GPUs to torch's operators.
 """
 
-from .choice import BACKENDS, Backend, decodes, edge_sums, use_backend
-from .sparse import SparseLayer, SparseReader, sparse_sums
+from .choice import BACKENDS, Backend, edge_sums, use_backend
+from .few_tokens import Edges, Prepared, few_sums
 
-__all__ = [
-    "BACKENDS",
-    "Backend",
-    "SparseLayer",
-    "SparseReader",
-    "decodes",
-    "edge_sums",
-    "sparse_sums",
-    "use_backend",
-]
+__all__ = ["BACKENDS", "Backend", "Edges", "Prepared", "edge_sums", "few_sums", "use_backend"]

@@ -7,19 +7,18 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
-from torch.autograd import forward_ad
 from torch.jit._trace import is_tracing
 from torch.nn import functional as F
 
 from ..base_functions import BASE_FUNCTIONS, BaseFunction
 from ..bases import Basis, Differentiable, Local
-from ..tracing import constant_when_traced
+from ..tracing import constant_when_traced, observed
 from .compiled import contract_compiled
-from .fused import fused_sums, no_fused_sums, pays
+from .few_tokens import MOST_TOKENS, Edges, few_sums
+from .fused import fused_sums, no_fused_sums
 from .recompute import contract_recomputing
-from .sparse import SparseLayer, most_tokens, sparse_sums
 
-Backend = Literal["auto", "reference", "recompute", "triton", "sparse"]
+Backend = Literal["auto", "reference", "recompute", "triton", "few", "sparse"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 
 _chosen: Backend = "auto"
@@ -43,6 +42,11 @@ def use_backend(backend: Backend) -> Iterator[None]:
         yield
     finally:
         _chosen = before
+
+
+def chosen_backend() -> Backend:
+    """What `use_backend` asks for."""
+    return _chosen
 
 
 def edge_sums(
@@ -70,20 +74,12 @@ def edge_sums(
     if base is None:
         base_weight = None
     backend = _backend(x, coefficients, basis, base_weight, bias)
-    if backend == "sparse":
-        assert isinstance(basis, Local)
-        return sparse_sums(x, SparseLayer(coefficients, basis, base, base_weight, bias))
+    if backend in ("few", "sparse"):
+        edges = Edges(coefficients, basis, base, base_weight, bias)
+        return few_sums(x, edges, sparse=True if backend == "sparse" else None)
     sums = {"reference": _reference, "recompute": _recompute, "triton": fused_sums}[backend]
     y = sums(x, coefficients, basis, base, base_weight)
     return y if bias is None else y + bias.to(y.dtype)
-
-
-def decodes(x: Tensor) -> bool:
-    """Whether every layer that can would take the sparse backend by itself: few tokens, no
-    gradients, and nobody who looks into the layer. Quicker to ask than each of them."""
-    if _chosen != "auto" or torch.is_grad_enabled():
-        return False
-    return _watched(x) is None and _few(x)
 
 
 def _backend(x: Tensor, coefficients: Tensor, basis: Basis, *others: Tensor | None) -> str:
@@ -92,21 +88,15 @@ def _backend(x: Tensor, coefficients: Tensor, basis: Basis, *others: Tensor | No
     )
     if _chosen != "auto":
         obstacle = _OBSTACLES[_chosen](x, coefficients, basis)
-        if obstacle is None and _chosen == "sparse" and learns:
+        if obstacle is None and _chosen in ("few", "sparse") and learns:
             obstacle = "knows no gradients: use it under torch.no_grad()"
         if obstacle is not None:
             raise ValueError(f"backend = {_chosen!r} {obstacle}")
         return _chosen
-    if not learns and _no_sparse(x, coefficients, basis) is None and _few(x):
-        return "sparse"
-    on_gpu = x.device.type == "cuda" and pays(x, coefficients)
-    if on_gpu and no_fused_sums(x, coefficients, basis) is None:
-        return "triton"
+    few = 0 < x.numel() <= MOST_TOKENS * x.shape[-1]
+    if few and not learns and _no_few(x, coefficients, basis) is None:
+        return "few"
     return "reference" if _no_recompute(x, coefficients, basis) else "recompute"
-
-
-def _few(x: Tensor) -> bool:
-    return 0 < x.numel() <= most_tokens(x) * x.shape[-1]
 
 
 # What each backend computes, and what it cannot
@@ -156,10 +146,18 @@ def _no_recompute(x: Tensor, coefficients: Tensor, basis: Basis) -> str | None:
     return None
 
 
+def _no_few(x: Tensor, coefficients: Tensor, basis: Basis) -> str | None:
+    if (observer := observed(x)) is not None:
+        return f"is not for {observer}"
+    if x.dtype != coefficients.dtype:
+        return f"expects inputs and coefficients of one dtype: {x.dtype}, {coefficients.dtype}"
+    return None
+
+
 def _no_sparse(x: Tensor, coefficients: Tensor, basis: Basis) -> str | None:
     if not isinstance(basis, Local):
         return f"takes local bases, and {basis.label} is none"
-    return _watched(x)
+    return _no_few(x, coefficients, basis)
 
 
 @constant_when_traced
@@ -168,20 +166,10 @@ def _transforms() -> bool:
     return peek_interpreter_stack() is not None
 
 
-def _watched(x: Tensor) -> str | None:
-    """Who looks into what is computed, for whom the sparse backend is not."""
-    if torch.compiler.is_compiling() or is_tracing():
-        return "is not for compiled code"
-    if forward_ad._current_level >= 0 or peek_interpreter_stack() is not None:
-        return "is not for forward-mode gradients and torch.func"
-    if torch.is_autocast_enabled(x.device.type):
-        return "is not for autocast"
-    return None
-
-
 _OBSTACLES: dict[str, Callable[[Tensor, Tensor, Basis], str | None]] = {
     "reference": lambda x, coefficients, basis: None,
     "recompute": _no_recompute,
     "triton": no_fused_sums,
+    "few": _no_few,
     "sparse": _no_sparse,
 }

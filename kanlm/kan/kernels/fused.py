@@ -27,9 +27,6 @@ from ..bases.polynomials import Polynomials
 from ..compilers import no_c_compiler
 from ..tracing import constant_when_traced
 
-#: Tokens below which a tile would be mostly empty.
-FEWEST_TOKENS = 64
-
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -78,18 +75,6 @@ def no_fused_sums(x: Tensor, coefficients: Tensor, basis: Basis) -> str | None:
             f"and this is {basis.label}"
         )
     return _unavailable(x.device.type)
-
-
-def pays(x: Tensor, coefficients: Tensor) -> bool:
-    """Whether Triton should be faster, where it can take these: for tiles that tokens fill, on
-    tensor cores. Others multiply float32 more slowly than torch's own products.
-    """
-    if x.numel() < FEWEST_TOKENS * x.shape[-1]:
-        return False
-    return (
-        _product_dtype(x, coefficients) != torch.float32
-        or torch.backends.cuda.matmul.fp32_precision == "tf32"
-    )
 
 
 def fused_sums(

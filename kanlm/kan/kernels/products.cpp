@@ -70,11 +70,6 @@ Floats floats(int64_t count) {
     return Floats(place);
 }
 
-inline Lanes sigmoid(Lanes x) {
-    const Lanes e = halved(at_least(x, -x) * kLog2OfE), below = e / (1 + e);
-    return x < 0.0f ? below : 1 - below;
-}
-
 // Numbers that lie `step` apart.
 struct Weights { const float* first; int64_t step; };
 

@@ -117,11 +117,11 @@ class _Edges(ctypes.Structure):
         expected = None if base is None else (out, inputs)
         if shape != expected:
             raise ValueError(f"base_weight of shape {shape}: expected {expected}")
-        structure, library = formulas.structure, formulas.library
+        structure = formulas.structure
         kept = [t if t is None else t.contiguous() for t in (coefficients, base_weight)]
         edges = cls(
             ctypes.addressof(structure),
-            *(ctypes.cast(f, ctypes.c_void_p) for f in (library.values, library.pull_back)),
+            *formulas.places,
             *(None if t is None else t.data_ptr() for t in kept),
             BASE_CODES[base],
             functions,

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
-from ..layers import RMSNorm
-
 if TYPE_CHECKING:
     from transformers import Cache
 
@@ -71,10 +69,6 @@ class FeedForward(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor: ...
-
-    def after_norm(self, x: Tensor, norm: RMSNorm) -> Tensor:
-        """`self(norm(x))`, which a kind may compute at once where nobody waits for either call."""
-        return self(norm(x))
 
     @property
     @abstractmethod

@@ -3,13 +3,12 @@
 import math
 from typing import Any, ClassVar, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.modules.module import _has_any_global_hook
 
 from ...kan import KANLinear
-from ...kan.bases import Local
-from ...kan.kernels import SparseLayer, SparseReader, decodes
+from ...kan.decode import decoded, is_called_alone
+from ...kan.kernels import Edges
 from ...kan.layer import Base, Start
 from ...kan.moments import unit_normal_mean
 from ..layers import Linear, RMSNorm
@@ -62,55 +61,24 @@ class KAN(FeedForward):
             start=start,
         )
         self.label = f"kan/{self.up.label}"
-        self._read, self._read_after_norm = SparseReader(), SparseReader()
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self._decoded(x, None) if decodes(x) else None
+        y = decoded(self, x)
         return self.down(self.norm(self.up(x))) if y is None else y
 
-    def after_norm(self, x: Tensor, norm: RMSNorm) -> Tensor:
-        # A class of somebody else's may compute otherwise.
-        own = type(self).forward is KAN.forward and type(norm) is RMSNorm
-        if own and decodes(x) and _unwatched(self, norm):
-            y = self._decoded(x, norm)
-            if y is not None:
-                return y
-        return self(norm(x))
-
-    def _decoded(self, x: Tensor, norm: RMSNorm | None) -> Tensor | None:
-        """Both layers by one call of the sparse backend, after the norm if there is one; None
-        where they are of other classes or not local, or somebody waits for one to be called."""
-        # Attributes of modules are looked up several times more slowly.
-        layers: Any = self._modules
-        up, inner, down = layers["up"], layers["norm"], layers["down"]
+    def decoding_layers(self) -> list[Edges] | None:
+        """See `kanlm.kan.decoding`."""
         # An adapter around a layer, or a class of somebody else's, computes otherwise.
-        if type(up) is not KANLinear or type(down) is not KANLinear or type(inner) is not RMSNorm:
-            return None
-        if not _unwatched(up, inner, down):
-            return None
-        if norm is None:
-            return self._read(x, (self,), self._local_layers)
-        return self._read_after_norm(x, (self, norm), lambda: self._local_layers(norm))
-
-    def _local_layers(self, norm: RMSNorm | None = None) -> list[SparseLayer] | None:
-        if not isinstance(self.up.basis, Local) or not isinstance(self.down.basis, Local):
-            return None
-        pairs = ((self.up, norm), (self.down, self.norm))
-        return [layer.as_sparse(n and (n.weight, n.epsilon)) for layer, n in pairs]
+        kinds = {"up": KANLinear, "norm": RMSNorm, "down": KANLinear}
+        for name, kind in kinds.items():
+            module = self.get_submodule(name)
+            if type(module) is not kind or not is_called_alone(module):
+                return None
+        return [self.up.edges(), self.down.edges((self.norm.weight, self.norm.epsilon))]
 
     @property
     def flops_per_token(self) -> int:
         return sum(layer.flops_per_token for layer in (self.up, self.norm, self.down))
-
-
-def _unwatched(*modules: nn.Module) -> bool:
-    """Whether nobody waits for one of the modules to be called."""
-    for module in modules:
-        # Accelerate puts another `forward` in place of that of weights that lie elsewhere.
-        own = module.__dict__
-        if own["_forward_pre_hooks"] or own["_forward_hooks"] or "forward" in own:
-            return False
-    return not _has_any_global_hook()
 
 
 class KANLocal(KAN):

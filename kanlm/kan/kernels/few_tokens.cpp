@@ -1,10 +1,14 @@
-// Sums over the edges of a KAN layer for a few tokens, reading only the coefficients of the
-// functions that differ from zero, and all weights of the base function.
+// Sums over the edges of KAN layers for a few tokens, where time goes to reading weights: each is
+// read once, as it lies.
 //
 //   y_no = bias_o + sum_i [ sum_s weights_nis c_{i, first_ni + s, o} + base_ni w_oi ]
 //
-// for inputs as they are or, with `norm`, after an RMS norm: a norm of its own would take about
-// as long as all the rows.
+// Of a local basis only the coefficients of functions that differ from zero are read, `support` an
+// input, and of any other all: then support is the number of functions, and first is 0. All
+// weights of the base function are read.
+//
+// Inputs are taken as they are or, with `norm`, after an RMS norm: a norm of its own would take
+// about as long as all the rows of a local basis.
 //
 // Threads share out the inputs, because these are what a token's rows belong to. The rows of
 // one input are read for all tokens before those of the next, so that tokens share what the
@@ -24,14 +28,21 @@
 #endif
 #include <omp.h>
 
-#include "../lanes.h"
+#include "../bases/formulas.h"
 
 namespace {
 
-// As `_Layer` in sparse.py. Weights are of the type of the inputs.
+// `values` of formulas.h.
+using Evaluate = void (*)(
+    const Formulas*, const float*, int64_t, float*, int64_t, int64_t, int64_t, int64_t);
+
+// As `_Layer` in few_tokens.py. Weights are of the type of the inputs. Functions are B-splines on
+// equal cells, if there are knots, or evaluated by `evaluate`, if there is one, or given.
 struct Layer {
     const void *norm, *coefficients, *base_weight, *bias;
-    const float* knots;  // of equal cells; null where `first` and `values` are given
+    const float* knots;
+    const Formulas* basis;
+    Evaluate evaluate;
     int64_t inputs, functions, out, support, base_kind, cells;
     float epsilon;
 };
@@ -63,6 +74,12 @@ constexpr int kDots = 8;           // rows of the base's weights that are multip
 constexpr size_t kKept = 1 << 22;  // numbers
 constexpr int kCacheLine = 64;     // bytes
 constexpr int64_t kLine = kCacheLine / sizeof(float);  // sums of two threads share none
+
+// Memory from call to call, unless it was for more tokens than decoding has.
+template <typename V>
+void keep_or_free(std::vector<V>& scratch) {
+    if (scratch.size() > kKept) std::vector<V>().swap(scratch);
+}
 
 // As many weights as a register holds floats.
 inline Lanes lanes(const float* from) { return load(from, kLanes); }
@@ -131,6 +148,103 @@ void add_inputs(
     }
 }
 
+// Rows of a tile by its number of tokens: their weights, of each token, fill the registers.
+#ifdef __AVX512F__
+constexpr int kTokens = 4;
+constexpr int kRows[] = {0, 12, 12, 8, 6};
+#else
+constexpr int kTokens = 2;
+constexpr int kRows[] = {0, 6, 4};
+#endif
+constexpr int64_t kColumns = 512;  // outputs whose weights, of a tile's rows, stay in the first cache
+
+// sums_to += sum_r weight_tr row_r,o of ROWS neighbouring rows and TOKENS tokens
+template <int TOKENS, int ROWS, typename T>
+inline void add_tile(
+    float* __restrict sums, int64_t stride, const T* rows, const float* weights, int64_t out, int64_t columns
+) {
+    Lanes weight[TOKENS][ROWS];
+    for (int t = 0; t < TOKENS; t++)
+        for (int r = 0; r < ROWS; r++) weight[t][r] = Lanes{} + weights[t * ROWS + r];
+    int64_t o = 0;
+    for (; o + kLanes <= columns; o += kLanes) {
+        Lanes sum[TOKENS];
+        for (int t = 0; t < TOKENS; t++) sum[t] = load(sums + t * stride + o, kLanes);
+        for (int r = 0; r < ROWS; r++) {
+            const Lanes row = lanes(rows + r * out + o);
+            for (int t = 0; t < TOKENS; t++) sum[t] += weight[t][r] * row;
+        }
+        for (int t = 0; t < TOKENS; t++) store(sums + t * stride + o, sum[t], kLanes);
+    }
+    for (; o < columns; o++)
+        for (int t = 0; t < TOKENS; t++)
+            for (int r = 0; r < ROWS; r++)
+                sums[t * stride + o] += weights[t * ROWS + r] * load(rows[r * out + o]);
+}
+
+// The weights of all functions of some inputs: of function f of input i and token n at n * token +
+// f * function + i.
+struct Expanded {
+    const float* first;
+    int64_t token, function;
+};
+
+// The same for all tokens, and rows that begin with row number k of the inputs'.
+template <int TOKENS, int ROWS, typename T>
+void add_rows_of_tokens(
+    float* sums, int64_t stride, const Expanded& e, const T* rows, int64_t k, int64_t functions,
+    int64_t tokens, int64_t out
+) {
+    const int64_t wide = tokens > TOKENS ? kColumns : out;
+    int64_t offsets[ROWS];
+    for (int r = 0; r < ROWS; r++) {
+        const int64_t i = (k + r) / functions;
+        offsets[r] = (k + r - i * functions) * e.function + i;
+    }
+    for (int64_t o = 0; o < out; o += wide) {
+        const int64_t columns = std::min(wide, out - o);
+        const auto add = [&](auto count, int64_t n) {
+            constexpr int kCount = decltype(count)::value;
+            float weights[kCount * ROWS];
+            for (int t = 0; t < kCount; t++)
+                for (int r = 0; r < ROWS; r++)
+                    weights[t * ROWS + r] = e.first[(n + t) * e.token + offsets[r]];
+            add_tile<kCount, ROWS>(sums + n * stride + o, stride, rows + o, weights, out, columns);
+        };
+        int64_t n = 0;
+        for (; n + TOKENS <= tokens; n += TOKENS) add(std::integral_constant<int, TOKENS>{}, n);
+        if constexpr (TOKENS > 2)
+            for (; n + 2 <= tokens; n += 2) add(std::integral_constant<int, 2>{}, n);
+        for (; n < tokens; n++) add(std::integral_constant<int, 1>{}, n);
+    }
+}
+
+// All functions of `inputs` inputs, whose rows are neighbours.
+template <int TOKENS, typename T>
+void add_all_by(
+    float* sums, int64_t stride, const Expanded& e, const T* rows, int64_t inputs, int64_t functions,
+    int64_t tokens, int64_t out
+) {
+    constexpr int ROWS = kRows[TOKENS];
+    const int64_t count = inputs * functions;
+    int64_t k = 0;
+    for (; k + ROWS <= count; k += ROWS)
+        add_rows_of_tokens<TOKENS, ROWS>(sums, stride, e, rows + k * out, k, functions, tokens, out);
+    for (; k < count; k++)
+        add_rows_of_tokens<TOKENS, 1>(sums, stride, e, rows + k * out, k, functions, tokens, out);
+}
+
+template <typename T, int TOKENS = kTokens>
+void add_all(
+    float* sums, int64_t stride, const Expanded& e, const T* rows, int64_t inputs, int64_t functions,
+    int64_t tokens, int64_t out
+) {
+    if (tokens >= TOKENS)
+        add_all_by<TOKENS>(sums, stride, e, rows, inputs, functions, tokens, out);
+    else if constexpr (TOKENS > 1)
+        add_all<T, TOKENS - 1>(sums, stride, e, rows, inputs, functions, tokens, out);
+}
+
 // Products of `values` with kDots rows at once: one sum alone would wait for itself.
 template <typename T>
 inline void dot_rows(float* products, const float* values, const T* rows, int64_t count, int64_t inputs) {
@@ -194,11 +308,66 @@ inline float inverse_rms(const T* x, int64_t inputs, float epsilon) {
     return 1 / std::sqrt(squares / inputs + epsilon);
 }
 
+// Inputs from begin to end as floats, after the norm if there is one.
+template <typename T>
+void widen(const Layer& layer, const T* x, float* to, int64_t begin, int64_t end) {
+    if (layer.norm == nullptr) {
+        for (int64_t i = begin; i < end; i++) to[i] = load(x[i]);
+        return;
+    }
+    const T* gain = static_cast<const T*>(layer.norm);
+    const float scale = inverse_rms(x, layer.inputs, layer.epsilon);
+    for (int64_t i = begin; i < end; i++) to[i] = load(x[i]) * scale * load(gain[i]);
+}
+
+void base_of(const Layer& layer, const float* x, float* to, int64_t begin, int64_t end) {
+    if (layer.base_kind == 2) {
+        std::copy(x + begin, x + end, to + begin);
+        return;
+    }
+    for_each_group_of(end - begin, [=](int64_t i, auto count) {
+        const Lanes value = load(x + begin + i, count);
+        store(to + begin + i, value * sigmoid(value), count);
+    });
+}
+
 // Where the numbers between inputs and outputs are: one place for all layers of a call.
 struct Scratch {
     int64_t* first;
-    float *values, *base, *sums;
+    float *values, *inputs, *base, *sums;
 };
+
+template <typename T>
+void add_sparse(
+    const Layer& layer, const Scratch& scratch, float* own, int64_t stride, int64_t tokens,
+    int64_t begin, int64_t end
+) {
+    const auto add = [&](auto add_supported) {
+        add_supported(own, scratch.first, scratch.values, static_cast<const T*>(layer.coefficients),
+                      tokens, layer.inputs, layer.functions, layer.out, stride, begin, end);
+    };
+    switch (layer.support) {
+        case 1: add(add_inputs<1, T>); break;
+        case 2: add(add_inputs<2, T>); break;
+        case 3: add(add_inputs<3, T>); break;
+        case 4: add(add_inputs<4, T>); break;
+        case 5: add(add_inputs<5, T>); break;
+        case 6: add(add_inputs<6, T>); break;
+    }
+}
+
+// All functions of inputs from begin to end, at places of a thread's own where they are not given.
+Expanded expanded(
+    const Layer& layer, const Scratch& scratch, int64_t tokens, int64_t begin, int64_t end
+) {
+    if (layer.evaluate == nullptr)
+        return {scratch.values + begin, layer.inputs * layer.functions, layer.inputs};
+    const int64_t inputs = end - begin;
+    const Expanded e = {scratch.values + begin * layer.functions * tokens, inputs * layer.functions, inputs};
+    layer.evaluate(layer.basis, scratch.inputs + begin, layer.inputs,
+                   const_cast<float*>(e.first), e.token, tokens, inputs, 1);
+    return e;
+}
 
 // By all threads of a team, with a barrier at the end.
 template <typename T>
@@ -207,38 +376,28 @@ void run(const Layer& layer, const T* x, T* y, const Scratch& scratch, int64_t t
     const int64_t stride = (out + kLine - 1) / kLine * kLine;
     const int64_t thread = omp_get_thread_num(), team = omp_get_num_threads();
     const int64_t begin = inputs * thread / team, end = inputs * (thread + 1) / team;
-    const T* norm = static_cast<const T*>(layer.norm);
     const T* coefficients = static_cast<const T*>(layer.coefficients);
     const T* base_weight = static_cast<const T*>(layer.base_weight);
     const T* bias = static_cast<const T*>(layer.bias);
     const float low = layer.knots == nullptr ? 0 : layer.knots[support - 1];
     const float high = layer.knots == nullptr ? 0 : layer.knots[support - 1 + layer.cells];
-    float* base = scratch.base;
     float* own = scratch.sums + thread * tokens * stride;
     std::memset(own, 0, sizeof(float) * tokens * stride);
     for (int64_t n = 0; n < tokens; n++) {
-        const float scale = norm == nullptr ? 1 : inverse_rms(x + n * inputs, inputs, layer.epsilon);
-        for (int64_t i = begin; i < end; i++) {
-            const int64_t place = n * inputs + i;
-            const float value = load(x[place]) * (norm == nullptr ? 1 : scale * load(norm[i]));
-            if (layer.knots != nullptr)
-                bspline(value, low, high, layer.cells, support - 1, scratch.first + place,
-                        scratch.values + place * support);
-            if (layer.base_kind == 1) base[place] = value / (1 + std::exp(-value));
-            if (layer.base_kind == 2) base[place] = value;
-        }
+        const int64_t row = n * inputs;
+        widen(layer, x + row, scratch.inputs + row, begin, end);
+        if (layer.base_kind != 0) base_of(layer, scratch.inputs + row, scratch.base + row, begin, end);
+        if (layer.knots != nullptr)
+            for (int64_t i = begin; i < end; i++)
+                bspline(scratch.inputs[row + i], low, high, layer.cells, support - 1, scratch.first + row + i,
+                        scratch.values + (row + i) * support);
     }
-    const auto add = [&](auto add_supported) {
-        add_supported(own, scratch.first, scratch.values, coefficients, tokens, inputs,
-                      layer.functions, out, stride, begin, end);
-    };
-    switch (support) {
-        case 1: add(add_inputs<1, T>); break;
-        case 2: add(add_inputs<2, T>); break;
-        case 3: add(add_inputs<3, T>); break;
-        case 4: add(add_inputs<4, T>); break;
-        case 5: add(add_inputs<5, T>); break;
-        case 6: add(add_inputs<6, T>); break;
+    if (support < layer.functions) {
+        add_sparse<T>(layer, scratch, own, stride, tokens, begin, end);
+    } else {
+        const Expanded e = expanded(layer, scratch, tokens, begin, end);
+        add_all(own, stride, e, coefficients + begin * layer.functions * out, end - begin, layer.functions,
+                tokens, out);
     }
 #pragma omp barrier
 #pragma omp for schedule(static)
@@ -247,7 +406,7 @@ void run(const Layer& layer, const T* x, T* y, const Scratch& scratch, int64_t t
         for (int64_t n = 0; n < tokens; n++) {
             float products[kDots] = {0};
             if (layer.base_kind != 0)
-                dot_rows(products, base + n * inputs, base_weight + block * inputs, count, inputs);
+                dot_rows(products, scratch.base + n * inputs, base_weight + block * inputs, count, inputs);
             for (int64_t o = block; o < block + count; o++) {
                 float sum = products[o - block] + (bias == nullptr ? 0 : load(bias[o]));
                 for (int64_t k = 0; k < team; k++) sum += scratch.sums[(k * tokens + n) * stride + o];
@@ -255,12 +414,6 @@ void run(const Layer& layer, const T* x, T* y, const Scratch& scratch, int64_t t
             }
         }
     }
-}
-
-// Memory from call to call, unless it was for more tokens than decoding has.
-template <typename V>
-void keep_or_free(std::vector<V>& scratch) {
-    if (scratch.size() > kKept) std::vector<V>().swap(scratch);
 }
 
 template <typename T>
@@ -282,12 +435,13 @@ void run_all(
         indices.resize(tokens * inputs);
         first = indices.data();
     }
-    floats.resize(tokens * (supported + inputs + threads * stride));
+    floats.resize(tokens * (supported + 2 * inputs + threads * stride));
     hidden.resize(2 * tokens * between);
     float* base = floats.data();
-    float* sums = base + tokens * inputs;
+    float* wide = base + tokens * inputs;
+    float* sums = wide + tokens * inputs;
     if (values == nullptr) values = sums + tokens * threads * stride;
-    const Scratch scratch = {first, values, base, sums};
+    const Scratch scratch = {first, values, wide, base, sums};
     T* halves[2] = {hidden.data(), hidden.data() + tokens * between};
 #pragma omp parallel num_threads(threads)
     for (int64_t l = 0; l < count; l++)
@@ -298,7 +452,53 @@ void run_all(
     keep_or_free(hidden);
 }
 
+// All values of a basis, (tokens, inputs, functions), for a product of somebody else's.
+template <typename T>
+void expand(const Layer& layer, const T* x, T* to, int64_t tokens, int64_t threads) {
+    const int64_t inputs = layer.inputs, functions = layer.functions;
+    thread_local std::vector<float> floats;
+    floats.resize(tokens * inputs * (1 + functions));
+    const Scratch scratch = {nullptr, floats.data() + tokens * inputs, floats.data(), nullptr, nullptr};
+#pragma omp parallel num_threads(threads)
+    {
+        const int64_t thread = omp_get_thread_num(), team = omp_get_num_threads();
+        const int64_t begin = inputs * thread / team, end = inputs * (thread + 1) / team;
+        for (int64_t n = 0; n < tokens; n++) widen(layer, x + n * inputs, scratch.inputs + n * inputs, begin, end);
+        const Expanded e = expanded(layer, scratch, tokens, begin, end);
+        for (int64_t n = 0; n < tokens; n++)
+            for (int64_t i = 0; i < end - begin; i++)
+                for (int64_t f = 0; f < functions; f++)
+                    store(to + (n * inputs + begin + i) * functions + f, e.first[n * e.token + f * e.function + i]);
+    }
+    keep_or_free(floats);
+}
+
+template <typename Function>
+bool has_memory(const Function& function) {
+    try {
+        function();
+    } catch (const std::bad_alloc&) {
+        return false;
+    }
+    return true;
+}
+
 }  // namespace
+
+// Whether the processor multiplies bfloat16 by itself.
+extern "C" bool multiplies_bfloat16() {
+#if defined(__AVX512BF16__) || defined(__AMX_BF16__)
+    return true;
+#else
+    return false;
+#endif
+}
+
+extern "C" bool expand_bfloat16(
+    const Layer* layer, const Bfloat16* x, Bfloat16* to, int64_t tokens, int64_t threads
+) {
+    return has_memory([&] { expand(*layer, x, to, tokens, threads); });
+}
 
 // Returns whether there was memory for it.
 #define DEFINE(NAME, T)                                                                       \
@@ -306,12 +506,8 @@ void run_all(
         const Layer* layers, int64_t count, const T* x, T* y, int64_t* first, float* values,  \
         int64_t tokens, int64_t threads                                                       \
     ) {                                                                                       \
-        try {                                                                                 \
-            run_all<T>(layers, count, x, y, first, values, tokens, threads);                  \
-        } catch (const std::bad_alloc&) {                                                     \
-            return false;                                                                     \
-        }                                                                                     \
-        return true;                                                                          \
+        return has_memory(                                                                    \
+            [&] { run_all<T>(layers, count, x, y, first, values, tokens, threads); });        \
     }
 DEFINE(sums_float32, float)
 DEFINE(sums_bfloat16, Bfloat16)
