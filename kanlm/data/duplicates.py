@@ -98,7 +98,7 @@ def _windows(
     Returns:
         hashes, uint64, and for each the number of its document.
     """
-    mixed = _scramble(tokens.astype(np.uint64) + np.uint64(1))
+    mixed = scramble(tokens.astype(np.uint64) + np.uint64(1))
     windows = np.zeros(max(len(tokens) - SHINGLE_TOKENS + 1, 0), dtype=np.uint64)
     for offset in range(SHINGLE_TOKENS):
         windows *= np.uint64(0x9E3779B97F4A7C15)
@@ -114,10 +114,10 @@ def _windows(
         positions = starts[short[inside]] + offset
         whole[inside] = whole[inside] * np.uint64(0x9E3779B97F4A7C15) + mixed[positions]
     whole += lengths[short].astype(np.uint64) << np.uint64(32)
-    return _scramble(np.concatenate([hashes, whole])), np.concatenate([owners, short])
+    return scramble(np.concatenate([hashes, whole])), np.concatenate([owners, short])
 
 
-def _scramble(values: np.ndarray) -> np.ndarray:
+def scramble(values: np.ndarray) -> np.ndarray:
     """Spread uint64 values over all 64 bits (the finaliser of SplitMix64)."""
     values = values ^ (values >> np.uint64(30))
     values *= np.uint64(0xBF58476D1CE4E5B9)
