@@ -146,8 +146,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = _add_run_verb(verbs, "evaluate", _evaluate, "measure runs on held-out text", True)
     evaluate.add_argument(
         "--data",
+        action="append",
         metavar="SOURCE",
-        help="stdlib-prose, stdlib-code, hub:NAME, a path or a glob; "
+        help="stdlib-prose, stdlib-code, hub:NAME, a path or a glob; may be repeated; "
         "default: the text of the first run",
     )
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -297,7 +298,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
     verb = "evaluate" if arguments.data is None else "evaluate --data"
     if not _print_run_configs(arguments, verb):
-        evaluate_runs(arguments.paths, arguments.data, arguments.overrides, as_json=arguments.json)
+        evaluate_runs(
+            arguments.paths, arguments.data or (), arguments.overrides, as_json=arguments.json
+        )
 
 
 def _generate(arguments: argparse.Namespace) -> None:

@@ -432,8 +432,11 @@ def test_a_base_run_that_is_missing_or_unfinished(write, runs, refuse):
     assert "initialize_from is missing" in refuse("finetune", write())
     shutil.rmtree(runs / "kan" / "model")
     path = write(initialize_from=str(runs / "kan"), model={"dropout": 0.0})
-    for words in (["finetune", path], ["generate", runs / "kan"], ["evaluate", runs / "kan"]):
-        assert f"{runs / 'kan'} has no model/ yet: finish that run first" in refuse(*words)
+    assert f"{runs / 'kan'} has no model/ yet: finish that run first" in refuse("finetune", path)
+    shutil.rmtree(runs / "kan" / "checkpoints")
+    line = f"{runs / 'kan'} has no model/ yet and no checkpoint, of which the first comes after st"
+    for verb in ("generate", "evaluate"):
+        assert line in refuse(verb, runs / "kan")
 
 
 def test_a_source_to_evaluate_on_that_is_missing(runs, refuse):

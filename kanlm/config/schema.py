@@ -373,12 +373,15 @@ class GenerationSettings:
     #: Tokens added to the prompt, at most: the end of the document ends a sample.
     max_new_tokens: int = 120
     #: Logits are divided by it before a token is drawn: below 1 samples are less varied.
+    #: 0 is greedy: the likeliest token each time.
     temperature: float = 0.8
     #: Most probable tokens that one is drawn from.
     top_k: int = 50
 
     def __post_init__(self) -> None:
-        _positive(self, "max_new_tokens", "temperature", "top_k")
+        _positive(self, "max_new_tokens", "top_k")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature = {self.temperature}: expected 0 (greedy) or more")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -84,6 +84,19 @@ class Split:
             yield TokenDocuments(segment, self.document_tokens[first : last + 1], ending)
             first = last + 1
 
+    def only(self, kept: np.ndarray) -> "Split":
+        """The stream of some of the documents; `kept` is (documents,) bool."""
+        table = np.stack([self.document_tokens, self.document_words, self.document_bytes], axis=1)
+        groups = list(self.token_documents(0))
+        stops = np.cumsum([len(group.lengths) for group in groups])[:-1]
+        return Split(
+            self.name,
+            self.tokenizer,
+            [group.tokens for group in groups],
+            np.split(table, stops),
+            np.split(kept, stops),
+        )
+
     def tokens(self, start: int, stop: int) -> np.ndarray:
         """Return the tokens at positions start…stop−1 of the stream, (stop − start,) int64."""
         if not 0 <= start <= stop <= self.n_tokens:

@@ -1,19 +1,27 @@
-"""`kanlm generate`: continue a prompt with a finished run's model."""
+"""`kanlm generate`: continue a prompt with a run's model."""
 
+import sys
 from pathlib import Path
 
 from kanlm.training.folder import load_config
-from kanlm.training.sampling import sample_text
-from kanlm.training.trained import load_tokenizer, load_trained
+from kanlm.training.sampling import device_at_hand, sample_text
+from kanlm.training.trained import load_newest, newest, newest_tokenizer
 
 
 def generate(run: Path, overrides: list[str]) -> str:
     """Return the prompt in the run's `generation` settings with its continuation.
 
+    Of an unfinished run the newest checkpoint is read, and a line on standard error says so.
+
     Raises:
-        UserError: no such run, one that has not finished, or an override that goes unread.
+        UserError: no such run, one without weights yet, or an override that goes unread.
     """
     config = load_config(run, overrides, "generate")
-    model = load_trained(run)
-    tokenizer = load_tokenizer(run)
+    weights = newest(run, _tell)
+    tokenizer = newest_tokenizer(weights, _tell)
+    model = load_newest(weights, tokenizer).to(device_at_hand())  # pyright: ignore
     return sample_text(model, tokenizer, config.generation, config.seed)
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

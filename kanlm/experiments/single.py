@@ -2,15 +2,18 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from kanlm.config import Config
 from kanlm.evaluation.references import cached_references
 from kanlm.experiments import provenance
 from kanlm.experiments.results import Note, Place, Record, derive, write_results
+from kanlm.model.accounting import Accounting
 from kanlm.reporting.page import write_report
 from kanlm.training.folder import claim, is_finished
 from kanlm.training.resolve import resolve
 from kanlm.training.run import Outcome, run
+from kanlm.training.trainer import Progress
 
 
 def train(config: Config) -> Path | None:
@@ -48,7 +51,7 @@ def _write_results(config: Config, outcome: Outcome) -> None:
     }
     results = derive(
         [Record.of(evaluation, place) for place, evaluation in documents.items()],
-        {arm: arm_facts(outcome)},
+        {arm: arm_facts(outcome.accounting, outcome.progress, outcome.peak_memory_bytes)},
         domains=list(outcome.evaluations),
         documents=documents,
         references={
@@ -67,20 +70,23 @@ def _write_results(config: Config, outcome: Outcome) -> None:
     write_results(outcome.folder, results, documents)
 
 
-def arm_facts(outcome: Outcome) -> dict:
+def arm_facts(
+    accounting: Accounting, progress: Progress, peak_memory_bytes: int | None
+) -> dict[str, Any]:
     """What results.json says of an arm beside its losses."""
-    accounting, progress = outcome.accounting, outcome.progress
+    # The window holds what came since the last log line.
+    tokens = progress.tokens + progress.window.tokens
     return {
         "feed_forward": accounting.feed_forward,
         "parameters": accounting.parameters["total"],
         "feed_forward_parameters": accounting.parameters["feed_forward"],
         "flops_per_token": accounting.flops_per_token["total"],
         "bytes_per_decoded_token": accounting.bytes_per_decoded_token(),
-        "train_tokens": progress.tokens,
+        "train_tokens": tokens,
         "train_seconds": progress.seconds,
         "compile_seconds": progress.compile_seconds,
-        "tokens_per_second": progress.tokens / progress.seconds,
-        "peak_memory_bytes": outcome.peak_memory_bytes,
+        "tokens_per_second": tokens / progress.seconds,
+        "peak_memory_bytes": peak_memory_bytes,
         "steps": progress.step,
         "skipped_steps": progress.health.skipped_steps,
         "best_validation": {"nats_per_token": progress.best_loss, "step": progress.best_step},

@@ -25,7 +25,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from kanlm.config import Config, DataSettings, from_tree, merge, to_tree
-from kanlm.data.corpus import Corpus, open_corpus, open_tokenizer
+from kanlm.data.corpus import Corpus, open_corpus
 from kanlm.data.loader import Batches
 from kanlm.data.tokenizer import end_of_document
 from kanlm.errors import UserError
@@ -45,7 +45,7 @@ from kanlm.training.sampling import sample_text
 from kanlm.training.sharding import accelerator_options, check_engine, shards
 from kanlm.training.stopping import Stop
 from kanlm.training.tracking import say
-from kanlm.training.trained import load_tokenizer, load_trained, write_model
+from kanlm.training.trained import load_trained, run_tokenizer, write_model
 from kanlm.training.trainer import Progress, Trainer
 
 
@@ -199,17 +199,11 @@ def _text(
     config: Config, report: Callable[[str], None]
 ) -> tuple[PreTrainedTokenizerFast, list[Corpus]]:
     """The tokenizer and every domain's tokens, prepared where they are not yet."""
-    tokenizer = _tokenizer(config, report)
+    tokenizer = run_tokenizer(config, report)
     corpora = [open_corpus(data, tokenizer, report=report) for data in _domains(config)]
     for corpus in corpora:
         check_corpus(corpus, config)
     return tokenizer, corpora
-
-
-def _tokenizer(config: Config, report: Callable[[str], None]) -> PreTrainedTokenizerFast:
-    if config.initialize_from is None:
-        return open_tokenizer(config.tokenizer, config.data, report=report)
-    return load_tokenizer(Path(config.initialize_from))
 
 
 def _model(config: Config, tokenizer: PreTrainedTokenizerFast) -> KanLMForCausalLM:

@@ -1,6 +1,7 @@
 """Samples of what a model writes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -31,15 +32,15 @@ def sample_text(
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
+    drawing = {"temperature": settings.temperature, "top_k": settings.top_k}
+    greedy = settings.temperature == 0
     try:
-        with torch.random.fork_rng(), torch.no_grad():
-            torch.manual_seed(seed)
+        with seeded(device, seed), torch.no_grad():
             output = model.generate(  # type: ignore[operator]
                 torch.tensor([ids], device=device),
                 max_new_tokens=settings.max_new_tokens,
-                do_sample=True,
-                temperature=settings.temperature,
-                top_k=settings.top_k,
+                do_sample=not greedy,
+                **({} if greedy else drawing),
                 pad_token_id=tokenizer.eos_token_id,
                 logits_processor=[_Calling(between)],
             )
@@ -48,6 +49,31 @@ def sample_text(
     text = tokenizer.decode(output[0, 1:], skip_special_tokens=True)
     assert isinstance(text, str)
     return text
+
+
+@contextmanager
+def seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed the generators of the host and of one device, and set them back at the end.
+
+    Other devices are left alone: to ask for their state would start a context on each.
+    """
+    if device.type == "cpu":
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            yield
+        return
+    module = torch.get_device_module(device)
+    with torch.random.fork_rng(devices=[device], device_type=device.type):
+        torch.default_generator.manual_seed(seed)
+        with torch.accelerator.device_index(device.index):
+            module.manual_seed(seed)
+        yield
+
+
+def device_at_hand() -> torch.device:
+    """The accelerator that training would use, or the CPU."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found or torch.device("cpu")
 
 
 class _Calling(LogitsProcessor):

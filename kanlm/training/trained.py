@@ -1,19 +1,22 @@
-"""A finished run's `model/`: what transformers' `from_pretrained` loads, under a seal.
+"""What a run has made so far: its `model/` when it is finished, its newest checkpoint before.
+
+`model/` is what transformers' `from_pretrained` loads, under a seal.
 
 What kanlm itself makes of it is the model that the run's own settings describe: config.json
 must agree with them and is otherwise left alone, so that nothing it asks of transformers
 happens. No code that lies there is run.
 """
 
-from collections.abc import Mapping
-from dataclasses import fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from kanlm.config import check, from_tree, to_tree
+from kanlm.config import Config, check, from_tree, to_tree
+from kanlm.data.corpus import open_corpus, open_tokenizer
 from kanlm.data.tokenizer import end_of_document
 from kanlm.errors import UserError, first_line
 from kanlm.files import replacing
@@ -21,13 +24,117 @@ from kanlm.model import KanLMConfig, KanLMForCausalLM
 from kanlm.model.grids import grid_sizes, with_grid_size
 from kanlm.model.settings import ModelSettings
 from kanlm.reading import check_plain, read_object
+from kanlm.training.checkpoint import checkpoint_step, checkpoint_to_resume, read_state
 from kanlm.training.folder import first_difference, read_config_tree
+from kanlm.training.grids import grid_size_at
 from kanlm.training.resolve import complete_model
 from kanlm.training.seal import INDEX, damage, seal
 from kanlm.training.stored import load_weights
 
 #: What people and the hub's programs put beside a model; transformers reads none of it.
 BESIDE = ("README.md", ".gitattributes", ".git", ".cache", ".DS_Store")
+
+
+@dataclass(frozen=True)
+class Newest:
+    """A run's newest weights on the disk.
+
+    Attributes:
+        place: `model/`, or a checkpoint.
+        step: updates done, where the run is not finished; else None.
+        steps: updates that the run is to have.
+    """
+
+    run: Path
+    place: Path
+    step: int | None
+    steps: int
+
+    def __str__(self) -> str:
+        return f"{self.run}" + (
+            "" if self.step is None else f" (step {self.step:,} of {self.steps:,})"
+        )
+
+
+def newest(run: Path, report: Callable[[str], None]) -> Newest:
+    """Find a run's `model/`, or, before it is finished, its newest intact checkpoint.
+
+    Arguments:
+        report: takes lines on which checkpoint it is, and on damaged ones that are passed over.
+
+    Raises:
+        UserError: there is neither, or what there is is damaged.
+    """
+    training = _config(run).training
+    if (run / "model").exists():
+        return Newest(run, model_folder(run), None, training.steps)
+    found = checkpoint_to_resume(run / "checkpoints", report)
+    if found is None:
+        every = training.checkpoint_every
+        first = "at its end" if every is None else f"after step {min(every, training.steps)}"
+        raise UserError(
+            f"{run} has no model/ yet and no checkpoint, of which the first comes {first}: "
+            "let that run go on"
+        )
+    step = checkpoint_step(found)
+    report(
+        f"{run} is not finished: its newest checkpoint is read, step {step:,} of {training.steps:,}"
+    )
+    return Newest(run, found, step, training.steps)
+
+
+def load_newest(found: Newest, tokenizer: PreTrainedTokenizerFast) -> KanLMForCausalLM:
+    """The model that `newest` found.
+
+    Raises:
+        UserError: its files are damaged or of another model than the run's settings describe.
+    """
+    if found.step is None:
+        return load_trained(found.run)
+    config = _config(found.run)
+    settings, schedule = complete_model(config.model), config.training.grid_schedule
+    if schedule is not None:
+        # As a checkpoint is written before grids change.
+        settings = with_grid_size(settings, grid_size_at(schedule, max(found.step - 1, 0)))
+    model = _built(settings, settings.vocab_size or len(tokenizer), tokenizer)
+    load_weights(model, found.place)
+    _check_finite(model, found.place)
+    return model
+
+
+def newest_tokenizer(found: Newest, report: Callable[[str], None]) -> PreTrainedTokenizerFast:
+    """The tokenizer of the model that `newest` found.
+
+    A checkpoint holds none. It is made again as the run made it, and is the same if the tokens of
+    the training text are.
+
+    Raises:
+        UserError: it cannot be read, or is not that of the checkpoint any more.
+    """
+    if found.step is None:
+        return load_tokenizer(found.run)
+    config = _config(found.run)
+    tokenizer = run_tokenizer(config, report)
+    inherited = config.initialize_from is not None
+    if not inherited and config.tokenizer.kind != "bytes":
+        corpus = open_corpus(config.data, tokenizer, report=report)
+        if corpus.tokens_hash != read_state(found.place).get("data_hash"):
+            raise UserError(
+                f"{found.place} holds no tokenizer, and the text in data '{config.data.domain}' "
+                "makes another than it was trained with: bring that text back"
+            )
+    return tokenizer
+
+
+def run_tokenizer(config: Config, report: Callable[[str], None]) -> PreTrainedTokenizerFast:
+    """The tokenizer that a run trains with: its base run's, or one of its own.
+
+    Raises:
+        UserError: it cannot be read or made.
+    """
+    if config.initialize_from is None:
+        return open_tokenizer(config.tokenizer, config.data, report=report)
+    return load_tokenizer(Path(config.initialize_from))
 
 
 def write_model(run: Path, model: KanLMForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -90,16 +197,24 @@ def load_trained(run: Path, *, dropout: float | None = None) -> KanLMForCausalLM
         )
     if dropout is not None:
         settings = replace(settings, dropout=dropout)
-    model = KanLMForCausalLM(
-        KanLMConfig.from_settings(settings, own, eos_token_id=end_of_document(tokenizer))
-    )
+    model = _built(settings, own, tokenizer)
     load_weights(model, place)
+    _check_finite(model, place / "model.safetensors")
+    return model
+
+
+def _built(
+    settings: ModelSettings, vocab_size: int, tokenizer: PreTrainedTokenizerFast
+) -> KanLMForCausalLM:
+    return KanLMForCausalLM(
+        KanLMConfig.from_settings(settings, vocab_size, eos_token_id=end_of_document(tokenizer))
+    )
+
+
+def _check_finite(model: KanLMForCausalLM, path: Path) -> None:
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise UserError(
-                f"{place / 'model.safetensors'} is damaged: {name} holds what is no finite number"
-            )
-    return model
+            raise UserError(f"{path} is damaged: {name} holds what is no finite number")
 
 
 def load_tokenizer(run: Path) -> PreTrainedTokenizerFast:
@@ -136,7 +251,11 @@ def _refuse_code(path: Path, contents: Mapping[str, Any]) -> None:
 
 def _run_settings(run: Path) -> ModelSettings:
     """The model that a run's own settings describe."""
-    return complete_model(from_tree(read_config_tree(run)).model)
+    return complete_model(_config(run).model)
+
+
+def _config(run: Path) -> Config:
+    return from_tree(read_config_tree(run))
 
 
 def _settings(run: Path, place: Path) -> ModelSettings:
