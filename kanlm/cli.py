@@ -38,7 +38,9 @@ def main(arguments: list[str] | None = None) -> None:
         _tell(stop)
         sys.exit(stop.exit_code)
     except KeyboardInterrupt as stop:
-        print("kanlm: stopped; the same command goes on from what was saved last", file=sys.stderr)
+        if _is_first_here():
+            said = "kanlm: stopped; the same command goes on from what was saved last"
+            print(said, file=sys.stderr)
         sys.exit(128 + (stop.number if isinstance(stop, _Signalled) else signal.SIGINT))
 
 
@@ -72,15 +74,22 @@ def _signals_interrupt() -> Iterator[None]:
 
 def _tell(error: UserError | Interrupted) -> None:
     """Print the one line, once for all processes of a run."""
-    if not error.told_elsewhere:
+    elsewhere = error.told_elsewhere
+    if not (not _is_first_here() if elsewhere is None else elsewhere):
         print(f"kanlm: {error}", file=sys.stderr)
+
+
+def _is_first_here() -> bool:
+    """Whether this is the first process of its run on this machine, by its launcher's word."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 class _Parser(argparse.ArgumentParser):
     """Says in one line what is wrong, without the usage."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
+        told = f"{self.prog}: {message}; see `{self.prog} --help`\n"
+        self.exit(2, told if _is_first_here() else None)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -230,6 +239,7 @@ def _complete(
 
 
 def _pretrain(arguments: argparse.Namespace) -> None:
+    _check_free(arguments)
     config = _load(arguments)
     if config is None:
         return
@@ -241,6 +251,7 @@ def _pretrain(arguments: argparse.Namespace) -> None:
 
 
 def _finetune(arguments: argparse.Namespace) -> None:
+    _check_free(arguments)
     from kanlm import config as configs
     from kanlm.experiments.single import train
     from kanlm.training.run import inherit
@@ -252,6 +263,7 @@ def _finetune(arguments: argparse.Namespace) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
+    _check_free(arguments)
     config = _load(arguments)
     if config is None:
         return
@@ -265,6 +277,7 @@ def _compare(arguments: argparse.Namespace) -> None:
 
 
 def _continual(arguments: argparse.Namespace) -> None:
+    _check_free(arguments)
     config = _load(arguments)
     if config is None:
         return
@@ -347,6 +360,19 @@ def _prepare(arguments: argparse.Namespace) -> None:
 
 
 # Helpers
+
+
+def _check_free(arguments: argparse.Namespace) -> None:
+    """Refuse a folder that another job is at work in, before torch is imported for seconds."""
+    from kanlm import config as configs
+    from kanlm.training.lock import check_free
+
+    if arguments.print_config or getattr(arguments, "dry_run", False):
+        return
+    tree = configs.read_tree(arguments.paths[0], arguments.overrides)
+    folder = tree.get("output_dir", configs.Config.output_dir)
+    if isinstance(folder, str):
+        check_free(Path(folder))
 
 
 def _load(arguments: argparse.Namespace) -> Any:

@@ -11,8 +11,9 @@ from collections.abc import Iterable
 class UserError(Exception):
     """Something the user can put right: a setting, a file, a folder, the network."""
 
-    #: Whether another process of the same run prints it.
-    told_elsewhere = False
+    #: Whether another process of the same run prints it. None is what all processes find, of
+    #: which the first of each machine prints it: that only one has the file is possible.
+    told_elsewhere: bool | None = None
 
 
 class Interrupted(Exception):

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import pkgutil
 import runpy
 import shutil
 import signal
@@ -19,6 +20,8 @@ from safetensors.torch import load_file
 
 from kanlm.cli import main
 from kanlm.config import from_tree, load, merge
+from kanlm.errors import UserError
+from kanlm.training.lock import check_free, held
 from kanlm.training.resolve import resolve
 
 VERBS = [
@@ -633,6 +636,60 @@ def test_no_network_for_a_pretrained_tokenizer(write, refuse, monkeypatch):
     line = refuse("pretrain", path)
     assert "tokenizer.name = 'some/tokenizer': cannot be loaded" in line
     assert "without network give a folder" in line
+
+
+def test_a_folder_in_use_is_refused_at_once(write, tmp_path):
+    """Before anything heavy is imported, for runs and studies alike."""
+    path = write(study={**STUDY, "stages": STAGES})
+    tuning = write("tuning.yaml", initialize_from=str(tmp_path / "base"))
+    commands = [["pretrain", path], ["compare", path], ["continual", path], ["finetune", tuning]]
+    program = (
+        "import sys; from kanlm.cli import main\n"
+        f"for words in {[[verb, str(path)] for verb, path in commands]}:\n"
+        "    try: main(words)\n"
+        "    except SystemExit as stop: assert stop.code == 2\n"
+        "assert 'torch' not in sys.modules"
+    )
+    with held(tmp_path / "run"):
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(commands)
+    for line in lines:
+        assert f"is in use by process {os.getpid()} on " in line
+
+
+def test_results_and_report_are_written_under_the_lock(write, tmp_path, monkeypatch):
+    """Of a run, of a finished run that gets its report again, and of a study."""
+    found: list[str] = []
+    for where in ("single", "compare"):
+        name = f"kanlm.experiments.{where}.write_report"
+        write_report = pkgutil.resolve_name(name)
+
+        def watched(folder: Path, write_report=write_report) -> Path:
+            with pytest.raises(UserError, match="in use by"):
+                check_free(folder)
+            found.append(folder.name)
+            return write_report(folder)
+
+        monkeypatch.setattr(name, watched)
+    call("pretrain", write())
+    call("pretrain", write())
+    study = {"arms": {"kan": {}}}
+    call("compare", write(output_dir=str(tmp_path / "study"), study=study))
+    assert found == ["run", "run", "study"]
+
+
+def test_a_mistake_that_all_processes_find_is_told_by_the_first(write, monkeypatch, capsys):
+    """As torchrun starts them; of those on another machine again the first."""
+    path = write(model={"d_modl": 3})
+    for rank, told in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        for words in (["pretrain", path], ["pretrain"], ["pretrain", path, "--no-such"]):
+            with pytest.raises(SystemExit) as caught:
+                call(*words)
+            assert caught.value.code == 2
+            assert capsys.readouterr().err.count("\n") == told
 
 
 # Interruption

@@ -10,6 +10,7 @@ from kanlm.experiments.collect import collect
 from kanlm.model.accounting import account
 from kanlm.reporting.page import write_report
 from kanlm.reporting.table import print_accounting, print_results
+from kanlm.training.lock import held
 
 
 def compare(config: Config) -> Path:
@@ -18,10 +19,12 @@ def compare(config: Config) -> Path:
     Returns the study's folder.
 
     Raises:
-        UserError: the config names stages, which belong to `kanlm continual`.
+        UserError: the config names stages, which belong to `kanlm continual`, or another job
+            is at work in the folder.
     """
     check_stages(config)
-    return conclude(config, study.run(config, []))
+    with held(Path(config.output_dir)):
+        return conclude(config, study.run(config, []))
 
 
 def check_stages(config: Config) -> None:

@@ -1,5 +1,6 @@
 """One run by itself, with the same results.json and report as a study of one arm."""
 
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from kanlm.experiments.results import Note, Place, Record, derive, write_results
 from kanlm.model.accounting import Accounting
 from kanlm.reporting.page import write_report
 from kanlm.training.folder import claim, is_finished
+from kanlm.training.lock import held
+from kanlm.training.processes import is_first
 from kanlm.training.resolve import resolve
 from kanlm.training.run import Outcome, run
 from kanlm.training.trainer import Progress
@@ -20,16 +23,24 @@ def train(config: Config) -> Path | None:
     """Pretrain or fine-tune as `config` says, and write results.json last.
 
     A finished run is left as it is. Returns the folder on the main process, else None.
+
+    Raises:
+        UserError: as of `run`; among others, another job is at work in the folder.
     """
     config = resolve(config)
     folder = Path(config.output_dir)
     claim(folder, config)
-    if not is_finished(folder):
-        outcome = run(config)
-        if outcome is None:
-            return None
-        _write_results(config, outcome)
-    write_report(folder)
+    with ExitStack() as keep:
+        if is_finished(folder):
+            if not is_first():
+                return None
+            keep.enter_context(held(folder))
+        else:
+            outcome = run(config, keep)
+            if outcome is None:
+                return None
+            _write_results(config, outcome)
+        write_report(folder)
     return folder
 
 

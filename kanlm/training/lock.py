@@ -7,7 +7,7 @@ import fcntl
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -35,24 +35,51 @@ def check_free(folder: Path) -> None:
 def held(folder: Path) -> Iterator[None]:
     """Keep other jobs out of a folder, which is made if it is not there.
 
+    Where nothing has begun in it by the end, nothing is left there.
+
     Raises:
         UserError: another job is at work there, or the folder cannot be written.
     """
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     path = folder / _NAME
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-    except OSError as error:
-        raise cannot_write(path, error) from None
-    with os.fdopen(descriptor, "r+") as file:
-        _lock(file, fcntl.LOCK_EX, folder)
+        with _opened(path, folder) as file:
+            try:
+                file.truncate()
+                file.write(f"process {os.getpid()} on {socket.gethostname()}")
+                file.flush()
+            except OSError as error:
+                raise cannot_write(path, error) from None
+            try:
+                yield
+            finally:
+                if not (folder / "config.yaml").exists():
+                    path.unlink(missing_ok=True)
+    finally:
+        with suppress(OSError):
+            for place in made:
+                place.rmdir()
+
+
+def _opened(path: Path, folder: Path) -> IO[str]:
+    """The lock's file, locked."""
+    while True:
         try:
-            file.truncate()
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except OSError as error:
             raise cannot_write(path, error) from None
-        yield
+        file = os.fdopen(descriptor, "r+")
+        try:
+            _lock(file, fcntl.LOCK_EX, folder)
+            # Another job may have deleted it before it let go.
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), path.stat()):
+                    return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()
 
 
 def _lock(file: IO[str], kind: int, folder: Path) -> None:

@@ -5,6 +5,7 @@ collective gives up after minutes (ten under NCCL). So the others wait for it in
 of their own, by gloo, which has no such limit and sees at once when a process has died.
 """
 
+import os
 import pickle
 import time
 from collections.abc import Callable
@@ -23,6 +24,11 @@ T = TypeVar("T")
 _TIMEOUT = timedelta(days=365)
 #: Seconds between looks at what is waited for, at most: signals are handled in between.
 _PATIENCE = 0.05
+
+
+def is_first() -> bool:
+    """Whether this is the main process of a run, by what its launcher says, before they join."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def sum_over_processes(accelerator: Accelerator, tensor: torch.Tensor) -> torch.Tensor:
@@ -74,6 +80,7 @@ def in_all(accelerator: Accelerator, act: Callable[[], T]) -> list[T]:
     if not failed:
         return [result for result, _ in outcomes]
     if failure is not None and failed[0] == accelerator.process_index:
+        failure.told_elsewhere = False
         raise failure
     raise told_elsewhere(UserError(outcomes[failed[0]][1]))
 

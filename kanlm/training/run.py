@@ -37,9 +37,9 @@ from kanlm.model.grids import with_grid_size
 from kanlm.training.compilation import compile_model
 from kanlm.training.folder import claim, read_config_tree, write_config
 from kanlm.training.gpus import reported_gpu
-from kanlm.training.lock import check_free, held
+from kanlm.training.lock import held
 from kanlm.training.optimizer import build_optimizer
-from kanlm.training.processes import on_main, sum_over_processes
+from kanlm.training.processes import in_all, on_main, sum_over_processes
 from kanlm.training.recomputation import recompute_blocks
 from kanlm.training.sampling import sample_text
 from kanlm.training.sharding import accelerator_options, check_engine, shards
@@ -63,8 +63,11 @@ class Outcome:
     corpora: dict[str, Corpus]
 
 
-def run(config: Config) -> Outcome | None:
+def run(config: Config, keep: ExitStack | None = None) -> Outcome | None:
     """Bring the run of a resolved configuration to its end, short of writing its results.
+
+    Arguments:
+        keep: keeps other jobs out of the folder until it is closed, as this does without it.
 
     Returns the outcome on the main process and None on the others.
 
@@ -77,23 +80,27 @@ def run(config: Config) -> Outcome | None:
     limit = config.training.time_limit_minutes
     stop = Stop(None if limit is None else 60 * limit)
     accelerator = _accelerator(config)
-    on_main(accelerator, lambda: check_free(folder))
-    with ExitStack() as stack:
-        return _run(config, accelerator, stop, folder, stack)
+    with ExitStack() as own:
+        on_main(accelerator, lambda: (keep or own).enter_context(held(folder)))
+        return _run(config, accelerator, stop, folder)
 
 
-def _run(
-    config: Config, accelerator: Accelerator, stop: Stop, folder: Path, stack: ExitStack
-) -> Outcome | None:
-    """`run` in a folder that is free; `stack` keeps it from others to the end."""
+def _run(config: Config, accelerator: Accelerator, stop: Stop, folder: Path) -> Outcome | None:
+    """`run` in a folder that nobody else is at work in."""
     # The main process prepares what the others then find.
     prepared: list[tuple[PreTrainedTokenizerFast, list[Corpus]]] = []
     on_main(accelerator, lambda: prepared.append(_text(config, say)))
     tokenizer, corpora = prepared[0] if prepared else _text(config, _silent)
-    model = _model(config, tokenizer)
+    built: list[tuple[PreTrainedTokenizerFast, list[Corpus], KanLMForCausalLM]] = []
+
+    def build() -> None:
+        tokenizer, corpora = prepared[0] if prepared else _text(config, _silent)
+        built.append((tokenizer, corpora, _model(config, tokenizer)))
+
+    in_all(accelerator, build)
+    ((tokenizer, corpora, model),) = built
     trainer = _trainer(config, accelerator, model, tokenizer, corpora, stop, folder)
     # Nothing is wrong with the settings: the folder becomes this run's.
-    on_main(accelerator, lambda: stack.enter_context(held(folder)))
     point("before-config")
     on_main(accelerator, lambda: write_config(folder, config))
     try:
@@ -187,6 +194,11 @@ def _accelerator(config: Config) -> Accelerator:
         raise UserError(
             f"{started} processes were started and {accelerator.num_processes} joined: "
             f"Accelerate does not share {accelerator.device.type} work between processes"
+        )
+    if config.training.batch_size % started:
+        raise UserError(
+            f"training.batch_size = {config.training.batch_size} does not divide among "
+            f"{started} processes"
         )
     return accelerator
 

@@ -141,11 +141,6 @@ class Trainer:
         background = wanted == "on" or (wanted == "auto" and accelerator.device.type != "cpu")
         self.saving = Saving(accelerator, folder / "checkpoints", background=background)
         self.state = Progress(data_hash=data_hash)
-        if config.training.batch_size % accelerator.num_processes:
-            raise UserError(
-                f"training.batch_size = {config.training.batch_size} does not divide among "
-                f"{accelerator.num_processes} processes"
-            )
         self.build_optimizer = build_optimizer
         self.compile_model = compile_model
         self.penalty_weights = config.penalties.weights

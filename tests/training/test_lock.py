@@ -1,5 +1,6 @@
 """One job in one folder."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -42,3 +43,32 @@ def test_a_link_is_not_followed(tmp_path: Path):
     with pytest.raises(UserError, match="cannot be written"), held(tmp_path / "run"):
         pass
     assert victim.read_text() == "precious"
+
+
+def test_a_job_that_begins_nothing_leaves_nothing(tmp_path: Path):
+    with held(tmp_path / "deep" / "run"):
+        assert (tmp_path / "deep" / "run" / ".lock").exists()
+    assert not (tmp_path / "deep").exists()
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "thesis.txt").touch()
+    with held(tmp_path / "theirs"):
+        pass
+    assert [path.name for path in (tmp_path / "theirs").iterdir()] == ["thesis.txt"]
+
+
+def test_a_lock_that_its_holder_deletes_is_not_taken_for_the_folder_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Opened before the other job deletes it and locked afterwards, it would lock nothing."""
+    first = held(tmp_path)
+    first.__enter__()
+    lock = fcntl.flock
+
+    def late(*arguments) -> None:
+        monkeypatch.undo()
+        first.__exit__(None, None, None)
+        lock(*arguments)
+
+    monkeypatch.setattr("fcntl.flock", late)
+    with held(tmp_path), pytest.raises(UserError, match="in use by process"):
+        check_free(tmp_path)

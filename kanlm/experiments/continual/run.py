@@ -10,6 +10,7 @@ from kanlm.config import Config
 from kanlm.errors import UserError
 from kanlm.experiments import study
 from kanlm.experiments.compare import conclude
+from kanlm.training.lock import held
 
 
 def continual(config: Config) -> Path:
@@ -18,11 +19,12 @@ def continual(config: Config) -> Path:
     Returns the study's folder.
 
     Raises:
-        UserError: there is no stage after pretraining.
+        UserError: there is no stage after pretraining, or another job is at work in the folder.
     """
     check_stages(config)
     assert config.study is not None
-    return conclude(config, study.run(config, config.study.stages))
+    with held(Path(config.output_dir)):
+        return conclude(config, study.run(config, config.study.stages))
 
 
 def check_stages(config: Config) -> None:
