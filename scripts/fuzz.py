@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 
 from kanlm.config import Config, check, from_tree, load, to_yaml
 from kanlm.data.preparation import PROGRESS, _read_progress
-from kanlm.data.shards import ShardedSource
+from kanlm.data.shards import FORMAT_VERSION, ShardedSource
 from kanlm.data.sources.files import Files
 from kanlm.data.tokenizer import build_tokenizer, end_of_document
 from kanlm.errors import UserError
@@ -203,7 +203,7 @@ class Readers:
         }
         zeros = dict.fromkeys(("tokens", "documents", "words", "bytes"), 0)
         manifest = {
-            "format_version": 1,
+            "format_version": FORMAT_VERSION,
             "source_hash": digest,
             "source": "words",
             "content_hash": digest,
@@ -215,6 +215,7 @@ class Readers:
             "test_fraction": 0.1,
             "single_document": False,
             "empty_documents": 0,
+            "missing_documents": 0,
             "counts": dict.fromkeys(("train", "validation", "test"), zeros),
             "shards": [shard],
         }

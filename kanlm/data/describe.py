@@ -27,10 +27,10 @@ def describe(data: DataSettings, tokenizer: PreTrainedTokenizerFast) -> dict[str
     Returns:
         JSON-ready: `domain`, `fingerprint`, `vocab_size`, `tokenizer_hash`; `sources`, each
         with its `splits` (documents, bytes, words, tokens, bytes_per_token after dropping),
-        `weights` by the update from which on they hold, `near_duplicates`, `empty_documents`
-        and hashes; `splits` over all sources; `overlap`, from "A in B" to the share of A's
-        distinct 8-token shingles that occur in B, between the splits and between the sources;
-        and a `sample` of training text.
+        `weights` by the update from which on they hold, `near_duplicates`, `empty_documents`,
+        `missing_documents` and hashes; `splits` over all sources; `overlap`, from "A in B" to
+        the share of A's distinct 8-token shingles that occur in B, between the splits and
+        between the sources; and a `sample` of training text.
 
     Raises:
         UserError: as `open_corpus`.
@@ -79,6 +79,7 @@ def _describe_source(entry: CorpusSource) -> dict[str, Any]:
         "single_document": manifest.single_document,
         "near_duplicates": entry.near_duplicates,
         "empty_documents": manifest.empty_documents,
+        "missing_documents": manifest.missing_documents,
         "notes": manifest.notes,
         "splits": {name: _sizes([entry.splits[name]]) for name in SPLITS},
     }
@@ -144,8 +145,11 @@ def _source_lines(source: dict[str, Any]) -> list[str]:
             "  one document: split contiguously in the order of its text; documents below are "
             f"blocks of about {BLOCK_CHARACTERS:,} characters"
         )
-    dropped, empty = source["near_duplicates"], source["empty_documents"]
-    lines.append(f"  {dropped} near-duplicates of held-out documents dropped, {empty} empty ones")
+    lines.append(
+        f"  left out: {source['near_duplicates']:,} near-duplicates of held-out documents, "
+        f"{source['empty_documents']:,} documents of white space, "
+        f"{source['missing_documents']:,} rows without text"
+    )
     return lines + [f"  {note}" for note in source["notes"]]
 
 

@@ -38,6 +38,7 @@ from kanlm.data.shards import (
 from kanlm.data.sources.base import is_blank
 from kanlm.data.tokenising import (
     Document,
+    LeftOut,
     ahead,
     by_split,
     document_batches,
@@ -67,8 +68,7 @@ class Part:
 
     documents: int = 0
     tokens: int = 0
-    #: Documents left out for holding nothing but white space.
-    empty: int = 0
+    left_out: LeftOut = field(default_factory=LeftOut)
     #: File name → hex sha256.
     sha256: dict[str, str] = field(default_factory=dict)
 
@@ -180,7 +180,8 @@ class _Joining:
         self.parts = parts
         self.content_hash = progress.content_hash
         self.start = progress.cursor or {"part": 0, "documents": 0}
-        self.empty = sum(_read_part(names).empty for names in parts)
+        counts = [_read_part(names).left_out for names in parts]
+        self.left_out = LeftOut(sum(c.empty for c in counts), sum(c.missing for c in counts))
 
     def __iter__(self) -> Iterator[Tokenised]:
         for rows in document_batches(self._rows(), lambda row: row.characters):
@@ -193,7 +194,7 @@ class _Joining:
                 by_split(tokens, documents["sizes"], documents["split"]),
                 {"part": rows[-1].part, "documents": rows[-1].number + 1},
                 self.content_hash,
-                self.empty,
+                self.left_out,
             )
 
     def _rows(self) -> Iterator["_Row"]:
@@ -223,8 +224,8 @@ def _write(
 
     def documents() -> Iterator[Document]:
         for text in target.source.part(index, count):
-            if is_blank(text):
-                part.empty += 1
+            if text is None or is_blank(text):
+                part.left_out = part.left_out.and_of(text)
             else:
                 yield place(text, *target.fractions)
 

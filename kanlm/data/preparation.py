@@ -42,6 +42,7 @@ from kanlm.data.sources.base import Cursor, Source, hash_json, is_blank
 from kanlm.data.splits import SPLITS, Text, blocks, contiguous_lengths
 from kanlm.data.tokenising import (
     Document,
+    LeftOut,
     ahead,
     by_split,
     document_batches,
@@ -69,7 +70,7 @@ class Read:
     document: Document
     cursor: Cursor
     content_hash: str
-    empty: int
+    left_out: LeftOut
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Tokenised:
     splits: dict[str, tuple[np.ndarray, np.ndarray]]
     cursor: Cursor
     content_hash: str
-    empty: int
+    left_out: LeftOut
 
 
 class Reading(Protocol):
@@ -89,8 +90,8 @@ class Reading(Protocol):
     def __iter__(self) -> Iterator[Tokenised]: ...
 
     @property
-    def empty(self) -> int:
-        """Documents left out up to where it has come."""
+    def left_out(self) -> LeftOut:
+        """What has been left out up to where it has come."""
         ...
 
 
@@ -104,8 +105,7 @@ class Progress:
     cursor: Cursor | None = None
     #: Chained sha256 of all text read so far.
     content_hash: str = hashlib.sha256().hexdigest()
-    #: Documents left out so far.
-    empty: int = 0
+    left_out: LeftOut = field(default_factory=LeftOut)
     #: Shards written so far of the split that has most.
     rounds: int = 0
     shards: list[Shard] = field(default_factory=list)
@@ -236,6 +236,44 @@ def _prepare_folder(
     unfinished.mkdir(exist_ok=True)
     for leftover in unfinished.glob(".*"):
         leftover.unlink()
+    try:
+        progress, reading = _write_shards(read, target, unfinished, shard_tokens, report)
+    except BaseException:
+        # Nothing in it to go on with.
+        if not (unfinished / PROGRESS).exists() and not any(unfinished.iterdir()):
+            unfinished.rmdir()
+        raise
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        source=source.describe(),
+        content_hash=progress.content_hash,
+        notes=[*source.notes(), *_notes_on_spelling(source, tokenizer)],
+        end_of_document=end_of_document(tokenizer),
+        dtype=target.dtype,
+        single_document=progress.single_document,
+        empty_documents=reading.left_out.empty,
+        missing_documents=reading.left_out.missing,
+        counts=count_splits(progress.shards),
+        shards=progress.shards,
+        **target.expected,
+    )
+    write_json(unfinished / MANIFEST, manifest_to_json(manifest))
+    (unfinished / PROGRESS).unlink(missing_ok=True)
+    unfinished.rename(folder)
+    for note in (*reading.left_out.counts(), *manifest.notes):
+        report(f"{source.label}: {note}")
+    report(f"{source.label}: sha256 of the text {manifest.content_hash}")
+
+
+def _write_shards(
+    read: Callable[[Progress], Reading],
+    target: Target,
+    unfinished: Path,
+    shard_tokens: int,
+    report: Callable[[str], None],
+) -> tuple[Progress, Reading]:
+    """Write all shards, or those that are missing, and the progress made."""
+    source, folder = target.source, target.folder
     progress = _read_progress(unfinished)
     if progress is None:
         progress = Progress(single_document=source.single_document)
@@ -252,26 +290,9 @@ def _prepare_folder(
             report(f"{sum(shard.tokens for shard in progress.shards):,} tokens so far")
     buffer.flush()
     if not progress.shards:
-        raise UserError(f"source {source.label} holds no text: {source.describe()}")
-    manifest = Manifest(
-        format_version=FORMAT_VERSION,
-        source=source.describe(),
-        content_hash=progress.content_hash,
-        notes=[*source.notes(), *_notes_on_spelling(source, tokenizer)],
-        end_of_document=end_of_document(tokenizer),
-        dtype=target.dtype,
-        single_document=progress.single_document,
-        empty_documents=reading.empty,
-        counts=count_splits(progress.shards),
-        shards=progress.shards,
-        **target.expected,
-    )
-    write_json(unfinished / MANIFEST, manifest_to_json(manifest))
-    (unfinished / PROGRESS).unlink(missing_ok=True)
-    unfinished.rename(folder)
-    for note in manifest.notes:
-        report(f"{source.label}: {note}")
-    report(f"{source.label}: sha256 of the text {manifest.content_hash}")
+        found = " and ".join(reading.left_out.counts()) or "it is empty"
+        raise UserError(f"source {source.label} holds no text: {source.describe()}: {found}")
+    return progress, reading
 
 
 def _notes_on_spelling(source: Source, tokenizer: PreTrainedTokenizerFast) -> list[str]:
@@ -317,7 +338,7 @@ class _Buffer:
         progress.rounds += 1
         progress.cursor = self.last.cursor
         progress.content_hash = self.last.content_hash
-        progress.empty = self.last.empty
+        progress.left_out = self.last.left_out
         point("inside-preparation")
         write_json(self.folder / PROGRESS, asdict(progress))
         self._clear()
@@ -345,14 +366,14 @@ class _Tokenising:
         return ahead(self._tokenise, groups)
 
     @property
-    def empty(self) -> int:
-        return self.reading.empty
+    def left_out(self) -> LeftOut:
+        return self.reading.left_out
 
     def _tokenise(self, group: list[Read]) -> Tokenised:
         documents, last = [read.document for read in group], group[-1]
         tokens, sizes = tokenise(self.encoder, self.ending, documents)
         splits = by_split(tokens.astype(self.dtype), sizes, split_numbers(documents))
-        return Tokenised(splits, last.cursor, last.content_hash, last.empty)
+        return Tokenised(splits, last.cursor, last.content_hash, last.left_out)
 
 
 class _Reading:
@@ -366,19 +387,19 @@ class _Reading:
         self.single_document = progress.single_document
         self.cursor = progress.cursor
         self.content_hash = progress.content_hash
-        self.empty = progress.empty
+        self.left_out = progress.left_out
 
     def __iter__(self) -> Iterator[Read]:
         return self._blocks() if self.single_document else self._documents()
 
     def _documents(self) -> Iterator[Read]:
         for text, cursor in self.source.read(self.cursor):
-            if is_blank(text):
-                self.empty += 1
+            if text is None or is_blank(text):
+                self.left_out = self.left_out.and_of(text)
                 continue
             document = place(text, *self.fractions)
             self.content_hash = chained_hash(self.content_hash, document.digest)
-            yield Read(document, cursor, self.content_hash, self.empty)
+            yield Read(document, cursor, self.content_hash, self.left_out)
 
     def _blocks(self) -> Iterator[Read]:
         # Read twice: where the splits' bounds lie depends on the length.
@@ -395,7 +416,7 @@ class _Reading:
                 number += 1
                 if number > done:
                     document = Document(block, len(block.encode()), split)
-                    yield Read(document, {"blocks": number}, self.content_hash, 0)
+                    yield Read(document, {"blocks": number}, self.content_hash, self.left_out)
 
 
 def _read_progress(partial: Path) -> Progress | None:

@@ -25,7 +25,7 @@ from pydantic import TypeAdapter
 from kanlm.data.splits import SPLITS
 from kanlm.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 #: Of tokens on disk.
 DTYPES = ("uint16", "uint32")
@@ -78,6 +78,8 @@ class Manifest:
     single_document: bool
     #: Documents left out for holding nothing but white space.
     empty_documents: int
+    #: Rows left out for having no text: null, or whatever their format has for it.
+    missing_documents: int
     #: Split → tokens, documents, words, bytes.
     counts: dict[str, dict[str, int]]
     shards: list[Shard]

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 
@@ -30,6 +30,27 @@ class Document:
     split: str
     #: sha256 of its text; of a block nothing.
     digest: bytes = b""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """How many documents of a source hold no text."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    #: Nothing but white space.
+    empty: int = 0
+    #: No text at all: null, or whatever a format has for it.
+    missing: int = 0
+
+    def and_of(self, text: str | None) -> "LeftOut":
+        """Count another, None where its text is missing."""
+        return LeftOut(self.empty + (text is not None), self.missing + (text is None))
+
+    def counts(self) -> list[str]:
+        """Say how many there are, a line for each kind."""
+        counts = {"documents of white space": self.empty, "rows without text": self.missing}
+        return [f"{count:,} {what} left out" for what, count in counts.items() if count]
 
 
 def place(text: str, validation_fraction: float, test_fraction: float) -> Document:

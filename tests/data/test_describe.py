@@ -70,5 +70,5 @@ def test_weights_that_change_are_printed(make_data, byte_tokenizer, stories, cap
     data = make_data(stories(60), stories(60, seed=1), weights=[{0: 1, 500: 0.25}, 3])
     print_description(data, byte_tokenizer)
     printed = capsys.readouterr().out
-    assert "part0.jsonl (1 file), weight 1, 0.25 from update 500 on\n" in printed
-    assert "part1.jsonl (1 file), weight 3\n" in printed
+    assert "part0.jsonl (1 file, column text), weight 1, 0.25 from update 500 on\n" in printed
+    assert "part1.jsonl (1 file, column text), weight 3\n" in printed

@@ -57,7 +57,7 @@ def test_joined_parts_are_the_shards_of_the_whole(
         assert len(sharded.shards("train")) > 2
         assert sharded.manifest == whole.manifest
         assert content(sharded.folder) == content(whole.folder)
-        assert sum(part.empty for part in parts) == whole.manifest.empty_documents == 30
+        assert sum(part.left_out.empty for part in parts) == whole.manifest.empty_documents == 30
         assert min(part.documents for part in parts) > 0 or count == 20
         assert not list(target.folder.parent.glob("*.parts-of-*"))
 

@@ -1,10 +1,12 @@
 """Preparing: resumed after a kill, reused, safe for two processes, refused when damaged."""
 
+import csv
 import errno
 import gzip
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +23,9 @@ from transformers import PreTrainedTokenizerFast
 
 from kanlm.config import DataSettings
 from kanlm.data import preparation, tokenising
-from kanlm.data.preparation import prepare, training_documents
+from kanlm.data.describe import print_description
+from kanlm.data.parts import join_parts, write_part
+from kanlm.data.preparation import Target, prepare, training_documents
 from kanlm.data.shards import file_sha256, tokens_file
 from kanlm.data.sources import make_source
 from kanlm.data.splits import split_of_digest
@@ -204,7 +208,7 @@ def test_a_damaged_progress_is_refused_by_name(stories, make_data, byte_tokenize
     [
         ({"tokenizer_hash": "other"}, "tokenizer_hash is other, expected"),
         ({"source_hash": "other"}, "source_hash is other, expected"),
-        ({"format_version": 0}, "format_version is 0, expected 1"),
+        ({"format_version": 0}, "format_version is 0, expected 2"),
         ({"shards": None}, "not a manifest of shards"),
         (None, "not a manifest of shards"),
         ({"dtype": "object"}, "not a manifest of shards"),
@@ -269,6 +273,54 @@ def test_a_tokenizer_that_loses_text_is_noted(stories, make_data, byte_tokenizer
     lossy = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
     (note,) = prepare(open_source(data), lossy, data).manifest.notes
     assert "does not spell 32 of the first 32 documents exactly" in note
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet", "hub"])
+def test_rows_without_text_are_left_out_and_counted(
+    stories, byte_tokenizer, tmp_path, kind, monkeypatch, capsys
+):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    rows = [{"n": n, "text": text} for n, text in enumerate(stories(60))]
+    rows[3]["text"] = rows[7]["text"] = rows[59]["text"] = None
+    rows[5]["text"] = "  "
+    path = tmp_path / f"rows.{'jsonl' if kind == 'hub' else kind}"
+    if kind == "json":
+        path.write_text(json.dumps(rows))
+    elif kind == "csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["n", "text"])
+            writer.writeheader()
+            writer.writerows(rows)
+    elif kind == "parquet":
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    else:
+        del rows[7]["text"]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec = {"kind": "files", "path": str(path)}
+    if kind == "hub":
+        spec = {"kind": "hub", "name": "json", "data_files": str(path)}
+    data = DataSettings(sources=[spec], cache_dir=str(tmp_path / "cache"))
+    lines = []
+    manifest = prepare(open_source(data), byte_tokenizer, data, report=lines.append).manifest
+    assert (manifest.missing_documents, manifest.empty_documents) == (3, 1)
+    assert sum(count["documents"] for count in manifest.counts.values()) == 56
+    assert any(line.endswith(": 3 rows without text left out") for line in lines)
+    target = Target.of(open_source(data), byte_tokenizer, data)
+    shutil.rmtree(target.folder)
+    for index in range(2):
+        write_part(target, index, 2)
+    assert join_parts(target).manifest == manifest
+    print_description(data, byte_tokenizer)
+    assert ", 1 documents of white space, 3 rows without text" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("texts", [[], [" ", "\n"], [None, " "]])
+def test_a_source_without_text_leaves_no_folder_behind(make_data, byte_tokenizer, texts):
+    data = make_data(texts)
+    with pytest.raises(UserError, match="holds no text") as caught:
+        prepare(open_source(data), byte_tokenizer, data)
+    assert ("1 rows without text left out" in str(caught.value)) == (None in texts)
+    assert not [path for path in Path(data.cache_dir).iterdir() if path.is_dir()]
 
 
 # Processes

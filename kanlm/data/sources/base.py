@@ -27,8 +27,10 @@ class Source(ABC):
         self.root = Path(root)
 
     @abstractmethod
-    def read(self, cursor: Cursor | None = None) -> Iterator[tuple[str, Cursor]]:
+    def read(self, cursor: Cursor | None = None) -> Iterator[tuple[str | None, Cursor]]:
         """Yield each document after `cursor` with the cursor that follows it.
+
+        A row whose text is missing, null for one, is yielded as None, so that it is counted.
 
         Raises:
             UserError: the text cannot be had; the line names the file and the place in it.
@@ -53,9 +55,9 @@ class Source(ABC):
 
     def documents(self) -> Iterator[str]:
         """Yield every document that is not empty or white space."""
-        return (text for text, _ in self.read() if not is_blank(text))
+        return (text for text, _ in self.read() if text is not None and not is_blank(text))
 
-    def part(self, index: int, count: int) -> Iterator[str]:
+    def part(self, index: int, count: int) -> Iterator[str | None]:
         """Yield the documents of one of `count` parts, whose order is that of the source.
 
         A source that has no cheap division is whole in part 0, and the others are empty.

@@ -1,57 +1,60 @@
-"""Local text, JSONL and parquet, compressed or not, read in bounded memory."""
+"""Files on this machine, by path or glob: text, or rows with a column of text."""
 
-import bz2
-import codecs
 import glob
-import gzip
-import io
-import json
-import lzma
+import hashlib
 import re
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
-from typing import IO, Any
+from typing import Literal
 
 from kanlm.data.sources.base import Cursor, Source, hash_json, is_blank
-from kanlm.errors import UserError, first_line, nearest
+from kanlm.data.sources.packing import packing
+from kanlm.data.sources.rows import READERS, json_layout
+from kanlm.data.sources.text import chunks_of_text, documents_of_text, has_carriage_returns
+from kanlm.errors import UserError
 
-CHUNK_BYTES = 2**20
+Format = Literal["text", "jsonl", "json", "csv", "tsv", "parquet"]
 
-JSONL = (".jsonl", ".ndjson")
-PARQUET = ".parquet"
-
-
-def _open_zstandard(path: Path) -> io.BufferedReader:
-    import pyarrow
-
-    # The zstandard package takes a truncated file for a whole one; this does not.
-    stream: Any = pyarrow.input_stream(path, compression="zstd")
-    return io.BufferedReader(stream)
-
-
-#: Suffix → what opens such a file for reading the bytes packed in it.
-OPENERS: dict[str, Callable[[Path], Any]] = {
-    ".gz": gzip.open,
-    ".bz2": bz2.open,
-    ".xz": lzma.open,
-    ".zst": _open_zstandard,
+#: Suffix → format; any other is text.
+SUFFIXES: dict[str, Format] = {
+    ".jsonl": "jsonl",
+    ".jsonlines": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".pq": "parquet",
 }
+#: Suffixes of what is not read → what to do about it.
+REFUSED = {
+    **dict.fromkeys((".tar", ".tgz", ".tbz2", ".txz", ".zip", ".7z", ".rar"), "unpack it"),
+    **dict.fromkeys((".lz4", ".lzma", ".z", ".br", ".sz", ".snappy"), "pack it by zstd or gzip"),
+    **dict.fromkeys((".arrow", ".feather", ".orc", ".avro"), "convert it to parquet or JSONL"),
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "save it as CSV"),
+    **dict.fromkeys((".pdf", ".epub", ".doc", ".docx", ".odt"), "convert it to text"),
+}
+#: Bytes at either end of a file that the fingerprint reads.
+SAMPLED_BYTES = 4096
+#: Files that are looked into for what the notes say.
+NOTED_FILES = 64
 
 
 class Files(Source):
     """Files by path or glob; `**` goes down folders. The suffix tells the format.
 
-    `.jsonl`, `.ndjson` and `.parquet` hold one document a row, anything else is UTF-8
-    text; `.gz`, `.bz2`, `.xz` and `.zst` after that are decompressed.
+    `.jsonl` (`.ndjson`, `.jsonlines`), `.json` (objects a line each, in an array, or one after
+    another), `.csv`, `.tsv` and `.parquet` (`.pq`) hold one document a row, anything else is
+    UTF-8 text; `.gz`, `.bz2`, `.xz` and `.zst` after that are decompressed.
 
     Args:
         path: a path or glob, or several; read in sorted order.
-        column: field of JSONL or parquet that holds the text.
-        separator: what stands between documents of a text file; null makes every file
-            one document.
+        format: of all files, whatever their suffixes.
+        column: of rows, the name of the field that holds the text, `text` if null; a name with
+            dots may lead into fields of fields. Text files have none.
+        separator: of text files, what stands between documents; null makes every file one
+            document. Rows have none.
     """
 
     def __init__(
@@ -59,20 +62,24 @@ class Files(Source):
         root: str | Path = ".",
         *,
         path: str | list[str],
-        column: str = "text",
+        format: Format | None = None,
+        column: str | None = None,
         separator: str | None = None,
     ) -> None:
         super().__init__(root)
         if separator == "":
             raise UserError("data.sources.files.separator = '': expected some text, or null")
         self.patterns = [path] if isinstance(path, str) else path
-        self.column = column
-        self.separator = separator
+        self.format: Format | None = format
+        self.column = column or "text"
+        # Text has its line ends so, too.
+        self.separator = separator and separator.replace("\r\n", "\n").replace("\r", "\n")
         self.files = _find(self.patterns, self.root)
+        self._check_options(column)
         stem = self.files[0].name.split(".")[0] + ("" if len(self.files) == 1 else "-and-more")
         self.label = re.sub(r"[^\w-]+", "-", stem) or "files"
 
-    def read(self, cursor: Cursor | None = None) -> Iterator[tuple[str, Cursor]]:
+    def read(self, cursor: Cursor | None = None) -> Iterator[tuple[str | None, Cursor]]:
         start = cursor or {"file": 0, "documents": 0}
         for index in range(start["file"], len(self.files)):
             skip = start["documents"] if index == start["file"] else 0
@@ -80,7 +87,7 @@ class Files(Source):
                 if number > skip:
                     yield text, {"file": index, "documents": number}
 
-    def part(self, index: int, count: int) -> Iterator[str]:
+    def part(self, index: int, count: int) -> Iterator[str | None]:
         """Divide between files, so that each part has about as many bytes."""
         sizes = [path.stat().st_size for path in self.files]
         total = max(sum(sizes), 1)
@@ -93,16 +100,34 @@ class Files(Source):
         return self.files
 
     def fingerprint(self) -> str:
-        stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in self.files]
-        return hash_json(["files", self.column, self.separator, stats])
+        options = [self.format, self.column, self.separator]
+        return hash_json(["files", *options, [stamp(path) for path in self.files]])
 
     def describe(self) -> str:
-        between = "" if self.separator is None else f", documents between {self.separator!r}"
-        count = f"{len(self.files)} file{'s' if len(self.files) > 1 else ''}"
-        return f"{', '.join(self.patterns)} ({count}{between})"
+        formats = {path: self._format_of(path) for path in self.files}
+        how = [f"{len(self.files)} file{'s' if len(self.files) > 1 else ''}"]
+        if self.separator is not None:
+            how.append(f"documents between {self.separator!r}")
+        if set(formats.values()) - {"text"}:
+            how.append(f"column {self.column}")
+        if (first := next((p for p in formats if formats[p] == "json"), None)) is not None:
+            standing = {"lines": "a line each", "array": "in an array", "objects": "in a row"}
+            how.append(f"JSON objects {standing[json_layout(first)]}")
+        return f"{', '.join(self.patterns)} ({', '.join(how)})"
 
     def chunks(self) -> Iterator[str]:
-        return _text(self.files[0]) if self._one_text else super().chunks()
+        if self._one_text:
+            return chunks_of_text(self.files[0], stated=self.format is not None)
+        return super().chunks()
+
+    def notes(self) -> list[str]:
+        notes = []
+        if self.separator is not None and self.single_document:
+            notes.append(f"the separator {self.separator!r} divides nothing: it is one document")
+        texts = [path for path in self.files if self._format_of(path) == "text"]
+        if any(map(has_carriage_returns, texts[:NOTED_FILES])):
+            notes.append(r"line ends \r\n and \r are read as \n")
+        return notes
 
     @property
     def single_document(self) -> bool:
@@ -114,12 +139,34 @@ class Files(Source):
     def _one_text(self) -> bool:
         """Whether all is one text file that nothing divides, of any size."""
         whole = len(self.files) == 1 and self.separator is None
-        return whole and _format(self.files[0])[0] not in (*JSONL, PARQUET)
+        return whole and self._format_of(self.files[0]) == "text"
 
-    def _documents_of(self, path: Path) -> Iterator[str]:
-        rows, number = self._rows(path), 1
+    def _format_of(self, path: Path) -> Format:
+        by_name: Format = SUFFIXES.get(_inner_suffix(path), "text")
+        return self.format or by_name
+
+    def _check_options(self, column: str | None) -> None:
+        """Refuse files that are not read, and options that would go unused."""
+        formats = {path: self._format_of(path) for path in self.files}
+        for path, kind in formats.items():
+            if self.format is None and (advice := REFUSED.get(_inner_suffix(path))):
+                raise UserError(f"{path}: {_inner_suffix(path)} is not read; {advice}")
+            if kind == "text" and column is not None:
+                raise UserError(
+                    f"data.sources.files.column = '{column}': {path} is read as text, which has "
+                    "no columns; leave column out, or state its format, such as format: jsonl"
+                )
+        if self.separator is not None and "text" not in formats.values():
+            path, kind = next(iter(formats.items()))
+            raise UserError(
+                f"data.sources.files.separator = {self.separator!r}: {path} is read as {kind}, "
+                "whose rows are the documents; leave separator out, or state format: text"
+            )
+
+    def _documents_of(self, path: Path) -> Iterator[str | None]:
+        number = 1
         try:
-            while (text := next(rows, None)) is not None:
+            for text in self._texts_of(path):
                 yield text
                 number += 1
         except MemoryError:
@@ -127,40 +174,27 @@ class Files(Source):
                 f"{path}: document {number} does not fit in memory; divide it"
             ) from None
 
-    def _rows(self, path: Path) -> Iterator[str]:
-        kind, packing = _format(path)
-        if kind == PARQUET:
-            if packing:
-                raise UserError(f"{path}: parquet inside {packing}; decompress it to .parquet")
-            yield from _parquet(path, self.column)
-        elif kind in JSONL:
-            with _opened(path) as file:
-                yield from _jsonl(path, file, self.column)
-        else:
-            yield from separated(_text(path), self.separator)
+    def _texts_of(self, path: Path) -> Iterator[str | None]:
+        kind = self._format_of(path)
+        if kind == "text":
+            return documents_of_text(path, self.separator, stated=self.format is not None)
+        return READERS[kind](path, self.column)
 
 
-def separated(chunks: Iterator[str], separator: str | None) -> Iterator[str]:
-    """Divide a text that comes in chunks, like `str.split`, holding one document at a time.
+def stamp(path: Path) -> list[object]:
+    """Tell files apart by name, size, time of change, and the bytes at both their ends."""
+    found = path.stat()
+    with path.open("rb") as file:
+        ends = file.read(SAMPLED_BYTES)
+        file.seek(max(found.st_size - SAMPLED_BYTES, 0))
+        ends += file.read(SAMPLED_BYTES)
+    return [path.name, found.st_size, found.st_mtime_ns, hashlib.sha256(ends).hexdigest()]
 
-    Without a separator the whole text is one document.
-    """
-    if separator is None:
-        yield "".join(chunks)
-        return
-    # `tail` might be the beginning of a separator that the next chunk completes.
-    held: list[str] = []
-    tail = ""
-    for chunk in chunks:
-        first, *others = (tail + chunk).split(separator)
-        tail = first
-        for piece in others:
-            yield "".join([*held, tail])
-            held, tail = [], piece
-        whole = max(len(tail) - len(separator) + 1, 0)
-        held.append(tail[:whole])
-        tail = tail[whole:]
-    yield "".join([*held, tail])
+
+def _inner_suffix(path: Path) -> str:
+    """Return the suffix that tells what a file holds once it is decompressed, or ""."""
+    name = path.with_suffix("") if packing(path) else path
+    return name.suffix.lower()
 
 
 def find_files(pattern: str, root: Path) -> list[Path]:
@@ -200,111 +234,3 @@ def _find(patterns: list[str], root: Path) -> list[Path]:
     if not found:
         raise UserError("data.sources.files.path is empty: expected a path or glob")
     return list(found.values())
-
-
-def _format(path: Path) -> tuple[str, str]:
-    """Return the suffix that tells what a file holds, and that of its packing, or ""."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    packing = suffixes.pop() if suffixes and suffixes[-1] in OPENERS else ""
-    return suffixes[-1] if suffixes else "", packing
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file, unpacked, and turn what goes wrong in reading it into one line."""
-    packing = _format(path)[1]
-    try:
-        with OPENERS[packing](path) if packing else path.open("rb") as file:
-            yield file
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise UserError(f"{path}: cannot be read: {reason}") from None
-
-
-def _text(path: Path) -> Iterator[str]:
-    """Yield a file's UTF-8 text in chunks; a byte-order mark is no part of it."""
-    with _opened(path) as file:
-        yield from _decoded(path, file, bool(_format(path)[1]))
-
-
-def _decoded(path: Path, file: IO[bytes], packed: bool) -> Iterator[str]:
-    offset, pending, final = 0, b"", False
-    while not final:
-        chunk = file.read(CHUNK_BYTES)
-        final = not chunk
-        data = pending + chunk
-        try:
-            text, used = codecs.utf_8_decode(data, "strict", final)
-        except UnicodeDecodeError as error:
-            raise UserError(
-                _undecodable(path, offset + error.start, data[error.start], packed)
-            ) from None
-        yield text.removeprefix("\ufeff") if offset == 0 else text
-        pending = data[used:]
-        offset += used
-
-
-def _jsonl(path: Path, file: IO[bytes], column: str) -> Iterator[str]:
-    """Yield the column of every line, blank lines apart."""
-    for number, line in enumerate(file, start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            text = line.rstrip(b"\r\n").decode("utf-8-sig" if number == 1 else "utf-8")
-            row = json.loads(text)
-        except UnicodeDecodeError as error:
-            byte = f"byte {error.start} of the line is 0x{line[error.start]:02x}"
-            raise UserError(f"{where}: not UTF-8: {byte}") from None
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{where}: malformed JSON: {error.msg} at column {error.colno}"
-            ) from None
-        except (ValueError, RecursionError) as error:
-            # Brackets in brackets, or a number of thousands of digits.
-            raise UserError(f"{where}: cannot be read: {first_line(error)}") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{where}: expected a JSON object with the column '{column}'")
-        if column not in row:
-            raise UserError(f"{where}: no column '{column}'{nearest(column, row)}")
-        yield _checked_text(row[column], column, where)
-
-
-def _parquet(path: Path, column: str) -> Iterator[str]:
-    """Yield the column of every row, nulls apart."""
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        with parquet.ParquetFile(path) as file:
-            if column not in file.schema_arrow.names:
-                raise UserError(
-                    f"{path}: no column '{column}'{nearest(column, file.schema_arrow.names)}"
-                )
-            row = 0
-            for batch in file.iter_batches(batch_size=1024, columns=[column]):
-                for value in batch.column(0).to_pylist():
-                    row += 1
-                    if value is not None:
-                        yield _checked_text(value, column, f"{path}, row {row}")
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{path}: cannot be read as parquet: {reason}") from None
-
-
-def _checked_text(value: Any, column: str, where: str) -> str:
-    if not isinstance(value, str):
-        raise UserError(f"{where}: column '{column}' holds {type(value).__name__}, expected text")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        code = ord(value[error.start])
-        raise UserError(
-            f"{where}: column '{column}' holds half a character, \\u{code:04x}"
-        ) from None
-    return value
-
-
-def _undecodable(path: Path, offset: int, byte: int, packed: bool) -> str:
-    inside = " once decompressed" if packed else ""
-    return f"{path}: not UTF-8: byte {offset}{inside} is 0x{byte:02x}; convert it, or leave it out"

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from kanlm.data.sources.base import Cursor, Source, hash_json
-from kanlm.data.sources.files import find_files
+from kanlm.data.sources.files import find_files, stamp
+from kanlm.data.sources.rows import checked_text
 from kanlm.errors import UserError, first_line, nearest
 
 
@@ -46,7 +47,7 @@ class Hub(Source):
         self.streaming = streaming
         self.label = re.sub(r"[^\w-]+", "-", name).strip("-") or "hub"
 
-    def read(self, cursor: Cursor | None = None) -> Iterator[tuple[str, Cursor]]:
+    def read(self, cursor: Cursor | None = None) -> Iterator[tuple[str | None, Cursor]]:
         with self._explained():
             dataset = self._open()
             if not self.streaming:
@@ -59,7 +60,7 @@ class Hub(Source):
             for row in dataset:
                 yield self._text(row), dataset.state_dict()
 
-    def part(self, index: int, count: int) -> Iterator[str]:
+    def part(self, index: int, count: int) -> Iterator[str | None]:
         """Divide between the dataset's files where it is streamed, else anywhere."""
         with self._explained():
             dataset = self._open()
@@ -76,7 +77,7 @@ class Hub(Source):
 
     def fingerprint(self) -> str:
         files = self.local_files()
-        stats = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+        stats = [stamp(file) for file in files]
         options = [self.name, self.config, self.split, self.column, self.revision]
         return hash_json(["hub", options, stats])
 
@@ -117,14 +118,8 @@ class Hub(Source):
             streaming=self.streaming,
         )
 
-    def _text(self, row: dict[str, Any]) -> str:
-        value = row.get(self.column)
-        if value is None:
-            return ""
-        if not isinstance(value, str):
-            kind = type(value).__name__
-            raise UserError(f"{self._where()}: column '{self.column}' holds {kind}, expected text")
-        return value
+    def _text(self, row: dict[str, Any]) -> str | None:
+        return checked_text(row.get(self.column), self.column, self._where())
 
     def _where(self) -> str:
         return f"hub dataset '{self.name}'"

@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import lzma
+import os
 import tracemalloc
 from itertools import chain
 
@@ -13,7 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from kanlm.data.sources.files import CHUNK_BYTES, Files, separated
+from kanlm.data.sources import make_source
+from kanlm.data.sources.files import Files
+from kanlm.data.sources.packing import CHUNK_BYTES
+from kanlm.data.sources.text import separated
 from kanlm.errors import UserError
 
 COMPRESSORS = {
@@ -23,6 +27,12 @@ COMPRESSORS = {
     ".xz": lzma.compress,
     ".zst": lambda data: pyarrow.compress(data, codec="zstd", asbytes=True),
 }
+
+
+def parquet_file():
+    sink = pyarrow.BufferOutputStream()
+    parquet.write_table(pyarrow.table({"text": ["one"]}), sink)
+    return sink.getvalue().to_pybytes()
 
 
 def texts(root, **options):
@@ -78,8 +88,8 @@ def test_the_root_is_no_glob(tmp_path):
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path):
-    (tmp_path / "a.txt").write_bytes("\ufeffné\r\n".encode())
-    assert texts(tmp_path, path="a.txt") == ["né\r\n"]
+    (tmp_path / "a.txt").write_bytes("\ufeffné\n".encode())
+    assert texts(tmp_path, path="a.txt") == ["né\n"]
 
 
 @given(st.lists(st.text("ab|", max_size=6), max_size=6), st.sampled_from(["|", "||", "ab", "aba"]))
@@ -93,7 +103,8 @@ def test_memory_is_bounded_by_a_document(tmp_path, name):
     row = json.dumps({"text": document}) + "\n" if name == "a.jsonl" else document + "\n\n"
     (tmp_path / name).write_text(row * 20_000)
     assert (tmp_path / name).stat().st_size > 18 * CHUNK_BYTES
-    source = Files(tmp_path, path=name, separator="\n\n")
+    separator = "\n\n" if name == "a.txt" else None
+    source = Files(tmp_path, path=name, separator=separator)
     tracemalloc.start()
     count = sum(1 for _ in source.documents())
     peak = tracemalloc.get_traced_memory()[1]
@@ -139,9 +150,9 @@ def test_a_character_cut_off_at_the_end_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (b'{"text": "a"', "malformed JSON: .* at column 13"),
+        (b'{"text": "a"', "malformed JSON: Expecting ',' delimiter at column 13"),
+        (b'{"text": "a', "malformed JSON: Unterminated string starting at column 10"),
         (b"[1]", "expected a JSON object"),
-        (b'{"texts": "a"}', "no column 'text'; did you mean 'texts'"),
         (b'{"text": 3}', "column 'text' holds int, expected text"),
         (b'{"text": "\xff"}', "not UTF-8: byte 10 of the line is 0xff"),
         (rb'{"text": "\ud800"}', "column 'text' holds half a character"),
@@ -206,3 +217,81 @@ def test_parts_join_to_all_documents_and_share_the_bytes(tmp_path_factory, count
     sizes = [path.stat().st_size for path in source.files]
     for part in found:
         assert sum(map(len, part)) <= sum(sizes) / parts + max(sizes)
+
+
+def test_line_ends_of_text_are_newlines_as_open_reads_them(tmp_path):
+    content = "one\r\ntwo\r\n\r\nthree\rfour\n" + "x\r\n" * CHUNK_BYTES
+    (tmp_path / "a.txt").write_bytes(content.encode())
+    expected = (tmp_path / "a.txt").read_text()
+    assert "\r" not in expected
+    assert texts(tmp_path, path="a.txt") == ["".join(Files(tmp_path, path="a.txt").chunks())]
+    assert texts(tmp_path, path="a.txt") == [expected]
+    for separator in ("\n\n", "\r\n\r\n"):
+        divided = Files(tmp_path, path="a.txt", separator=separator)
+        assert list(divided.documents()) == expected.split("\n\n")
+        assert divided.notes() == [r"line ends \r\n and \r are read as \n"]
+
+
+def test_a_separator_that_divides_nothing_is_noted(tmp_path):
+    (tmp_path / "a.txt").write_text("one\n\ntwo")
+    (note,) = Files(tmp_path, path="a.txt", separator="%%").notes()
+    assert note == "the separator '%%' divides nothing: it is one document"
+    assert Files(tmp_path, path="a.txt", separator="\n\n").notes() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("a.txt", {"column": "text"}, r"column = 'text': .*a\.txt is read as text"),
+        ("a.*", {"column": "body"}, r"column = 'body': .*a\.txt is read as text"),
+        ("a.jsonl", {"separator": "--"}, r"separator = '--': .*a\.jsonl is read as jsonl"),
+        ("a.csv", {"separator": "--"}, r"separator = '--': .*a\.csv is read as csv"),
+        ("a.txt", {"format": "xml"}, "data.sources.files.format"),
+        ("b.tar", {}, r"\.tar is not read; unpack it"),
+        ("b.tar.gz", {}, r"\.tar is not read; unpack it"),
+        ("b.txt.lz4", {}, r"\.lz4 is not read; pack it by zstd or gzip"),
+        ("b.arrow", {}, r"\.arrow is not read; convert it to parquet or JSONL"),
+    ],
+)
+def test_what_a_source_cannot_use_is_refused(tmp_path, name, options, said):
+    for each in ("a.txt", "a.jsonl", "a.csv", "b.tar", "b.tar.gz", "b.txt.lz4", "b.arrow"):
+        (tmp_path / each).write_text("x")
+    with pytest.raises(UserError, match=said):
+        make_source({"kind": "files", "path": name, **options}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'{"text": "one"}\n{"text": "two"}\n', "begins with a JSON object; state format: jsonl"),
+        (parquet_file(), "begins like parquet: state format: parquet"),
+        (gzip.compress(b"one"), r"packed by gzip: let its name end in \.gz"),
+        (bz2.compress(b"one"), r"packed by bzip2: let its name end in \.bz2"),
+        (lzma.compress(b"one"), r"packed by xz: let its name end in \.xz"),
+        (COMPRESSORS[".zst"](b"one"), r"packed by zstd: let its name end in \.zst"),
+        ("one".encode("utf-16"), "UTF-16: convert it"),
+        ("one".encode("utf-16-le"), "no text, or UTF-16: byte 1 is 0x00"),
+        (b"x" * CHUNK_BYTES + b"one\0two", f"no text, or UTF-16: byte {CHUNK_BYTES + 3} is 0x00"),
+    ],
+)
+@pytest.mark.parametrize("separator", [None, "\n"])
+def test_text_that_holds_something_else_is_refused(tmp_path, content, said, separator):
+    (tmp_path / "part-0001").write_bytes(content)
+    with pytest.raises(UserError, match=rf"part-0001: .*{said}"):
+        texts(tmp_path, path="part-0001", separator=separator)
+
+
+def test_code_that_begins_with_a_brace_is_text(tmp_path):
+    for number, line in enumerate(("{}", "{ let x = 1; }", "{{ jinja }}", '{"cut')):
+        (tmp_path / f"{number}.js").write_text(line + "\nmore")
+        assert texts(tmp_path, path=f"{number}.js") == [line + "\nmore"]
+
+
+def test_files_that_differ_in_content_alone_are_told_apart(tmp_path):
+    found = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.txt").write_text(f"{name} " * 9000)
+        os.utime(tmp_path / name / "train.txt", ns=(10**18, 10**18))
+        found.append(Files(tmp_path, path=f"{name}/train.txt").fingerprint())
+    assert found[0] != found[1]

@@ -24,7 +24,8 @@ def test_defaults_are_filled_in():
         "kind": "files",
         "weight": 1.0,
         "path": "a",
-        "column": "text",
+        "format": None,
+        "column": None,
         "separator": None,
     }
 
