@@ -81,6 +81,33 @@ inline Lanes sigmoid(Lanes x) {
     return x < 0.0f ? below : 1 - below;
 }
 
+// To the nearest whole number.
+inline Lanes nearest(Lanes x) {
+#ifdef __AVX512F__
+    return (Lanes)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(__AVX__)
+    return (Lanes)_mm256_round_ps((__m256)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+    Lanes whole;
+    for (int64_t lane = 0; lane < kLanes; lane++) whole[lane] = __builtin_nearbyintf(x[lane]);
+    return whole;
+#endif
+}
+
+struct Wave { Lanes sine, cosine; };
+
+// Of angles from -pi to pi, to 3e-7: by Taylor's series at half the angle.
+inline Wave wave(Lanes angle) {
+    const Lanes x = 0.5f * angle, square = x * x;
+    constexpr float kSine[] = {2.75573192e-6f, -1.98412698e-4f, 8.33333333e-3f, -1.66666667e-1f, 1.0f};
+    constexpr float kCosine[] = {-2.75573192e-7f, 2.48015873e-5f, -1.38888889e-3f, 4.16666667e-2f, -0.5f, 1.0f};
+    Lanes sine = Lanes{} - 2.50521084e-8f, cosine = Lanes{} + 2.08767570e-9f;
+    for (const float term : kSine) sine = sine * square + term;
+    for (const float term : kCosine) cosine = cosine * square + term;
+    sine *= x;
+    return {2 * sine * cosine, cosine * cosine - sine * sine};
+}
+
 // Calls each(i, count) for every `count` inputs that begin with i.
 template <typename Each>
 inline void for_each_group_of(int64_t inputs, const Each& each) {

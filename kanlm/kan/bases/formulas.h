@@ -18,6 +18,8 @@ struct Formulas {
     int64_t functions;
     const float* numbers;  // options, in an order that each file states
     const float* knots;    // of a basis that has some
+    const float* learned;  // rows of parameters of a basis that has some
+    int64_t channels;      // numbers of a row: one an input, or 1 for all
 };
 
 namespace {
@@ -56,6 +58,45 @@ void all_pulled_back(const Formulas& formulas, const Rows& rows) {
         store(rows.to + row * rows.to_row + i, functions.pull_back(x, gradient), count);
     });
 }
+
+// Functions(formulas).at(i, count) has the parameters of `count` inputs that begin with i, and
+// values(x, put) and pull_back(x, gradient) as above.
+template <typename Functions>
+void all_learned_values(const Formulas& formulas, const Rows& rows) {
+    const Functions functions(formulas);
+    for_each_group(rows.count, rows.inputs, rows.threads, [=](int64_t row, int64_t i, auto count) {
+        float* to = rows.to + row * rows.to_row + i;
+        functions.at(i, count).values(load(rows.x + row * rows.x_row + i, count), [=](int64_t b, Lanes value) {
+            store(to + b * rows.inputs, value, count);
+        });
+    });
+}
+
+template <typename Functions>
+void all_learned_pulled_back(const Formulas& formulas, const Rows& rows) {
+    const Functions functions(formulas);
+    for_each_group(rows.count, rows.inputs, rows.threads, [=](int64_t row, int64_t i, auto count) {
+        const float* from = rows.gradients + row * rows.gradients_row + i;
+        const auto gradient = [=](int64_t b) { return load(from + b * rows.inputs, count); };
+        const Lanes x = load(rows.x + row * rows.x_row + i, count);
+        store(rows.to + row * rows.to_row + i, functions.at(i, count).pull_back(x, gradient), count);
+    });
+}
+
+// Rows of parameters of `count` inputs that begin with some.
+template <typename Count>
+struct Learned {
+    const float* first;
+    int64_t channels;
+    Count count;
+
+    Learned(const Formulas& f, int64_t i, Count c) : first(f.learned), channels(f.channels), count(c) {
+        if (channels > 1) first += i;
+    }
+    Lanes row(int64_t k) const {
+        return channels > 1 ? load(first + k * channels, count) : Lanes{} + first[k];
+    }
+};
 
 using Pass = void (*)(const Formulas&, const Rows&);
 

@@ -24,16 +24,26 @@ class Formulas(NamedTuple):
         num_functions: B.
         numbers: options, in the order that the file states.
         knots: (K,), contiguous float32, of a basis that has some.
+        learned: (K, channels or 1), contiguous float32, of a basis with parameters: what its file
+            makes of them.
     """
 
     source: str
     num_functions: int
     numbers: tuple[float, ...]
     knots: Tensor | None = None
+    learned: Tensor | None = None
 
     def can(self, x: Tensor) -> bool:
         """Whether inputs like x can be taken here: float32 on a CPU, and a compiler."""
-        return native.holds_floats(x) and self.library is not None
+        if not native.holds_floats(x) or not self.reads_plain_parameters:
+            return False
+        return self.library is not None
+
+    @property
+    def reads_plain_parameters(self) -> bool:
+        """Whether parameters are where C++ reads them."""
+        return self.learned is None or native.holds_floats(self.learned)
 
     def write_values(self, x: Tensor, to: Tensor) -> None:
         """See `Differentiable.write_values`."""
@@ -57,10 +67,10 @@ class Formulas(NamedTuple):
 
     @property
     def structure(self) -> "_Structure":
-        """What the library's functions take; the knots have to live as long."""
-        if self.knots is None:
+        """What the library's functions take; knots and parameters have to live as long."""
+        if self.knots is None and self.learned is None:
             return _constant(self.num_functions, self.numbers)
-        return _structure(self.num_functions, self.numbers, self.knots.data_ptr())
+        return _structure(self.num_functions, self.numbers, self.knots, self.learned)
 
 
 @functools.cache
@@ -85,14 +95,22 @@ def _places(source: str) -> tuple[int, int]:
     return values, pull_back
 
 
-def _structure(num_functions: int, numbers: Sequence[float], knots: int | None) -> "_Structure":
-    return _Structure(num_functions, (ctypes.c_float * len(numbers))(*numbers), knots)
+def _structure(
+    num_functions: int, numbers: Sequence[float], knots: Tensor | None, learned: Tensor | None
+) -> "_Structure":
+    return _Structure(
+        num_functions,
+        (ctypes.c_float * len(numbers))(*numbers),
+        None if knots is None else knots.data_ptr(),
+        None if learned is None else learned.data_ptr(),
+        0 if learned is None else learned.shape[1],
+    )
 
 
 @functools.lru_cache(maxsize=256)
 def _constant(num_functions: int, numbers: Sequence[float]) -> "_Structure":
     """The same structure again: making one takes as long as reading many weights."""
-    return _structure(num_functions, numbers, None)
+    return _structure(num_functions, numbers, None, None)
 
 
 class _Structure(ctypes.Structure):
@@ -102,4 +120,6 @@ class _Structure(ctypes.Structure):
         ("functions", ctypes.c_int64),
         ("numbers", ctypes.POINTER(ctypes.c_float)),
         ("knots", ctypes.c_void_p),
+        ("learned", ctypes.c_void_p),
+        ("channels", ctypes.c_int64),
     )

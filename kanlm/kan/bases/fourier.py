@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .base import Smooth
+from .formulas import Formulas
 
 
 class Fourier(Smooth):
@@ -53,6 +54,9 @@ class Fourier(Smooth):
         for k, angle in enumerate(self._angles(x), start=1):
             columns += [k * unit * torch.cos(angle), -k * unit * torch.sin(angle)]
         return columns
+
+    def formulas(self) -> Formulas:
+        return Formulas("fourier", self.num_functions, (self.half_width,))
 
     def _angles(self, x: Tensor) -> list[Tensor]:
         """k ω x; x is first brought into one period, where low precision still resolves it."""

@@ -7,6 +7,10 @@ import torch
 from torch import Tensor
 
 from .base import Outside, Smooth
+from .formulas import Formulas
+
+#: Hidden units for which implicit.cpp has room.
+_MOST_UNITS = 64
 
 
 class Implicit(Smooth):
@@ -76,6 +80,14 @@ class Implicit(Smooth):
             gate = torch.sigmoid(u)
             units.append(slant * gate * (1 + u * (1 - gate)))
         return self._mixed(units, parameters)
+
+    def formulas(self) -> Formulas | None:
+        if self.outside != "linear" or self.hidden > _MOST_UNITS:
+            return None
+        parts = self.places, self.slants, self.mixture
+        learned = torch.cat([part.detach().float() for part in parts])
+        numbers = self.half_width, float(self.hidden)
+        return Formulas("implicit", self.num_functions, numbers, learned=learned)
 
     def _units(self, x: Tensor, parameters: Mapping[str, Tensor]):
         for place, slant in zip(parameters["places"], parameters["slants"], strict=True):

@@ -34,7 +34,10 @@ def contract_compiled(
     formulas = basis.formulas() if isinstance(basis, Differentiable) else None
     if formulas is not None and _left_to_native(formulas.source, x, coefficients, base_weight):
         flat = x.reshape(-1, x.shape[-1])
-        y = _native_sums(flat, coefficients, base_weight, base, *formulas)
+        source, functions, numbers, knots, _ = formulas
+        y = _native_sums(
+            flat, coefficients, base_weight, base, source, functions, list(numbers), knots
+        )
         return y.reshape(*x.shape[:-1], coefficients.shape[-1])
 
     def expand(x: Tensor) -> Tensor:

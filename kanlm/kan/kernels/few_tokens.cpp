@@ -364,7 +364,9 @@ Expanded expanded(
         return {scratch.values + begin, layer.inputs * layer.functions, layer.inputs};
     const int64_t inputs = end - begin;
     const Expanded e = {scratch.values + begin * layer.functions * tokens, inputs * layer.functions, inputs};
-    layer.evaluate(layer.basis, scratch.inputs + begin, layer.inputs,
+    Formulas basis = *layer.basis;
+    if (basis.channels > 1) basis.learned += begin;
+    layer.evaluate(&basis, scratch.inputs + begin, layer.inputs,
                    const_cast<float*>(e.first), e.token, tokens, inputs, 1);
     return e;
 }

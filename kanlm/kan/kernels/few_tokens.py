@@ -285,7 +285,9 @@ def _formulas(basis: Basis) -> Formulas | None:
     if isinstance(basis, Local) or not isinstance(basis, Differentiable):
         return None
     formulas = basis.formulas()
-    return None if formulas is None or formulas.library is None else formulas
+    if formulas is None or not formulas.reads_plain_parameters or formulas.library is None:
+        return None
+    return formulas
 
 
 def _most_tokens(dtype: torch.dtype) -> int:
