@@ -12,14 +12,19 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 from kanlm.errors import Interrupted, UserError
+from kanlm.version import version
 
 _OVERRIDES = "section.key=value"
+_SOURCE = (
+    "stdlib-prose, stdlib-code, hub:NAME, a path or glob, a list of them or an entry of "
+    "data.sources in YAML"
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -118,13 +123,14 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="kanlm",
+        formatter_class=partial(argparse.HelpFormatter, max_help_position=28),
         description="Train language models with Kolmogorov-Arnold feed-forward blocks, "
         "fine-tune them on new domains, and compare them with MLP twins of the same size.",
         epilog="Exit codes: 0 done; 2 a mistake, named in one line; saved and to be gone on with "
         "by the same command: 130 after Ctrl-C, 143 after SIGTERM, 138 after SIGUSR1, 75 when "
         "training.time_limit_minutes were over.",
     )
-    parser.add_argument("--version", action="version", version=f"kanlm {version('kanlm')}")
+    parser.add_argument("--version", action="version", version=f"kanlm {version()}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     _add_config_verb(verbs, "pretrain", _pretrain, "train a model from scratch")
     _add_config_verb(verbs, "finetune", _finetune, "train a run's model on another domain")
@@ -157,8 +163,8 @@ def _parser() -> argparse.ArgumentParser:
         "--data",
         action="append",
         metavar="SOURCE",
-        help="stdlib-prose, stdlib-code, hub:NAME, a path or a glob; may be repeated; "
-        "default: the text of the first run",
+        help=f"text to measure on: {_SOURCE}; may be repeated, for one table; default: the text "
+        "of the first run",
     )
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
     _add_run_verb(verbs, "generate", _generate, "continue a prompt", False)
@@ -205,6 +211,15 @@ def _add_config_verb(
 ) -> argparse.ArgumentParser:
     verb = verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
     verb.add_argument("paths", nargs=1, metavar="CONFIG", help="a YAML file")
+    if name != "continual":
+        # Which of a sequence's texts it would be, nobody could tell.
+        verb.add_argument(
+            "--data",
+            action="append",
+            metavar="SOURCE",
+            help=f"text in place of data.sources: {_SOURCE}; repeated, it is a mixture in equal "
+            "shares",
+        )
     return _complete(verb, call, "the file", several=False)
 
 
@@ -245,20 +260,19 @@ def _pretrain(arguments: argparse.Namespace) -> None:
         return
     from kanlm.experiments.single import train
 
-    if config.initialize_from is not None:
-        raise UserError("initialize_from belongs to `kanlm finetune`; leave it out to pretrain")
     _finish(train(config))
 
 
 def _finetune(arguments: argparse.Namespace) -> None:
     _check_free(arguments)
     from kanlm import config as configs
-    from kanlm.experiments.single import train
-    from kanlm.training.run import inherit
+    from kanlm.training.inheritance import inherit
 
     tree = configs.read_tree(arguments.paths[0], arguments.overrides)
-    config = _resolved(inherit(tree), arguments)
+    config = _resolved(inherit(configs.merge(tree, _stated_data(arguments))), arguments)
     if config is not None:
+        from kanlm.experiments.single import train
+
         _finish(train(config))
 
 
@@ -293,13 +307,15 @@ def _continual(arguments: argparse.Namespace) -> None:
 
 def _plan(arguments: argparse.Namespace) -> None:
     from kanlm import config as configs
-    from kanlm.experiments.planning.run import Devices, print_plans
-    from kanlm.training.run import inherit
+    from kanlm.training.inheritance import inherit
 
     tree = configs.read_tree(arguments.paths[0], arguments.overrides)
+    tree = configs.merge(tree, _stated_data(arguments))
     start = tree.get("initialize_from")
     config = _resolved(inherit(tree) if start else configs.from_tree(tree), arguments)
     if config is not None:
+        from kanlm.experiments.planning.run import Devices, print_plans
+
         devices = Devices(
             arguments.gpu, arguments.gpus, arguments.gpus_per_node, arguments.utilisation
         )
@@ -307,20 +323,26 @@ def _plan(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
+    verb = "evaluate" if arguments.data is None else "evaluate --data"
+    if _read_runs(arguments, verb):
+        return
+    from kanlm.data.sources import parse_source_argument
+
+    for source in arguments.data or ():
+        parse_source_argument(source)
     from kanlm.experiments.evaluate import evaluate_runs
 
-    verb = "evaluate" if arguments.data is None else "evaluate --data"
-    if not _print_run_configs(arguments, verb):
-        evaluate_runs(
-            arguments.paths, arguments.data or (), arguments.overrides, as_json=arguments.json
-        )
+    evaluate_runs(
+        arguments.paths, arguments.data or (), arguments.overrides, as_json=arguments.json
+    )
 
 
 def _generate(arguments: argparse.Namespace) -> None:
+    if _read_runs(arguments, "generate"):
+        return
     from kanlm.experiments.generate import generate
 
-    if not _print_run_configs(arguments, "generate"):
-        print(generate(arguments.paths[0], arguments.overrides))
+    print(generate(arguments.paths[0], arguments.overrides))
 
 
 def _settings(arguments: argparse.Namespace) -> None:
@@ -379,11 +401,42 @@ def _load(arguments: argparse.Namespace) -> Any:
     """The resolved configuration, or None where it was only to be printed."""
     from kanlm import config as configs
 
-    return _resolved(configs.load(arguments.paths[0], arguments.overrides), arguments)
+    over = _stated_data(arguments)
+    return _resolved(configs.load(arguments.paths[0], arguments.overrides, over), arguments)
+
+
+def _stated_data(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings that `--data` stands for: a domain named after its text.
+
+    Raises:
+        UserError: overrides state the text as well, or there is no such text.
+    """
+    if not getattr(arguments, "data", None):
+        return {}
+    from kanlm import config as configs
+    from kanlm.data.sources import make_source, parse_source_argument
+
+    stated = {
+        name: override
+        for override in arguments.overrides
+        for name, _ in configs.leaves(configs.parse_override(override))
+    }
+    for name, override in stated.items():
+        if name == "data" or configs.lies_in(name, ("data.sources", "data.root")):
+            raise UserError(f"--data and {override} both name the text; give one of them")
+    sources = [parse_source_argument(source) for source in arguments.data]
+    data = {"sources": sources, "root": "."}
+    if "data.domain" not in stated:
+        labels = dict.fromkeys(make_source(source).label for source in sources)
+        data["domain"] = "+".join(labels)
+    return {"data": data}
 
 
 def _resolved(config: Any, arguments: argparse.Namespace) -> Any:
+    """Check what needs no torch before it is imported, which takes seconds, and then the rest."""
     from kanlm import config as configs
+
+    _check_before_torch(config, arguments)
     from kanlm.training.resolve import resolve
 
     config = resolve(config)
@@ -393,17 +446,32 @@ def _resolved(config: Any, arguments: argparse.Namespace) -> Any:
     return config
 
 
-def _print_run_configs(arguments: argparse.Namespace, verb: str) -> bool:
-    """Print the runs' settings, a YAML document each, if that is asked for."""
-    from kanlm import config as configs
-    from kanlm.training.folder import load_config
+def _check_before_torch(config: Any, arguments: argparse.Namespace) -> None:
+    from kanlm.data.sources import check_source, open_sources
 
+    if arguments.call is _pretrain and config.initialize_from is not None:
+        raise UserError("initialize_from belongs to `kanlm finetune`; leave it out to pretrain")
+    for i, source in enumerate(config.data.sources):
+        check_source(source, config.data.root, f"data.sources.{i}")
+    # What is finished needs no text any more.
+    done = arguments.print_config or (Path(config.output_dir) / "results.json").exists()
+    if arguments.call is not _plan and not done:
+        for data in (config.data, *config.evaluation.domains):
+            open_sources(data)
+
+
+def _read_runs(arguments: argparse.Namespace, verb: str) -> bool:
+    """Check that runs can be read, and print their settings, a YAML document each, if asked for."""
+    from kanlm import config as configs
+    from kanlm.training.folder import check_weights, load_config
+
+    found = [load_config(run, arguments.overrides, verb) for run in arguments.paths]
     if arguments.print_config:
-        documents = [
-            configs.to_yaml(load_config(run, arguments.overrides, verb)) for run in arguments.paths
-        ]
-        print("---\n".join(documents), end="")
-    return arguments.print_config
+        print("---\n".join(map(configs.to_yaml, found)), end="")
+        return True
+    for run in arguments.paths:
+        check_weights(run)
+    return False
 
 
 def _finish(folder: Path | None) -> None:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ VERBS = [
     ["data", "describe"],
     ["data", "prepare"],
 ]
+CONFIG_VERBS = ("pretrain", "finetune", "compare", "continual", "plan")
 
 
 @pytest.fixture
@@ -111,6 +113,108 @@ def test_help_imports_nothing_heavy():
     )
     for verb in ([], *VERBS):
         assert f"usage: {' '.join(['kanlm', *verb])} " in done.stdout
+
+
+def test_mistakes_that_need_no_torch_are_told_without_it(runs, write, tmp_path):
+    """Which takes seconds to import."""
+    (tmp_path / "bad.yaml").write_text("seed: [")
+    (tmp_path / "text.yaml").write_text("seed: 1")
+    base = runs / "kan"
+    stopped = Path(shutil.copytree(runs / "gelu", tmp_path / "stopped"))
+    for name in ("model", "checkpoints"):
+        shutil.rmtree(stopped / name)
+    config, gone = write(), "data.sources=[{kind: files, path: gone.txt}]"
+    mistakes = {
+        "nope is no run folder": [["generate", "nope"], ["evaluate", "nope"]],
+        "stopped has no model/ yet and no checkpoint": [
+            ["generate", stopped],
+            ["evaluate", stopped],
+        ],
+        "did you mean 'temperature'?": [["generate", base, "generation.temprature=1"]],
+        "reads only": [
+            ["evaluate", base, "training.steps=2"],
+            ["generate", base, "model.d_model=8"],
+        ],
+        "source 'nope': no such file": [
+            ["evaluate", base, "--data", "nope"],
+            ["pretrain", config, "--data", "nope"],
+        ],
+        "nope.yaml: no such config file": [
+            [*verb, "nope.yaml"]
+            for verb in VERBS
+            if verb[0] not in ("generate", "evaluate", "bench") and verb != ["data"]
+        ],
+        "cannot be read as YAML": [
+            ["pretrain", tmp_path / "bad.yaml"],
+            ["plan", tmp_path / "bad.yaml"],
+        ],
+        "did you mean 'steps'?": [
+            [verb, config, "training.stps=3"]
+            for verb in ("pretrain", "compare", "continual", "plan")
+        ],
+        "expected section.key=value": [["pretrain", config, ".=3"]],
+        "training.steps = ": [["pretrain", config, "training.steps=many"]],
+        "gone is no run folder": [["finetune", config, "initialize_from=gone"]],
+        "initialize_from is missing": [["finetune", config]],
+        "initialize_from belongs to": [["pretrain", config, f"initialize_from={base}"]],
+        "no such file in": [["pretrain", config, gone], ["data", "describe", config, gone]],
+        "unknown kind 'file'": [["pretrain", config, "data.sources=[{kind: file}]"]],
+        "data.sources is missing": [["pretrain", tmp_path / "text.yaml"]],
+        "both name the text": [["pretrain", config, "--data", "stdlib-prose", gone]],
+        "invalid choice: 'pretain'": [["pretain", config]],
+        "unrecognized argument --date": [["pretrain", config, "--date=1"]],
+    }
+    cases = [
+        (message, [str(word) for word in words])
+        for message, commands in mistakes.items()
+        for words in commands
+    ]
+    program = (
+        "import sys, io, contextlib; from kanlm.cli import main\n"
+        f"for message, words in {cases!r}:\n"
+        "    error = io.StringIO()\n"
+        "    try:\n"
+        "        with contextlib.redirect_stderr(error): main(words)\n"
+        "    except SystemExit as stop: code = stop.code\n"
+        "    else: code = 0\n"
+        "    assert code == 2 and message in error.getvalue(), (words, code, error.getvalue())\n"
+        "    assert error.getvalue().count('\\n') == 1, error.getvalue()\n"
+        "    heavy = {'torch', 'transformers', 'numpy', 'datasets'} & set(sys.modules)\n"
+        "    assert not heavy, (words, heavy)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert not done.returncode, done.stderr
+
+
+def test_a_checkout_that_is_not_installed_runs():
+    """With the dependencies alone: the version is then read from the checkout."""
+    program = (
+        "import importlib.metadata as metadata, runpy, sys\n"
+        "def missing(name): raise metadata.PackageNotFoundError(name)\n"
+        "metadata.version = missing\n"
+        "sys.argv = ['kanlm', '--version']\n"
+        "runpy.run_module('kanlm', run_name='__main__')"
+    )
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True)
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    assert (done.returncode, done.stdout) == (0, f"kanlm {project['version']}\n"), done.stderr
+
+
+def test_help_fits_80_columns():
+    environment = {**os.environ, "COLUMNS": "80"}
+    program = (
+        "from kanlm.cli import main\n"
+        f"for words in {[[*verb, '--help'] for verb in ([], *VERBS)]}:\n"
+        "    try: main(words)\n"
+        "    except SystemExit: pass"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True
+    )
+    assert max(map(len, done.stdout.splitlines())) <= 80
 
 
 STUDY = {"arms": {"kan": {}, "gelu": {"model": {"feed_forward": "gelu"}}}}
@@ -218,6 +322,29 @@ def test_finetune_goes_on_from_a_run(write, runs, make_text, tmp_path):
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["domains"] == ["code"]
     assert load(tmp_path / "run" / "config.yaml").initialize_from == str(runs / "kan")
+
+
+def test_pretrain_on_ones_own_text_by_one_option(write, make_text, tmp_path, capsys, monkeypatch):
+    """As if data.sources named it, whatever the config's text and root are."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.txt").write_text(make_text(["def", "return", "x", "y"]))
+    (tmp_path / "more.jsonl").write_text('{"text": "a"}\n')
+    path = write(data={"root": "elsewhere", "sources": [{"kind": "files", "path": "gone"}]})
+    call("pretrain", path, "--data", "mine.txt", "--print-config")
+    data = from_tree(yaml.safe_load(capsys.readouterr().out)).data
+    assert (data.domain, data.root) == ("mine", ".")
+    (source,) = data.sources
+    assert (source["kind"], source["path"]) == ("files", str(tmp_path / "mine.txt"))
+    words = ["--data", "mine.txt", "--data", "more.jsonl", "--data", "stdlib-code"]
+    for verb in (["pretrain"], ["data", "describe"], ["plan"]):
+        call(*verb, path, *words, "--print-config")
+        data = from_tree(yaml.safe_load(capsys.readouterr().out)).data
+        assert data.domain == "mine+more+stdlib-code"
+        assert [source["weight"] for source in data.sources] == [1.0, 1.0, 1.0]
+    call("pretrain", path, *words, "data.domain=all", "--print-config")
+    assert from_tree(yaml.safe_load(capsys.readouterr().out)).data.domain == "all"
+    call("pretrain", path, "--data", "mine.txt", "training.steps=2")
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["domains"] == ["mine"]
 
 
 def test_evaluate_puts_runs_side_by_side_as_they_measured_themselves(runs, capsys, monkeypatch):

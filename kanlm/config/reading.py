@@ -23,15 +23,20 @@ from kanlm.config.schema import Config
 from kanlm.errors import UserError, first_line
 
 
-def load(path: str | Path, overrides: list[str] | None = None) -> Config:
+def load(
+    path: str | Path, overrides: list[str] | None = None, over: Mapping[str, Any] | None = None
+) -> Config:
     """Read a YAML file with its bases, lay dotted overrides on top, and check it all.
+
+    Arguments:
+        over: a nested dictionary that is laid over even these.
 
     Raises:
         UserError: a file is missing or no YAML, or a setting is unknown or impossible.
     """
     overrides = overrides or []
     _refuse_commands(read_tree(path, []), path)
-    return from_tree(read_tree(path, overrides))
+    return from_tree(merge(read_tree(path, overrides), over or {}))
 
 
 def _refuse_commands(tree: Mapping[str, Any], path: str | Path) -> None:

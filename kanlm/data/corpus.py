@@ -18,7 +18,7 @@ from kanlm.config import DataSettings, TokenizerSettings, to_tree
 from kanlm.data.duplicates import SHINGLE_TOKENS, TokenDocuments, near_duplicates
 from kanlm.data.preparation import prepare, training_documents
 from kanlm.data.shards import ShardedSource, disk_errors, write_atomically
-from kanlm.data.sources import Source, make_source
+from kanlm.data.sources import Source, open_sources
 from kanlm.data.sources.base import hash_json
 from kanlm.data.splits import SPLITS
 from kanlm.data.tokenizer import build_tokenizer, decode, wrap
@@ -260,21 +260,6 @@ def open_corpus(
         if count:
             report(f"{source.label}: dropped {count} near-duplicates of held-out documents")
     return Corpus(data, tokenizer, entries)
-
-
-def open_sources(data: DataSettings) -> list[Source]:
-    """Return the sources of a domain.
-
-    Raises:
-        UserError: none is named, or one cannot be found.
-    """
-    if not data.sources:
-        raise UserError(
-            "data.sources is missing: name the text, for example data.sources=stdlib-prose, "
-            "data.sources='[{kind: files, path: books/*.txt}]' or "
-            "data.sources='[{kind: hub, name: NAME}]'"
-        )
-    return [make_source(spec, data.root) for spec in data.sources]
 
 
 def open_tokenizer(

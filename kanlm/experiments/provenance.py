@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from kanlm.config import Config, to_tree
+from kanlm.version import version as kanlm_version
 
-#: Distributions whose version can change a number.
-PACKAGES = ("kanlm", "torch", "transformers", "accelerate", "tokenizers", "datasets", "numpy")
+#: Distributions whose version can change a number, beside kanlm.
+PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "datasets", "numpy")
 
 
 def collect(config: Config, data_hash: Mapping[str, str]) -> dict[str, Any]:
@@ -39,7 +40,11 @@ def environment() -> dict[str, Any]:
     return {
         "commit": commit,
         "dirty": dirty,
-        "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
+        "versions": {
+            "python": platform.python_version(),
+            "kanlm": kanlm_version(),
+            **{package: version(package) for package in PACKAGES},
+        },
         "hardware": _hardware(),
     }
 

@@ -37,8 +37,9 @@ from kanlm.files import replacing
 from kanlm.model.matching import Cost, has_width, solve_widths, total_cost
 from kanlm.model.settings import ModelSettings
 from kanlm.training.folder import claim, read_config_tree, write_config
+from kanlm.training.inheritance import check_inherited
 from kanlm.training.resolve import at_last_grid, resolve, shrunk_part
-from kanlm.training.run import check_corpus, check_inherited
+from kanlm.training.run import check_corpus
 from kanlm.training.tracking import say
 
 

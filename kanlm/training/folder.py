@@ -122,6 +122,24 @@ def read_config_tree(folder: Path) -> dict[str, Any]:
     return read_tree(folder / "config.yaml", [])
 
 
+def check_weights(folder: Path) -> None:
+    """Check that a run has weights to read: its `model/`, or a checkpoint before that.
+
+    Raises:
+        UserError: no run folder, or it stopped before its first checkpoint.
+    """
+    tree = read_config_tree(folder)
+    if (folder / "model").exists() or next(folder.glob("checkpoints/step-*"), None) is not None:
+        return
+    training = from_tree(tree).training
+    every = training.checkpoint_every
+    first = "at its end" if every is None else f"after step {min(every, training.steps):,}"
+    raise UserError(
+        f"{folder} has no model/ yet and no checkpoint, of which the first comes {first}: "
+        "let that run go on"
+    )
+
+
 def is_finished(folder: Path) -> bool:
     """Whether the run's results have been written, which happens last."""
     return (folder / "results.json").exists()

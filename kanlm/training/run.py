@@ -11,7 +11,7 @@ import os
 import re
 import resource
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +24,7 @@ from accelerate.utils import set_seed
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from kanlm.config import Config, DataSettings, from_tree, merge, to_tree
+from kanlm.config import Config, DataSettings
 from kanlm.data.corpus import Corpus, open_corpus
 from kanlm.data.loader import Batches
 from kanlm.data.tokenizer import end_of_document
@@ -35,7 +35,7 @@ from kanlm.model import KanLMConfig, KanLMForCausalLM
 from kanlm.model.accounting import Accounting, account
 from kanlm.model.grids import with_grid_size
 from kanlm.training.compilation import compile_model
-from kanlm.training.folder import claim, read_config_tree, write_config
+from kanlm.training.folder import claim, write_config
 from kanlm.training.gpus import reported_gpu
 from kanlm.training.lock import held
 from kanlm.training.optimizer import build_optimizer
@@ -133,40 +133,6 @@ def _run(config: Config, accelerator: Accelerator, stop: Stop, folder: Path) -> 
             data.domain: corpus for corpus, data in zip(corpora, _domains(config), strict=True)
         },
     )
-
-
-def inherit(tree: Mapping[str, Any]) -> Config:
-    """Complete a fine-tuning config with the base run's model and tokenizer.
-
-    The base run's settings lie under the config's own; stating one of them again with
-    another value is refused, `model.dropout` excepted.
-
-    Raises:
-        UserError: no `initialize_from`, no such run, or a model or tokenizer that differs.
-    """
-    start = tree.get("initialize_from")
-    if not isinstance(start, str):
-        raise UserError("initialize_from is missing: name the run folder to fine-tune")
-    base = read_config_tree(Path(start))
-    inherited = {key: base[key] for key in ("model", "tokenizer")}
-    config = from_tree(merge(inherited, tree))
-    check_inherited(to_tree(config), base, start)
-    return config
-
-
-def check_inherited(ours: Mapping[str, Any], base: Mapping[str, Any], start: str) -> None:
-    """Check that fine-tuning has the model and tokenizer of its base run.
-
-    Raises:
-        UserError: naming the first setting that differs from that in `start`.
-    """
-    for section in ("model", "tokenizer"):
-        for key, value in base[section].items():
-            if ours[section][key] != value and (section, key) != ("model", "dropout"):
-                raise UserError(
-                    f"{section}.{key} = {ours[section][key]} differs from {value} in {start}, "
-                    "which fine-tuning inherits"
-                )
 
 
 def check_corpus(corpus: Corpus, config: Config) -> None:

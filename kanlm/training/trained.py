@@ -25,7 +25,7 @@ from kanlm.model.grids import grid_sizes, with_grid_size
 from kanlm.model.settings import ModelSettings
 from kanlm.reading import check_plain, read_object
 from kanlm.training.checkpoint import checkpoint_step, checkpoint_to_resume, read_state
-from kanlm.training.folder import first_difference, read_config_tree
+from kanlm.training.folder import check_weights, first_difference, read_config_tree
 from kanlm.training.grids import grid_size_at
 from kanlm.training.resolve import complete_model
 from kanlm.training.seal import INDEX, damage, seal
@@ -65,22 +65,16 @@ def newest(run: Path, report: Callable[[str], None]) -> Newest:
     Raises:
         UserError: there is neither, or what there is is damaged.
     """
-    training = _config(run).training
+    check_weights(run)
+    steps = _config(run).training.steps
     if (run / "model").exists():
-        return Newest(run, model_folder(run), None, training.steps)
+        return Newest(run, model_folder(run), None, steps)
     found = checkpoint_to_resume(run / "checkpoints", report)
     if found is None:
-        every = training.checkpoint_every
-        first = "at its end" if every is None else f"after step {min(every, training.steps)}"
-        raise UserError(
-            f"{run} has no model/ yet and no checkpoint, of which the first comes {first}: "
-            "let that run go on"
-        )
+        raise UserError(f"{run / 'checkpoints'} holds no checkpoint")
     step = checkpoint_step(found)
-    report(
-        f"{run} is not finished: its newest checkpoint is read, step {step:,} of {training.steps:,}"
-    )
-    return Newest(run, found, step, training.steps)
+    report(f"{run} is not finished: its newest checkpoint is read, step {step:,} of {steps:,}")
+    return Newest(run, found, step, steps)
 
 
 def load_newest(found: Newest, tokenizer: PreTrainedTokenizerFast) -> KanLMForCausalLM:

@@ -20,6 +20,7 @@ from kanlm.data.shards import file_sha256
 from kanlm.errors import Interrupted, UserError
 from kanlm.experiments.single import train
 from kanlm.training import run as runs
+from kanlm.training.inheritance import inherit
 from kanlm.training.lock import held
 from kanlm.training.resolve import resolve
 from kanlm.training.trainer import Trainer
@@ -530,9 +531,7 @@ def test_fine_tuning_starts_from_the_base_run(config: Config, tmp_path: Path):
     tree = to_tree(config)
     del tree["model"], tree["tokenizer"]
     tuned = resolve(
-        runs.inherit(
-            {**tree, "initialize_from": config.output_dir, "output_dir": str(tmp_path / "ft")}
-        )
+        inherit({**tree, "initialize_from": config.output_dir, "output_dir": str(tmp_path / "ft")})
     )
     still = changed(
         tuned,
@@ -549,4 +548,4 @@ def test_fine_tuning_refuses_another_tokenizer(config: Config):
     tree = {**to_tree(config), "initialize_from": config.output_dir}
     tree["tokenizer"] = {"kind": "characters"}
     with pytest.raises(UserError, match=r"tokenizer\.kind = characters differs from bytes"):
-        runs.inherit(tree)
+        inherit(tree)

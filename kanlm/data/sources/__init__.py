@@ -8,14 +8,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kanlm.config import check_options, parse_override
+from kanlm.config import DataSettings, check_options, parse_override
 from kanlm.data.sources.base import Cursor, Source
 from kanlm.data.sources.files import Files, find_files
 from kanlm.data.sources.hub import Hub
 from kanlm.data.sources.stdlib import StdlibCode, StdlibProse
 from kanlm.errors import UserError, nearest
 
-__all__ = ["SOURCES", "Cursor", "Source", "check_source", "make_source", "parse_source_argument"]
+__all__ = [
+    "SOURCES",
+    "Cursor",
+    "Source",
+    "check_source",
+    "make_source",
+    "open_sources",
+    "parse_source_argument",
+]
 
 SOURCES: dict[str, type[Source]] = {
     "stdlib-prose": StdlibProse,
@@ -38,6 +46,21 @@ def make_source(spec: Mapping[str, Any], root: str | Path = ".") -> Source:
     options = check_source(spec, root)
     del options["weight"]
     return SOURCES[options.pop("kind")](root, **options)
+
+
+def open_sources(data: DataSettings) -> list[Source]:
+    """Return the sources of a domain.
+
+    Raises:
+        UserError: none is named, or one cannot be found.
+    """
+    if not data.sources:
+        raise UserError(
+            "data.sources is missing: name the text, for example data.sources=stdlib-prose, "
+            "data.sources='[{kind: files, path: books/*.txt}]' or "
+            "data.sources='[{kind: hub, name: NAME}]'"
+        )
+    return [make_source(spec, data.root) for spec in data.sources]
 
 
 def check_source(
