@@ -218,7 +218,7 @@ def test_help_fits_80_columns():
 
 
 STUDY = {"arms": {"kan": {}, "gelu": {"model": {"feed_forward": "gelu"}}}}
-STAGES = [{"data": {"domain": "more"}}]
+STAGES = [{"data": {"domain": "more", "sources": [{"kind": "stdlib-code"}]}}]
 
 
 @pytest.mark.parametrize(
