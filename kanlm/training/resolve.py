@@ -28,6 +28,7 @@ from kanlm.model.feed_forward import (
 from kanlm.model.grids import grid_sizes, with_grid_size
 from kanlm.model.matching import resolve_feed_forward
 from kanlm.model.settings import ModelSettings
+from kanlm.training.arithmetic import tf32_is_on
 from kanlm.training.polish import coefficients
 
 _T = TypeVar("_T")
@@ -43,9 +44,11 @@ def resolve(config: Config) -> Config:
         config = _shrunk(config)
     model = resolve_model(at_last_grid(config))
     _check_coefficients(config, model)
+    tf32 = tf32_is_on() if config.training.tf32 is None else config.training.tf32
     return replace(
         config,
         model=model,
+        training=replace(config.training, tf32=tf32),
         data=_resolve_data(config.data, "data"),
         evaluation=replace(
             config.evaluation,

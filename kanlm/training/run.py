@@ -34,6 +34,7 @@ from kanlm.faults import point
 from kanlm.model import KanLMConfig, KanLMForCausalLM
 from kanlm.model.accounting import Accounting, account
 from kanlm.model.grids import with_grid_size
+from kanlm.training.arithmetic import arithmetic
 from kanlm.training.compilation import compile_model
 from kanlm.training.folder import claim, write_config
 from kanlm.training.gpus import reported_gpu
@@ -81,6 +82,9 @@ def run(config: Config, keep: ExitStack | None = None) -> Outcome | None:
     stop = Stop(None if limit is None else 60 * limit)
     accelerator = _accelerator(config)
     with ExitStack() as own:
+        said = own.enter_context(arithmetic(config.training, accelerator.device))
+        if said and accelerator.is_main_process:
+            say(f"{accelerator.device}: {said}")
         on_main(accelerator, lambda: (keep or own).enter_context(held(folder)))
         return _run(config, accelerator, stop, folder)
 
@@ -252,7 +256,7 @@ def _peak_tokens_per_second(
     if accelerator.device.type != "cuda":
         return None
     gpu = reported_gpu(torch.cuda.get_device_name(accelerator.device))
-    tf32 = torch.get_float32_matmul_precision() != "highest"
+    tf32 = bool(config.training.tf32)
     peak = None if gpu is None else gpu.peak(config.training.precision, tf32=tf32)
     if peak is None:
         return None

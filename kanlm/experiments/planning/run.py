@@ -10,8 +10,6 @@ number to put here.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-import torch
-
 from kanlm.config import Config
 from kanlm.data.corpus import open_tokenizer
 from kanlm.errors import UserError
@@ -95,7 +93,7 @@ def plan(config: Config, devices: Devices) -> Plan:
             divide among the devices.
     """
     training = config.training
-    peak = devices.gpu.peak(training.precision, tf32=_tf32())
+    peak = devices.gpu.peak(training.precision, tf32=bool(training.tf32))
     if peak is None:
         raise UserError(
             f"training.precision = {training.precision}: the table has no peak of {devices.name} "
@@ -141,10 +139,6 @@ def plan(config: Config, devices: Devices) -> Plan:
         seconds_per_step=executed / (devices.count * peak * devices.utilisation),
         remedies=remedies,
     )
-
-
-def _tf32() -> bool:
-    return torch.get_float32_matmul_precision() != "highest"
 
 
 def _layouts(devices: Devices) -> Iterator[Layout]:

@@ -74,6 +74,8 @@ def no_fused_sums(x: Tensor, coefficients: Tensor, basis: Basis) -> str | None:
             "has formulas for polynomials and for linear B-splines on one grid of equal cells, "
             f"and this is {basis.label}"
         )
+    if torch.are_deterministic_algorithms_enabled():
+        return "chooses tiles by timing them, and torch is to use deterministic algorithms"
     return _unavailable(x.device.type)
 
 

@@ -109,3 +109,14 @@ def test_an_unknown_backend_is_refused_and_nested_ones_end() -> None:
 def test_wrong_dtypes_are_torchs_own_error() -> None:
     with pytest.raises(RuntimeError, match="dtype"):
         KANLinear(8, 4)(torch.randn(2, 8, dtype=torch.float64))
+
+
+def test_triton_s_tiles_are_not_for_deterministic_algorithms() -> None:
+    layer, x = KANLinear(8, 4), torch.randn(100, 8)
+    torch.use_deterministic_algorithms(True)
+    try:
+        found = fused.no_fused_sums(x, layer.coefficients, layer.basis)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert found is not None
+    assert "chooses tiles by timing" in found
