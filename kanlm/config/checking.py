@@ -12,6 +12,12 @@ from kanlm.errors import UserError, nearest
 #: Characters of a wrong value that are shown.
 LONGEST_VALUE = 200
 
+#: Why some values that are to be expected are none.
+REASONS = {
+    'training.precision = "fp16"': "float16 has gradients vanish unless losses are scaled, and a "
+    "scale that moves with what overflowed would make numbers depend on it; bf16 is as fast",
+}
+
 
 def check_options(
     factory: Any, options: Mapping[str, Any], setting: str, beside: Sequence[str] = ()
@@ -87,7 +93,9 @@ def _explain(problem: Any, tree: Any, schema: Any, setting: str, beside: Sequenc
     value = json.dumps(problem["input"])
     if len(value) > LONGEST_VALUE:
         value = f"{value[:LONGEST_VALUE]}…"
-    return f"{path} = {value}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+    reason = REASONS.get(f"{path} = {value}")
+    expected = f"{problem['msg'][0].lower()}{problem['msg'][1:]}"
+    return f"{path} = {value}: {expected}{f'; {reason}' if reason else ''}"
 
 
 def _location(parts: Sequence[str | int], tree: Any, missing: bool) -> list[str]:

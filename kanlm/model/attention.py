@@ -119,20 +119,25 @@ def rotary_angles(position_ids: Tensor, head_dim: int, theta: float, dtype: torc
     Arguments:
         position_ids: (batch, length).
 
-    Returns: two tensors (batch, 1, length, head_dim) of `dtype`; both halves of the last
-    dimension hold the same angles, the sines of the first half negated.
+    Returns: two tensors (batch, 1, length, head_dim) in float32 or float64; both halves of the
+    last dimension hold the same angles, the sines of the first half negated.
     """
     wide = torch.promote_types(dtype, torch.float32)
     exponents = torch.arange(0, head_dim, 2, dtype=wide, device=position_ids.device) / head_dim
     angles = position_ids[:, None, :, None].to(wide) * theta**-exponents
     cosines, sines = angles.cos(), angles.sin()
     cosines, sines = torch.cat((cosines, cosines), dim=-1), torch.cat((-sines, sines), dim=-1)
-    return cosines.to(dtype), sines.to(dtype)
+    return cosines, sines
 
 
 def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Turn each pair (x_j, x_{j + head_dim/2}) by its angle."""
-    return torch.addcmul(x * cosines, x.roll(x.shape[-1] // 2, dims=-1), sines)
+    """Turn each pair (x_j, x_{j + head_dim/2}) by its angle, in the angles' dtype, and round to
+    that of x: what attends and what a cache keeps is as narrow as values are.
+
+    Angles in bfloat16, as Llamas in bfloat16 of transformers have them, would make a third
+    rounding of two.
+    """
+    return torch.addcmul(x * cosines, x.roll(x.shape[-1] // 2, dims=-1), sines).to(x.dtype)
 
 
 def eager_attention(

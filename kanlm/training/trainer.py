@@ -24,6 +24,7 @@ from kanlm.config import Config, check
 from kanlm.data.loader import Batches
 from kanlm.errors import Interrupted, UserError
 from kanlm.faults import point
+from kanlm.kan.casts import cast_once
 from kanlm.kan.grid import Refit
 from kanlm.kan.penalties import penalty
 from kanlm.kan.sharding import gathered
@@ -218,22 +219,23 @@ class Trainer:
 
         rows = batch["input_ids"].shape[0]
         size = training.micro_batch_size or rows
-        for start in range(0, rows, size):
-            micro = {key: value[start : start + size] for key, value in batch.items()}
-            last = start + size >= rows
-            with synchronised(accelerator, self.model, last):
-                with self.phases.of("forward"), accelerator.autocast():
-                    output = self.model(**micro, num_items_in_batch=tokens)
-                loss, auxiliary_loss = output.loss, output.auxiliary_loss
-                # Logits are as large as anything, and backward has no use for them.
-                del output
-                with self.phases.of("backward"):
-                    # Gradients are averaged over processes; the loss is a share of a sum.
-                    accelerator.backward(loss * accelerator.num_processes)
-            self.meter.add("loss", loss.detach())
-            if auxiliary_loss is not None:
-                self.meter.add("loss", -auxiliary_loss.detach())
-                self.meter.add("auxiliary_loss", auxiliary_loss.detach())
+        with cast_once(accelerator.device.type):
+            for start in range(0, rows, size):
+                micro = {key: value[start : start + size] for key, value in batch.items()}
+                last = start + size >= rows
+                with synchronised(accelerator, self.model, last):
+                    with self.phases.of("forward"), accelerator.autocast():
+                        output = self.model(**micro, num_items_in_batch=tokens)
+                    loss, auxiliary_loss = output.loss, output.auxiliary_loss
+                    # Logits are as large as anything, and backward has no use for them.
+                    del output
+                    with self.phases.of("backward"):
+                        # Gradients are averaged over processes; the loss is a share of a sum.
+                        accelerator.backward(loss * accelerator.num_processes)
+                self.meter.add("loss", loss.detach())
+                if auxiliary_loss is not None:
+                    self.meter.add("loss", -auxiliary_loss.detach())
+                    self.meter.add("auxiliary_loss", auxiliary_loss.detach())
         if self.penalty_weights:
             self.meter.add("penalty", self._add_penalty())
 

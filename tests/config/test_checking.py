@@ -7,6 +7,7 @@ import pytest
 
 from kanlm.config import (
     check_options,
+    from_tree,
 )
 from kanlm.data.sources import check_source
 from kanlm.errors import UserError
@@ -112,3 +113,10 @@ def test_sources_resolve_to_all_their_options():
         "column": "text",
         "separator": None,
     }
+
+
+def test_the_half_precision_that_is_none_here_is_refused_with_the_reason() -> None:
+    with pytest.raises(
+        UserError, match=r"training\.precision = \"fp16\".*'bf16'.*losses are scaled"
+    ):
+        from_tree({"training": {"precision": "fp16"}})

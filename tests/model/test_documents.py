@@ -34,10 +34,12 @@ def attending(groups: int = 1) -> nn.Module:
 def inputs(numbers: Tensor, groups: int = 1) -> tuple[Tensor, Tensor, Tensor]:
     rows, length = numbers.shape
     torch.manual_seed(0)
-    shapes = [(rows, length, HEADS // g, HEAD_DIM) for g in (1, groups, groups)]
-    return tuple(
-        torch.randn(shape, dtype=torch.float64).transpose(1, 2).requires_grad_() for shape in shapes
-    )
+
+    def draw(heads: int) -> Tensor:
+        drawn = torch.randn(rows, length, heads, HEAD_DIM, dtype=torch.float64)
+        return drawn.transpose(1, 2).requires_grad_()
+
+    return draw(HEADS), draw(HEADS // groups), draw(HEADS // groups)
 
 
 def with_gradients(output: Tensor, tensors: tuple[Tensor, ...]) -> list[Tensor]:

@@ -204,7 +204,8 @@ def test_logits_are_never_whole_in_float32(precision: torch.dtype) -> None:
         torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16),
     ):
         # As Accelerate wraps models in bfloat16.
-        convert_outputs_to_fp32(model.forward)(input_ids=ids, shift_labels=labels).loss.backward()
+        wrapped: Any = convert_outputs_to_fp32(model.forward)
+        wrapped(input_ids=ids, shift_labels=labels).loss.backward()
         with torch.no_grad():
             model(input_ids=ids, shift_labels=labels, token_losses=True)
     assert seen.elements == 128 * VOCAB

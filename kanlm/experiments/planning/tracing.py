@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from kanlm.kan.casts import cast_once
 from kanlm.model import KanLMConfig, KanLMForCausalLM
 from kanlm.model.attention import Attention
 from kanlm.model.decoder import KanLMModel
@@ -97,7 +98,7 @@ def trace_step(
         model.tie_weights()
         tokens = torch.zeros(rows, config.context_length, dtype=torch.long)
         counter = LiveBytes(model)
-        with counter, _by_part(model, counter):
+        with counter, _by_part(model, counter), cast_once("cpu"):
             for _ in range(min(micro_batches, 2)):
                 with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
                     loss = model(

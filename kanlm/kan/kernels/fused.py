@@ -24,6 +24,7 @@ from torch import Tensor
 from ..base_functions import BaseFunction
 from ..bases import Basis, BSpline
 from ..bases.polynomials import Polynomials
+from ..casts import kept
 from ..compilers import no_c_compiler
 from ..tracing import constant_when_traced
 
@@ -223,13 +224,17 @@ def _all_coefficients(
     coefficients: Tensor, base_weight: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
     """With the base's weights as the last function, contiguous in a dtype."""
-    if base_weight is None:
-        return coefficients.to(dtype).contiguous()
-    inputs, functions, outputs = coefficients.shape
-    both = coefficients.new_empty(inputs, functions + 1, outputs, dtype=dtype)
-    both[:, :functions] = coefficients
-    both[:, functions] = base_weight.T
-    return both
+
+    def make() -> Tensor:
+        if base_weight is None:
+            return coefficients.to(dtype).contiguous()
+        inputs, functions, outputs = coefficients.shape
+        both = coefficients.new_empty(inputs, functions + 1, outputs, dtype=dtype)
+        both[:, :functions] = coefficients
+        both[:, functions] = base_weight.T
+        return both
+
+    return kept(make, dtype, coefficients, base_weight)
 
 
 def _zeros(tensor: Tensor) -> Tensor:

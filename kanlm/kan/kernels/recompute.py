@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..base_functions import BASE_FUNCTIONS, BASE_GRADIENTS, BASE_SLOPES, BaseFunction
 from ..bases import Differentiable
+from ..casts import kept
 from . import products
 
 #: Tokens that are expanded at a time. On a CPU a block and its gradient then stay in the
@@ -128,7 +129,7 @@ def sums(
     formulas = basis.formulas()
     if dtype == x.dtype and products.can(formulas, x, coefficients, base_weight):
         return products.sums(formulas, x, coefficients, base_weight, base)
-    matrix = _matrix(coefficients, base_weight, dtype)
+    matrix = _kept_matrix(coefficients, base_weight, dtype)
     y = x.new_empty(x.shape[0], coefficients.shape[-1], dtype=dtype)
     for rows in _blocks(x):
         torch.mm(_expanded(x[rows], basis, base).to(dtype), matrix, out=y[rows])
@@ -155,7 +156,7 @@ def gradients_of_sums(
     if dtype == x.dtype and products.can(formulas, x, coefficients, base_weight, dy):
         return products.gradients(formulas, dy, x, coefficients, base_weight, base, needs)
     need_dx, need_weights = needs
-    matrix = _matrix(coefficients, base_weight, dtype)
+    matrix = _kept_matrix(coefficients, base_weight, dtype)
     # Blocks are added up in float32 at least.
     wide = torch.promote_types(dtype, torch.float32)
     dmatrix = torch.zeros_like(matrix, dtype=wide) if need_weights else None
@@ -238,6 +239,12 @@ def _matrix(coefficients: Tensor, base_weight: Tensor | None, dtype: torch.dtype
     """(in, B, out) and (out, in) → (F · in, out)."""
     rows = coefficients.transpose(0, 1).flatten(0, 1)
     return (rows if base_weight is None else torch.cat([rows, base_weight.T])).to(dtype)
+
+
+def _kept_matrix(coefficients: Tensor, base_weight: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The same, of which nobody asks a gradient."""
+    weights = coefficients, base_weight
+    return kept(lambda: _matrix(*weights, dtype), dtype, *weights)
 
 
 def _blocks(x: Tensor) -> list[slice]:
