@@ -141,10 +141,10 @@ SETTINGS = {
         "feed_forward": {"kind": "kan-local", "basis": {"kind": "bspline", "degree": 2}},
     },
 }
-LINES = b"""{"kind": "train", "step": 1, "loss": 5.25, "tokens": 64}
+LINES = b"""{"kind": "train", "step": 1, "loss": 5.25, "bits_per_byte": 7.5, "tokens": 64}
 {"kind": "validation", "step": 2, "domain": "words", "nats_per_token": 4.5, "bits_per_byte": 6.5}
 {"kind": "sample", "step": 2, "prompt": "a", "text": "a c\\u00e4t"}
-{"kind": "train", "step": 2, "loss": 5.0, "tokens": 128}
+{"kind": "train", "step": 2, "loss": 5.0, "bits_per_byte": 7.25, "tokens": 128}
 """
 DOCUMENTS = b"""{"text": "a cat sat on a mat", "id": 1}
 {"text": "\\u00e9t\\u00e9 \xc3\xa9", "meta": {"a": [1, 2]}}

@@ -365,7 +365,7 @@ def _names(domains: Sequence[str], stages: int) -> dict[str, list[str]]:
 
 #: What is shown of a line, by its kind, and of which types that is.
 _SHOWN: dict[str, dict[str, type]] = {
-    "train": {"loss": float},
+    "train": {"bits_per_byte": float},
     "validation": {"domain": str, "bits_per_byte": float},
     "sample": {"prompt": str, "text": str},
 }

@@ -10,6 +10,7 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import matplotlib as mpl
@@ -17,13 +18,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
+from kanlm.reporting import labels
 from kanlm.reporting.numbers import fixed, signed
 from kanlm.reporting.study import Study
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 #: One fewer than colours, so that their pairs repeat after 30 arms.
 MARKERS = ("o", "s", "^", "D", "v")
+#: The same as text.
+GLYPHS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼"}
 
 #: Drawn where the page's text colour belongs; no other colour may equal it.
 _FOREGROUND = "#010203"
@@ -47,6 +52,10 @@ STYLE: dict[Any, Any] = {
     # A dollar in an arm's name is a dollar.
     "text.parse_math": False,
 }
+#: Most characters of a domain's name that a heat map has room for.
+_SHORT = 14
+#: Inches of a heat map's cell with its figure.
+_CELL = 0.62
 #: Share of training losses that an axis leaves above it: the first steps' fall.
 _CUT = 0.04
 
@@ -59,6 +68,10 @@ class Picture:
     svg: str
     #: Arm that the whole figure is about, if one.
     arm: str | None = None
+    #: What numbers in it stand for.
+    key: str = ""
+    #: Inches that it must not be shown narrower than, for its text to be read.
+    width: float = 0.0
 
 
 def arm_style(arms: Sequence[str], arm: str) -> dict[str, Any]:
@@ -68,15 +81,13 @@ def arm_style(arms: Sequence[str], arm: str) -> dict[str, Any]:
 
 
 def learning_curves(study: Study) -> list[Picture]:
-    """Training loss, and validation bits per byte of every domain, over all stages' steps."""
-    pictures = []
-    if any(run.lines["train"] for run in study.runs):
-        pictures.append(_curves(study, None, "Training loss", "nats a token"))
+    """Bits per byte over all stages' steps, a picture a domain: validation beside training."""
+    trained = {run.domain for run in study.runs if run.lines["train"]}
     validated = {line["domain"] for run in study.runs for line in run.lines["validation"]}
-    return pictures + [
-        _curves(study, domain, f"Validation on {domain}", "bits per byte")
-        for domain in study.domains
-        if domain in validated
+    return [
+        _curves(study, domain, number)
+        for number, domain in enumerate(study.domains)
+        if domain in trained | validated
     ]
 
 
@@ -84,28 +95,64 @@ def loss_matrices(study: Study) -> list[Picture]:
     """One heat map an arm: bits per byte by stage and domain, and the change since stage 0."""
     if len(study.stages) < 2:
         return []
-    matrices = {arm: _matrix(study.results["arms"][arm]["bits_per_byte"]) for arm in study.arms}
-    stacked = np.stack(list(matrices.values()))
-    if np.isnan(stacked[:, 0]).all():
-        return []
+    pictures = []
+    for number, arm in enumerate(study.arms):
+        with mpl.rc_context({**STYLE, "axes.grid": False}):
+            figure, numbered = matrix_figure(study, arm)
+            pictures.append(
+                Picture(
+                    f"Loss by stage and domain: {arm}",
+                    svg_of(figure, f"matrix-{number}"),
+                    arm,
+                    key=labels.key(study.domains) if numbered else "",
+                    width=figure.get_figwidth(),
+                )
+            )
+    return pictures
+
+
+def matrix_figure(study: Study, arm: str) -> tuple[Figure, bool]:
+    """The figure, and whether numbers stand for domains in it."""
+    matrices = [_matrix(study.results["arms"][name]["bits_per_byte"]) for name in study.arms]
+    stacked = np.stack(matrices)
     changes = stacked - stacked[:, :1]
     largest = max(float(np.nanmax(np.abs(changes))), 1e-9)
     absolute = Normalize(float(np.nanmin(stacked)), float(np.nanmax(stacked)))
     relative = TwoSlopeNorm(0, -largest, largest)
-    pictures = []
-    for number, (arm, matrix) in enumerate(matrices.items()):
-        with mpl.rc_context({**STYLE, "axes.grid": False}):
-            figure = Figure(figsize=(4.8, 0.75 + 0.42 * len(matrix)), layout="constrained")
-            left, right = figure.subplots(1, 2)
-            _heat_map(left, matrix, "Purples", absolute, fixed, study)
-            left.set_title("bits per byte", loc="left")
-            _heat_map(right, matrix - matrix[0], "RdBu_r", relative, signed, study)
-            right.set_title("change since pretraining", loc="left")
-            right.set_yticks([])
-            pictures.append(
-                Picture(f"Loss by stage and domain: {arm}", _svg(figure, f"matrix-{number}"), arm)
-            )
-    return pictures
+    matrix = matrices[study.arms.index(arm)]
+    stages, domains = matrix.shape
+    named = max(map(len, study.domains)) <= _SHORT
+    wide = domains * _CELL + (0.3 + 0.09 * _SHORT if named else 0.8)
+    side_by_side = domains <= 2
+    tall = 0.75 + 0.42 * stages
+    if side_by_side:
+        figure = Figure(figsize=(4.8, tall), layout="constrained")
+        left, right = figure.subplots(1, 2)
+    else:
+        figure = Figure(figsize=(max(4.8, wide), 2 * tall), layout="constrained")
+        left, right = figure.subplots(2, 1)
+    rows = [
+        f"after {domain}" if named else f"after {number}"
+        for number, domain in enumerate(study.stages)
+    ]
+    _heat_map(left, matrix, "Purples", absolute, fixed, rows)
+    left.set_title("bits per byte", loc="left")
+    _heat_map(right, matrix - matrix[0], "RdBu_r", relative, signed, rows)
+    right.set_title("change since pretraining", loc="left")
+    if side_by_side:
+        right.set_yticks([])
+    # Where one of both has no room for names, both have numbers.
+    numbered = not named
+    for axes in (left, right, left):
+        names = [str(number) for number in range(domains)] if numbered else study.domains
+        numbered |= labels.fitting(axes, names, partial(_columns, axes), within=False)
+    return figure, numbered
+
+
+def _columns(axes: Axes, names: Sequence[str]) -> list[Text]:
+    """Names of a heat map's columns, below it."""
+    axes.set_xticks(np.arange(len(names)) + 0.5, names)
+    return axes.get_xticklabels()
 
 
 def forgetting_and_gain(study: Study) -> list[Picture]:
@@ -124,66 +171,68 @@ def forgetting_and_gain(study: Study) -> list[Picture]:
                     gains, losses, s=22, alpha=0.6, linewidths=1, **{**style, "facecolors": "none"}
                 )
             axes.scatter(np.mean(gains), np.mean(losses), s=70, zorder=3, **style)
-            axes.annotate(
-                arm,
-                (float(np.mean(gains)), float(np.mean(losses))),
-                xytext=(0, 7),
-                textcoords="offset points",
-                ha="center",
-                va="bottom",
-            )
         axes.set_xlabel("learning gain, bits per byte (right is better)")
         axes.set_ylabel("forgetting, bits per byte (low is better)")
         axes.margins(0.18)
-        return [Picture("Forgetting against learning gain", _svg(figure, "forgetting"))]
+        return [Picture("Forgetting against learning gain", svg_of(figure, "forgetting"))]
 
 
 # Curves
 
 
-def _curves(study: Study, domain: str | None, title: str, unit: str) -> Picture:
-    """One panel; `domain` None is the training loss."""
-    offsets = _stage_offsets(study)
-    shown: list[float] = []
+def _curves(study: Study, domain: str, number: int) -> Picture:
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(4.8, 3.0), layout="constrained")
-        axes = figure.subplots()
-        for arm in study.arms:
-            curves = list(_seed_curves(study, arm, domain, offsets))
-            style = arm_style(study.arms, arm)
-            shown += [value for _, values in curves for value in values]
+        figure, numbered = curves_figure(study, domain)
+        return Picture(
+            f"{domain}, bits per byte",
+            svg_of(figure, f"curves-{number}"),
+            key=labels.key(study.stages) if numbered else "",
+        )
+
+
+def curves_figure(study: Study, domain: str) -> tuple[Figure, bool]:
+    """Validation, and training in the stage of this domain; whether numbers stand for stages."""
+    offsets = _stage_offsets(study)
+    shown: dict[str, list[float]] = {"train": [], "validation": []}
+    figure = Figure(figsize=(4.8, 3.0), layout="constrained")
+    axes = figure.subplots()
+    for arm in study.arms:
+        style = arm_style(study.arms, arm)
+        for kind in ("train", "validation"):
+            curves = list(_seed_curves(study, arm, domain, kind, offsets))
+            shown[kind] += [value for _, values in curves for value in values]
+            if kind == "train":
+                steps, values = _mean_curve(curves)
+                axes.plot(steps, values, color=style["color"], linewidth=0.8, alpha=0.55)
+                continue
             if len(curves) > 1:
                 for steps, values in curves:
                     axes.plot(steps, values, color=style["color"], linewidth=0.6, alpha=0.5)
             steps, values = _mean_curve(curves)
-            if len(steps) > 24:
-                style["marker"] = ""
-            axes.plot(steps, values, linewidth=1.7, markersize=4, **style)
-        _mark_stages(axes, study, offsets)
-        if domain is None:
-            _cut_first_steps(axes, shown)
-        axes.set_xlabel("step")
-        axes.set_ylabel(unit)
-        number = "training" if domain is None else study.domains.index(domain)
-        return Picture(title, _svg(figure, f"curves-{number}"))
+            marker = style["marker"] if len(steps) <= 24 else ""
+            axes.plot(steps, values, linewidth=1.7, markersize=4, **{**style, "marker": marker})
+    _cut_first_steps(axes, **shown)
+    room = 0.02 * offsets[-1] or 1.0
+    axes.set_xlim(-room, offsets[-1] + room)
+    axes.set_xlabel("step")
+    axes.set_ylabel("bits per byte")
+    return figure, _mark_stages(axes, study, offsets)
 
 
 def _seed_curves(
-    study: Study, arm: str, domain: str | None, offsets: Sequence[int]
+    study: Study, arm: str, domain: str, kind: str, offsets: Sequence[int]
 ) -> Iterator[tuple[list[int], list[float]]]:
-    """(steps over all stages, values) of every seed."""
+    """(steps over all stages, bits per byte) of every seed, of `train` or `validation`."""
     for seed in study.results["arms"][arm]["seeds"]:
         steps: list[int] = []
         values: list[float] = []
         for run in study.arm_runs(arm, seed):
-            if domain is None:
-                points = [(line["step"], line["loss"]) for line in run.lines["train"]]
-            else:
-                points = [
-                    (line["step"], line["bits_per_byte"])
-                    for line in run.lines["validation"]
-                    if line["domain"] == domain
-                ]
+            points = [
+                (line["step"], line["bits_per_byte"])
+                for line in run.lines[kind]
+                # A training line is of the run's own domain.
+                if line.get("domain", run.domain) == domain
+            ]
             steps += [offsets[run.stage] + step for step, _ in points]
             values += [value for _, value in points]
         if steps:
@@ -211,41 +260,62 @@ def _stage_offsets(study: Study) -> list[int]:
     return offsets
 
 
-def _mark_stages(axes: Axes, study: Study, offsets: Sequence[int]) -> None:
+def _mark_stages(axes: Axes, study: Study, offsets: Sequence[int]) -> bool:
+    """Lines between stages, and what each trained on; whether by number."""
     if len(study.stages) < 2:
-        return
-    for stage, domain in enumerate(study.stages):
-        if stage:
-            axes.axvline(offsets[stage], color="#808080", linewidth=0.8, linestyle=(0, (4, 3)))
-        middle = (offsets[stage] + offsets[stage + 1]) / 2
-        axes.text(
-            middle,
-            1.01,
-            f"trained on {domain}",
-            transform=axes.get_xaxis_transform(),
-            ha="center",
-            va="bottom",
-            fontsize=8,
+        return False
+    for start in offsets[1 : len(study.stages)]:
+        axes.axvline(start, color="#808080", linewidth=0.8, linestyle=(0, (4, 3)))
+
+    drawn: list[Text] = []
+
+    def draw(names: list[str]) -> list[Text]:
+        while drawn:
+            drawn.pop().remove()
+        drawn.extend(
+            axes.text(
+                (offsets[stage] + offsets[stage + 1]) / 2,
+                1.01,
+                name,
+                transform=axes.get_xaxis_transform(),
+                ha="center",
+                va="bottom",
+                fontsize=8,
+            )
+            for stage, name in enumerate(names)
         )
+        return drawn
+
+    written_out = [f"trained on {domain}" for domain in study.stages]
+    return labels.fitting(axes, written_out, draw, within=True)
 
 
-def _cut_first_steps(axes: Axes, values: Sequence[float]) -> None:
-    """End the loss axis below the fall of the first steps, which would flatten the rest."""
-    known = [value for value in values if np.isfinite(value)]
-    if not known:
+def _cut_first_steps(axes: Axes, train: Sequence[float], validation: Sequence[float]) -> None:
+    """End the axis above the largest validation, where the first steps' fall would flatten it.
+
+    Without validations, above all but the first steps.
+    """
+    trained = [value for value in train if np.isfinite(value)]
+    validated = [value for value in validation if np.isfinite(value)]
+    if not trained:
         return
-    low, high = float(np.min(known)), float(np.quantile(known, 1 - _CUT))
+    low = min([*trained, *validated])
+    high = max(validated) if validated else float(np.quantile(trained, 1 - _CUT))
     if high > low:
-        axes.set_ylim(low - 0.04 * (high - low), high + 0.04 * (high - low))
+        axes.set_ylim(low - 0.04 * (high - low), high + 0.08 * (high - low))
 
 
 # Heat maps
 
 
 def _heat_map(
-    axes: Axes, matrix: np.ndarray, colours: str, norm: Normalize, write: Any, study: Study
+    axes: Axes,
+    matrix: np.ndarray,
+    colours: str,
+    norm: Normalize,
+    write: Any,
+    rows: Sequence[str],
 ) -> None:
-    stages, domains = matrix.shape
     cells = axes.pcolormesh(matrix, cmap=colours, norm=norm)
     axes.invert_yaxis()
     for (stage, domain), value in np.ndenumerate(matrix):
@@ -258,8 +328,7 @@ def _heat_map(
             va="center",
             color=_text_on(cells.to_rgba(value)) if measured else _FOREGROUND,
         )
-    axes.set_xticks(np.arange(domains) + 0.5, study.domains)
-    axes.set_yticks(np.arange(stages) + 0.5, [f"after {domain}" for domain in study.stages])
+    axes.set_yticks(np.arange(len(matrix)) + 0.5, rows)
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
@@ -289,7 +358,7 @@ def standalone_svg(figure: Figure) -> str:
     return buffer.getvalue().replace(_FOREGROUND, "#000000")
 
 
-def _svg(figure: Figure, name: str) -> str:
+def svg_of(figure: Figure, name: str) -> str:
     """The figure as an element for HTML; its ids are made unique on the page by `name`."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})

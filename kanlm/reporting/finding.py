@@ -2,22 +2,69 @@
 
 Two arms are called apart only where the paired interval over documents leaves out zero
 and every seed has the same sign. One seed shows two trained models, not two
-architectures, and the sentence says so.
+architectures, and the sentence says so. Where a model is behind what has learned nothing but
+pairs of tokens, or behind a compressor, the first sentence says that, too.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kanlm.reporting.numbers import fixed, signed, span
 from kanlm.reporting.study import stage_count
+from kanlm.reporting.sweep import written
+
+#: Reference → what it is, for whom it is ahead of a model.
+REFERENCES = {
+    "bigram": "a bigram, which knows pairs of tokens alone",
+    "xz": "xz, which has the training text before it",
+}
+FURTHER = {"smallest": "smaller", "largest": "larger"}
 
 
 def findings(results: Mapping[str, Any]) -> list[str]:
-    """The main sentence first; then forgetting, where domains were learned in sequence."""
-    sentences = [_prediction(results)]
+    """The main sentence first; then forgetting, where domains were learned in sequence.
+
+    Last, which choices of a sweep lie at the edge of what was tried.
+    """
+    sentences = [" ".join([_prediction(results), *_behind(results)])]
     if stage_count(results) > 1:
         sentences.append(_forgetting(results))
+    return sentences + _edges(results)
+
+
+def _behind(results: Mapping[str, Any]) -> list[str]:
+    """Which arms predict the first domain worse than a reference does."""
+    domain = results["domains"][0]
+    references = results["references"].get(domain, {})
+    losses = {name: arm["bits_per_byte"][0][0] for name, arm in results["arms"].items()}
+    sentences = []
+    for reference, what in REFERENCES.items():
+        figure = references.get(reference)
+        worse = [n for n, loss in losses.items() if None not in (loss, figure) and loss > figure]
+        if worse:
+            who = "All arms are" if len(worse) == len(losses) > 1 else f"{listed(worse)} "
+            who += "" if who.startswith("All") else "is" if len(worse) == 1 else "are"
+            sentences.append(f"{who} behind {what} ({fixed(figure)}).")
     return sentences
+
+
+def _edges(results: Mapping[str, Any]) -> list[str]:
+    """A sentence an edge: the arms whose choice lies there."""
+    arms: dict[tuple[str, str], list[str]] = {}
+    for name, arm in results["arms"].items():
+        for edge in arm.get("sweep", {"edges": []})["edges"]:
+            at = arms.setdefault((edge["edge"], edge["setting"]), [])
+            at.append(f"{name} ({written(edge['value'])})")
+    return [
+        f"At the edge of what was tried: the {edge} {setting} of its grid was best for "
+        f"{listed(names)}. A {FURTHER[edge]} one was not tried and may be better."
+        for (edge, setting), names in arms.items()
+    ]
+
+
+def listed(names: Sequence[str]) -> str:
+    """a, b and c."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _prediction(results: Mapping[str, Any]) -> str:
@@ -37,7 +84,7 @@ def _prediction(results: Mapping[str, Any]) -> str:
     if compared is None:
         return f"On {domain}, {best} and {second} share no seed: {figures}."
     difference, by_seed, interval = compared
-    evidence = f"difference {fixed(difference)}, 95% interval over documents {span(interval)}"
+    evidence = f"difference {fixed(difference)}, interval over documents {span(interval)}"
     same_sign = sum(value > 0 for value in by_seed)
     seeds = len(by_seed)
     apart = interval is not None and interval[0] > 0

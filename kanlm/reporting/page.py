@@ -13,12 +13,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from kanlm.files import write_text
-from kanlm.reporting import figures
-from kanlm.reporting.figures import Picture, arm_style
+from kanlm.reporting import figures, sweep_figure
+from kanlm.reporting.figures import GLYPHS, Picture, arm_style
 from kanlm.reporting.finding import findings
 from kanlm.reporting.numbers import count, fixed
 from kanlm.reporting.study import Study, read_study
-from kanlm.reporting.table import Table, accounting_tables, result_tables
+from kanlm.reporting.sweep_table import sweep_tables
+from kanlm.reporting.table import accounting_tables, result_tables
+from kanlm.reporting.terminal import Table
 
 #: Words used on every page, on those of several arms or seeds, of references, of stages.
 DEFINITIONS = {
@@ -33,8 +35,11 @@ DEFINITIONS = {
     "peak memory": "Largest of the training process: on the GPU if there is one, else resident.",
 }
 COMPARISON_DEFINITIONS = {
-    "95% interval": "Bootstrap over documents (percentile), of the mean over seeds. Differences "
-    "of two arms are resampled in pairs, over the same documents.",
+    "interval": "How the figure of these trained models would vary over other documents of the "
+    "same kind: the middle 95% of resamples of the documents (percentile bootstrap), nats averaged "
+    "over seeds. In simulations with 40, 150 and 400 documents of very uneven length it held the "
+    "true figure 90, 92 and 93% of the time. Of a difference of two arms, both are resampled over "
+    "the same documents. It says nothing of other seeds.",
     "range over seeds": "Smallest and largest of the seeds' figures; it is no interval.",
 }
 REFERENCE_DEFINITIONS = {
@@ -80,7 +85,10 @@ def render(study: Study) -> str:
             for arm in study.arms
         ],
         colours={arm: arm_style(study.arms, arm)["color"] for arm in study.arms},
+        glyphs={arm: GLYPHS[arm_style(study.arms, arm)["marker"]] for arm in study.arms},
         tables=result_tables(study.results),
+        sweeps=sweep_tables(study.results),
+        sweep_pictures=_marked(sweep_figure.sweep_pictures(study)),
         accounting=_accounting(study),
         curves=_marked(figures.learning_curves(study)),
         matrices=_marked(figures.loss_matrices(study)),
@@ -107,7 +115,7 @@ def _template() -> Template:
 
 def _marked(pictures: list[Picture]) -> list[dict[str, Any]]:
     """Pictures for the template, their SVG (drawn here, its text escaped) let through."""
-    return [{"title": p.title, "arm": p.arm, "svg": Markup(p.svg)} for p in pictures]
+    return [vars(picture) | {"svg": Markup(picture.svg)} for picture in pictures]
 
 
 def _accounting(study: Study) -> list[Table]:

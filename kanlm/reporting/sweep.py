@@ -1,5 +1,6 @@
 """What a sweep tried: its settings, and where a choice lies at the edge of what was tried."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,3 +45,19 @@ def is_number(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return abs(value) <= LARGEST
+
+
+def short_names(settings: Sequence[str]) -> dict[str, str]:
+    """Dotted setting → its last part, where that names no other."""
+    last = [name.rpartition(".")[2] for name in settings]
+    return {
+        name: short if last.count(short) == 1 else name
+        for name, short in zip(settings, last, strict=True)
+    }
+
+
+def written(value: Any) -> str:
+    """A setting's value as a user would write it."""
+    if is_number(value):
+        return f"{value:g}" if float(f"{value:g}") == value else str(value)
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,44 +1,29 @@
 """Tables of a study's results, for the terminal and the page alike."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table as RichTable
 
 from kanlm.reporting.contents import read_results
 from kanlm.reporting.finding import findings
+from kanlm.reporting.notes import Notes
 from kanlm.reporting.numbers import MISSING, count, duration, fixed, signed, significant, span
 from kanlm.reporting.study import stage_count
+from kanlm.reporting.sweep_table import sweep_tables
+from kanlm.reporting.terminal import Table, print_table
 
 DIFFERENCES = "Differences"
+#: What an interval says; how often it is right was simulated (kanlm/evaluation/statistics.py).
+INTERVAL = (
+    "Intervals are over documents (of a text in one piece, blocks of 2,048 characters): the middle "
+    "95% of a bootstrap's resamples, which holds the truth about 9 times in 10 where 40 to 400 "
+    "documents are of very uneven length. Seeds are not in them."
+)
 #: Arms of which every pair is shown.
 ALL_PAIRS = 4
-
-
-@dataclass(frozen=True)
-class Table:
-    """Text in rows and columns; the first column names, the others are numbers."""
-
-    title: str
-    columns: list[str]
-    rows: list[list[str]]
-    #: What a reader must know to read the numbers rightly.
-    note: str = ""
-    #: Indices of rows that a rule stands above.
-    rules: list[int] = field(default_factory=list)
-    #: Lines below; those that a row refers to begin with its mark.
-    footnotes: list[str] = field(default_factory=list)
-
-    def is_text(self, column: int) -> bool:
-        """Whether a column holds names; numbers are aligned to the right."""
-        return column == 0 or not any(
-            row[column][:2].strip("+−")[:1].isdigit() for row in self.rows
-        )
 
 
 def result_tables(results: Mapping[str, Any]) -> list[Table]:
@@ -59,7 +44,8 @@ def quality_table(results: Mapping[str, Any]) -> Table:
     domains = results["domains"]
     shown = domains if stage_count(results) == 1 else domains[:1]
     several_seeds = any(len(arm["seeds"]) > 1 for arm in results["arms"].values())
-    marks: dict[str, str] = {}
+    alike = len({len(arm["seeds"]) for arm in results["arms"].values()}) == 1
+    notes = Notes(results)
     rows: list[list[str]] = []
     rules: list[int] = []
     for domain in shown:
@@ -71,9 +57,10 @@ def quality_table(results: Mapping[str, Any]) -> Table:
             value = arm["bits_per_byte"][0][j]
             row = [
                 fixed(value),
-                _marks(results, name, domain, marks),
+                notes.mark(name, domain),
                 span(arm["bits_per_byte_interval"][0][j]),
                 _seeds(by_seed),
+                "" if alike else str(len(arm["seeds"])),
                 _ratio(value, references.get("bigram")),
                 significant(arm["perplexity"][0][j]),
                 significant(arm["word_perplexity"][0][j]),
@@ -82,7 +69,7 @@ def quality_table(results: Mapping[str, Any]) -> Table:
         for name in ("bigram", "xz"):
             if name in references:
                 ratio = _ratio(references[name], references.get("bigram"))
-                rows.append([name, *prefix, fixed(references[name]), "", "", "", ratio, "", ""])
+                rows.append([name, *prefix, fixed(references[name]), "", "", "", "", ratio, "", ""])
         rules.append(len(rows))
     split = results["records"][0]["split"]
     text = "held-out text" if len(shown) > 1 else shown[0]
@@ -95,44 +82,28 @@ def quality_table(results: Mapping[str, Any]) -> Table:
                 *(["domain"] if len(shown) > 1 else []),
                 "bits per byte",
                 "note",
-                "95% interval",
+                "interval",
                 "range over seeds",
+                "seeds",
                 "× bigram",
                 "perplexity by token",
                 "by word",
             ],
             rows=rows,
-            note="Lower is better. Intervals are over documents (of a text in one piece, blocks of "
-            "2,048 characters); bootstrapped, they hold the truth about 9 times in 10."
+            note=f"Lower is better. {INTERVAL}"
             + ("" if several_seeds else " One seed: how much seeds vary is not known."),
             rules=rules[:-1],
-            footnotes=[
-                *_on_texts(results, shown),
-                *(f"{mark} {note}" for note, mark in marks.items()),
-            ],
+            footnotes=[*_scored(results, shown), *notes.lines(shown)],
+            names=1 + (len(shown) > 1),
         )
     )
 
 
-def _marks(results: Mapping[str, Any], arm: str, domain: str, marks: dict[str, str]) -> str:
-    """Marks of the notes on an arm's figure; new ones are added to `marks`, note → mark."""
-    found = [
-        note["note"]
-        for note in results["notes"]
-        if note["arm"] == arm and note["domain"] in (None, domain)
-    ]
-    for note in found:
-        marks.setdefault(note, f"[{len(marks) + 1}]")
-    return " ".join(mark for note, mark in marks.items() if note in found)
-
-
-def _on_texts(results: Mapping[str, Any], domains: Sequence[str]) -> list[str]:
-    """Notes on the text itself, which all arms share."""
-    return [
-        f"{note['domain']}: {note['note']}" if note["domain"] else note["note"]
-        for note in results["notes"]
-        if note["arm"] is None and note["domain"] in (None, *domains)
-    ]
+def _scored(results: Mapping[str, Any], domains: Sequence[str]) -> list[str]:
+    """How much text the figures are of."""
+    sizes = {record["domain"]: record["bytes"] for record in results["records"]}
+    scored = [f"{count(sizes[name], 'B')} of {name}" for name in domains if name in sizes]
+    return [f"Scored: {', '.join(scored)}."]
 
 
 def difference_table(results: Mapping[str, Any]) -> Table | None:
@@ -170,13 +141,14 @@ def difference_table(results: Mapping[str, Any]) -> Table | None:
         return None
     return _without_empty_columns(
         Table(
-            title=DIFFERENCES,
-            columns=["arms", "on", "bits per byte", "95% interval", "range over seeds"],
+            title=f"{DIFFERENCES}, {results['records'][0]['split']} split",
+            columns=["arms", "on", "bits per byte", "interval", "range over seeds"],
             rows=rows,
             note="Negative: the first arm is better. Paired by document, so two arms can be apart "
             "although their own intervals overlap."
             + ("" if all_pairs else f" results.json has all pairs; here each beside {first}."),
             rules=rules[:-1],
+            names=2,
         )
     )
 
@@ -238,6 +210,7 @@ def forgetting_table(results: Mapping[str, Any]) -> Table:
     domains = results["domains"]
     stages = stage_count(results)
     rows, rules = [], []
+    notes = Notes(results)
     for name, arm in results["arms"].items():
         matrix = arm["bits_per_byte"]
         for j, domain in enumerate(domains[:stages]):
@@ -246,6 +219,7 @@ def forgetting_table(results: Mapping[str, Any]) -> Table:
                 [
                     name,
                     domain,
+                    notes.mark(name, domain),
                     fixed(matrix[j - 1][j]) if j else "",
                     fixed(matrix[j][j]),
                     fixed(matrix[stages - 1][j]),
@@ -261,6 +235,7 @@ def forgetting_table(results: Mapping[str, Any]) -> Table:
             columns=[
                 "arm",
                 "domain",
+                "note",
                 "before",
                 "learned",
                 "final",
@@ -269,8 +244,11 @@ def forgetting_table(results: Mapping[str, Any]) -> Table:
                 "over seeds",
             ],
             rows=rows,
-            note="Bits per byte. Models that learn less forget less: read forgetting beside gain.",
+            note=f"Bits per byte, {results['records'][0]['split']} split. Models that learn less "
+            "forget less: read forgetting beside gain.",
             rules=rules[:-1],
+            footnotes=[*_scored(results, domains[:stages]), *notes.lines(domains[:stages])],
+            names=2,
         )
     )
 
@@ -295,7 +273,8 @@ def transfer_table(results: Mapping[str, Any]) -> Table:
             title="Over all domains",
             columns=columns,
             rows=rows,
-            note="Bits per byte, means over domains; transfer is positive where it helped.",
+            note=f"Bits per byte, {results['records'][0]['split']} split, means over domains; "
+            "transfer is positive where it helped.",
         )
     )
 
@@ -353,9 +332,10 @@ def _column(accounts: Mapping[str, Mapping[str, Any]], key: str) -> list[tuple[s
 def print_results(path: Path) -> None:
     """Print the tables and the finding of a results.json."""
     results = read_results(path)
-    for table in result_tables(results):
+    quality, *rest = result_tables(results)
+    for table in (quality, *sweep_tables(results), *rest):
         # Its rows are too many and too wide here; the finding and the page say it.
-        if table.title != DIFFERENCES:
+        if not table.title.startswith(DIFFERENCES):
             print_table(table)
     console = Console(highlight=False)
     for sentence in findings(results):
@@ -367,32 +347,6 @@ def print_accounting(accounts: Mapping[str, Any]) -> None:
     """Print arm → accounting, dataclasses with the fields of `kanlm.model.accounting`."""
     for table in accounting_tables({name: asdict(each) for name, each in accounts.items()}):
         print_table(table)
-
-
-def print_table(table: Table) -> None:
-    """Print a table under its title and above its note, as wide as its numbers need."""
-    console = Console(highlight=False, markup=False)
-    rich = rich_table(table)
-    needed = Measurement.get(console, console.options.update(max_width=10_000), rich).maximum
-    # Rich never prints wider than a console is, whatever it is asked for.
-    wide = Console(highlight=False, markup=False, width=max(needed, console.width))
-    console.print()
-    console.print(table.title, style="bold")
-    wide.print(rich)
-    for line in (table.note, *table.footnotes):
-        console.print(line, style="dim")
-
-
-def rich_table(table: Table) -> RichTable:
-    """The body of a table for a terminal: a broken number or name could not be read."""
-    rich = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for index, column in enumerate(table.columns):
-        justify = "left" if table.is_text(index) else "right"
-        head = column.replace(" ", "\n")
-        rich.add_column(head, justify=justify, vertical="bottom", no_wrap=True)
-    for number, row in enumerate(table.rows, start=1):
-        rich.add_row(*row, end_section=number in table.rules)
-    return rich
 
 
 # Helpers

@@ -29,7 +29,7 @@ def write_log(folder: Path, lines: list[dict[str, Any]]) -> None:
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-TAKEN = {"kind": "train", "step": 4, "loss": 2.0}
+TAKEN = {"kind": "train", "step": 4, "bits_per_byte": 2.0}
 LEAP = {"kind": "unusual", "step": 5, "what": "a spike", "skipped": False}
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from kanlm.evaluation.perplexity import Evaluation
 from kanlm.experiments.results import Place, Record, derive, write_results
+from kanlm.reporting.sweep import edges
 
 DOMAINS = ("prose", "code")
 LABELS = {"kan": "kan/bspline1-g6-silu", "swiglu": "swiglu", "gelu": "gelu"}
@@ -184,6 +185,28 @@ def make_run(folder: Path) -> Path:
     for name in ("results.json", "documents.jsonl"):
         (study / name).rename(run / name)
     return run.rename(folder / "run")
+
+
+def sweep_of(losses: dict[Any, float | None], setting: str = "optimizer.learning_rate") -> dict:
+    """A sweep of one setting as results.json holds it; a loss of None has diverged."""
+    best = min(loss for loss in losses.values() if loss is not None)
+    trials = [
+        {
+            "settings": {setting: value},
+            "state": "diverged" if loss is None else "finished",
+            "bits_per_byte": loss,
+            "step": 600,
+            "chosen": loss == best,
+        }
+        for value, loss in losses.items()
+    ]
+    known = {"seed": 0, "domain": "prose", "split": "validation", "other_trials": 0}
+    return {**known, "trials": trials, "edges": edges(trials)}
+
+
+@pytest.fixture
+def sweep_maker() -> Callable[..., dict[str, Any]]:
+    return sweep_of
 
 
 @pytest.fixture

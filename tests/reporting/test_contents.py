@@ -203,7 +203,7 @@ def test_a_single_run_must_know_all_that_a_study_adds_up(run_folder: Path) -> No
 # metrics.jsonl
 
 GOOD = [
-    {"kind": "train", "step": 1, "loss": 2.5},
+    {"kind": "train", "step": 1, "bits_per_byte": 2.5},
     {"kind": "validation", "step": 2, "domain": "prose", "bits_per_byte": 1.5},
     {"kind": "sample", "step": 2, "prompt": "", "text": "a\u2028b"},
     {"kind": "of tomorrow", "step": 3},
@@ -233,7 +233,7 @@ def test_what_a_kill_left_behind_the_last_line_is_none(rest: bytes, tmp_path: Pa
         (b'{"kind": "train", "step": true, "loss": 1.0}', "expected a step"),
         (b'{"kind": "train", "step": 1e999, "loss": 1.0}', "expected a step"),
         (b'{"kind": "train", "step": 9' + b"9" * 400 + b"}", "expected a step"),
-        (b'{"kind": "train", "step": 1}', "expected a number for loss"),
+        (b'{"kind": "train", "step": 1}', "expected a number for bits_per_byte"),
         (b'{"kind": "validation", "step": 1, "bits_per_byte": 1}', "expected text for domain"),
         (b'{"kind": "sample", "step": 1, "prompt": 3, "text": ""}', "expected text for prompt"),
         (b'{"kind": "sample", "step": 1, "prompt": "", "text": "\\ud800"}', "expected a JSON"),
@@ -248,9 +248,9 @@ def test_a_whole_line_that_no_run_writes_is_named(line: bytes, said: str, tmp_pa
 
 @pytest.mark.parametrize("word", ["NaN", "-Infinity", "1e999", "1e200", "9" * 400])
 def test_a_loss_that_is_no_number_leaves_a_gap(word: str, tmp_path: Path, run_folder: Path) -> None:
-    line = f'{{"kind": "train", "step": 4, "loss": {word}}}\n'.encode()
+    line = f'{{"kind": "train", "step": 4, "bits_per_byte": {word}}}\n'.encode()
     *_, last = read_lines(write_lines(tmp_path / "metrics.jsonl", line))
-    assert math.isnan(last["loss"])
+    assert math.isnan(last["bits_per_byte"])
     with (run_folder / "metrics.jsonl").open("ab") as file:
         file.write(line)
     write_report(run_folder)

@@ -133,3 +133,41 @@ def test_what_was_not_measured_is_not_compared(results: dict[str, Any]) -> None:
     for arm in results["arms"].values():
         arm["bits_per_byte"][0][0] = None
     assert findings(results)[0] == "No loss on prose was a finite number."
+
+
+@pytest.mark.parametrize(
+    ("bigram", "xz", "said"),
+    [
+        (3.0, 2.9, None),
+        (2.1, 2.9, "kan and gelu are behind a bigram, which knows pairs of tokens alone (2.100)."),
+        (2.0, 2.9, "All arms are behind a bigram, which knows pairs of tokens alone (2.000)."),
+        (3.0, 2.12, "gelu is behind xz, which has the training text before it (2.120)."),
+        (None, None, None),
+    ],
+)
+def test_the_lead_says_who_is_behind_a_reference(
+    bigram: float | None, xz: float | None, said: str | None, results: dict[str, Any]
+) -> None:
+    known = {"bigram": bigram, "xz": xz}
+    results["references"]["prose"] = {k: v for k, v in known.items() if v is not None}
+    for name, loss in {"kan": 2.11, "swiglu": 2.07, "gelu": 2.16}.items():
+        results["arms"][name]["bits_per_byte"][0][0] = loss
+    lead = findings(results)[0]
+    assert said is None or lead.endswith(said)
+    assert ("behind" in lead) == (said is not None)
+
+
+def test_choices_at_the_edge_of_their_grid_are_said_last(
+    results: dict[str, Any], sweep_maker: Callable[..., dict[str, Any]]
+) -> None:
+    losses = {0.001: 2.3, 0.003: 2.2, 0.01: 2.1}
+    for name in ("kan", "swiglu"):
+        results["arms"][name]["sweep"] = sweep_maker(losses)
+    results["arms"]["gelu"]["sweep"] = sweep_maker({**losses, 0.001: 2.0})
+    *_, largest, smallest = findings(results)
+    assert "the largest optimizer.learning_rate of its grid was best for kan (0.01) and swiglu" in (
+        largest
+    )
+    assert "the smallest optimizer.learning_rate of its grid was best for gelu (0.001)" in smallest
+    results["arms"]["kan"]["sweep"] = sweep_maker({**losses, 0.03: None})
+    assert "kan" not in findings(results)[-2]

@@ -72,8 +72,8 @@ def test_a_study_has_every_part(study_folder: Path) -> None:
     ]
     places = [page.text.index(heading) for heading in headings]
     assert places == sorted(places)
-    # Curves of training and two domains, three matrices, one scatter.
-    assert page.tags.count("svg") == 7
+    # Curves of two domains, three matrices, one scatter.
+    assert page.tags.count("svg") == 6
     assert page.tags.count("table") == 7
     for text in ("3f8c0f7bd2c4e3b0", "AMD EPYC 7763", "torch 2.13.0", "d_model: 128", "swiglu is"):
         assert text in page.text
@@ -115,7 +115,7 @@ def test_text_of_models_and_people_is_escaped(
 def test_a_single_run_is_a_study_of_one_arm(run_folder: Path) -> None:
     page = check(write_report(run_folder).read_text())
     assert "kan predicts prose at 2.1" in page.text
-    assert page.tags.count("svg") == 3
+    assert page.tags.count("svg") == 2
     assert "Forgetting" not in page.text
     assert "Return the number" in page.text
 
@@ -143,6 +143,26 @@ def test_trials_of_a_sweep_are_no_runs_of_the_study(study_folder: Path) -> None:
     for name in ("metrics.jsonl", "config.yaml"):
         (trial / name).write_bytes((run / name).read_bytes())
     assert write_report(study_folder).read_bytes() == before
+
+
+def test_a_sweep_is_shown_with_what_was_not_chosen(
+    study_folder: Path, sweep_maker: Callable[..., dict]
+) -> None:
+    path = study_folder / "results.json"
+    results = json.loads(path.read_text())
+    for name, arm in results["arms"].items():
+        arm["sweep"] = sweep_maker({0.001: 2.4, 0.003: 2.2, 0.01: 2.1 if name == "kan" else None})
+    path.write_text(json.dumps(results))
+    page = check(write_report(study_folder).read_text())
+    assert page.tags.count("svg") == 7
+    for said in (
+        "Trials: bits per byte of prose, validation split",
+        "▸ 2.100",
+        "diverged",
+        "kan: learning_rate 0.01 is the largest of its grid: better ones may lie beyond it",
+        "the largest optimizer.learning_rate of its grid was best for kan (0.01). A larger one",
+    ):
+        assert said in page.text
 
 
 def test_a_folder_without_results_is_an_error(tmp_path: Path) -> None:
