@@ -331,15 +331,16 @@ class ScheduleSettings:
 
     #: How the rate falls from its peak, after the warm-up.
     kind: Literal["cosine", "warmup-stable-decay", "constant"] = "cosine"
-    #: Steps of linear warm-up.
-    warmup_steps: int = 50
+    #: Steps of linear warm-up. `auto` is 50, or a tenth of training.steps where that is less;
+    #: a run's config.yaml states the number.
+    warmup_steps: int | Literal["auto"] = "auto"
     #: Last part of the run over which warmup-stable-decay falls linearly.
     decay_fraction: float = 0.2
     #: Rate at the end, over the peak.
     final_ratio: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.warmup_steps < 0:
+        if self.warmup_steps != "auto" and self.warmup_steps < 0:
             raise ValueError(f"warmup_steps = {self.warmup_steps}: expected 0 or more")
         for name in ("decay_fraction", "final_ratio"):
             if not 0 <= getattr(self, name) <= 1:
@@ -506,7 +507,8 @@ class Config:
                     f"data.sources.{i}.weight = {schedule}: it changes before update "
                     f"{max(schedule)}, and there are updates 0 to {self.training.steps - 1}"
                 )
-        if self.schedule.warmup_steps > self.training.steps:
+        warmup = self.schedule.warmup_steps
+        if warmup != "auto" and warmup > self.training.steps:
             raise ValueError(
                 f"schedule.warmup_steps = {self.schedule.warmup_steps} is more than "
                 f"training.steps = {self.training.steps}"

@@ -1,7 +1,7 @@
 """One run by itself, with the same results.json and report as a study of one arm."""
 
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ def train(config: Config) -> Path | None:
     Raises:
         UserError: as of `run`; among others, another job is at work in the folder.
     """
-    config = resolve(config)
+    # A study's arms and seeds are nothing to a run alone, and keep some settings open.
+    config = resolve(replace(config, study=None))
     folder = Path(config.output_dir)
     claim(folder, config)
     with ExitStack() as keep:

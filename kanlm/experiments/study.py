@@ -103,7 +103,8 @@ def plan(config: Config) -> list[Arm]:
             if free and name != reference and not config.shrink:
                 arm = replace(arm, model=_matched(arm.model, models[reference], study.match))
             trials = _trials(study.arm_grids.get(name, study.grid))
-            arms.append(Arm(name, resolve(arm), trials))
+            # Stages may change the steps, on which an open warm-up depends.
+            arms.append(Arm(name, replace(resolve(arm), schedule=arm.schedule), trials))
     if len({len(arm.trials) for arm in arms}) > 1:
         counts = ", ".join(f"{arm.name} {len(arm.trials)}" for arm in arms)
         raise UserError(f"study.arm_grids: arms must have equally many trials, not {counts}")

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from kanlm.config import Config, DataSettings, check_options
+from kanlm.config import Config, DataSettings, ScheduleSettings, check_options
 from kanlm.data.sources import check_source
 from kanlm.errors import UserError, nearest
 from kanlm.kan import BASES
@@ -49,6 +49,7 @@ def resolve(config: Config) -> Config:
         config,
         model=model,
         training=replace(config.training, tf32=tf32),
+        schedule=resolve_schedule(config),
         data=_resolve_data(config.data, "data"),
         evaluation=replace(
             config.evaluation,
@@ -90,10 +91,22 @@ def _shrunk(config: Config) -> Config:
             grid_schedule=schedule and _ends(schedule),
             grid_adaptation_steps=[1] if config.training.grid_adaptation_steps else [],
         ),
-        schedule=replace(config.schedule, warmup_steps=min(config.schedule.warmup_steps, 1)),
+        schedule=_shrunk_schedule(config.schedule),
         evaluation=replace(config.evaluation, stride=None, batch_size=256),
         generation=replace(config.generation, max_new_tokens=8),
     )
+
+
+def _shrunk_schedule(schedule: ScheduleSettings) -> ScheduleSettings:
+    stated = schedule.warmup_steps
+    return schedule if stated == "auto" else replace(schedule, warmup_steps=min(stated, 1))
+
+
+def resolve_schedule(config: Config) -> ScheduleSettings:
+    """State the warm-up in steps. Of a study it stays open, as stages may differ in theirs."""
+    if config.schedule.warmup_steps != "auto" or config.study is not None:
+        return config.schedule
+    return replace(config.schedule, warmup_steps=min(50, config.training.steps // 10))
 
 
 def _ends(schedule: Mapping[int, _T]) -> dict[int, _T]:

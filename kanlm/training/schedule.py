@@ -17,16 +17,19 @@ def learning_rate_ratio(schedule: ScheduleSettings, step: int, steps: int) -> fl
     `warmup-stable-decay` (Hu et al. 2024, MiniCPM) stays at 1 and falls linearly over the
     last `decay_fraction` of all steps; `constant` stays.
     """
+    warmup = schedule.warmup_steps
+    if warmup == "auto":
+        raise ValueError("warmup_steps = auto: a schedule needs its number, as of `resolve`")
     step = min(step, steps - 1)
-    if step < schedule.warmup_steps:
-        return (step + 1) / schedule.warmup_steps
+    if step < warmup:
+        return (step + 1) / warmup
     if schedule.kind == "constant":
         return 1.0
     if schedule.kind == "cosine":
-        progress = _progress(step, schedule.warmup_steps, steps)
+        progress = _progress(step, warmup, steps)
         falling = 0.5 * (1 + math.cos(math.pi * progress))
     else:
-        start = max(schedule.warmup_steps, round(steps * (1 - schedule.decay_fraction)))
+        start = max(warmup, round(steps * (1 - schedule.decay_fraction)))
         falling = 1 - _progress(step, start, steps)
     return schedule.final_ratio + (1 - schedule.final_ratio) * falling
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kanlm.config import from_tree, to_tree
 from kanlm.errors import UserError
+from kanlm.experiments.study import check_settings, plan
 from kanlm.model.feed_forward import FEED_FORWARDS, FeedForward, make_feed_forward
 from kanlm.model.matching import resolve_feed_forward, solve_hidden
 from kanlm.training import run as runs
@@ -215,3 +216,47 @@ def test_experts_of_a_wrong_type_are_refused_when_shrunk_too(option: dict) -> No
     tree = {"shrink": True, "model": {"feed_forward": {"kind": "moe", **option}}}
     with pytest.raises(UserError, match="input should be a valid"):
         resolve(from_tree(tree))
+
+
+@pytest.mark.parametrize(
+    ("steps", "warmup"), [(1, 0), (3, 0), (10, 1), (49, 4), (499, 49), (500, 50), (10**6, 50)]
+)
+def test_a_default_warm_up_follows_the_steps_and_is_stated(
+    tmp_path: Path, make_tree, steps, warmup
+):
+    tree = make_tree(tmp_path, training={"steps": steps})
+    del tree["schedule"]
+    config = resolve(from_tree(tree))
+    assert config.schedule.warmup_steps == warmup
+    assert resolve(config) == config
+
+
+@pytest.mark.parametrize("steps", [1, 3, 10, 49, 10**6])
+def test_no_default_refuses_a_number_of_steps(steps: int):
+    assert resolve(from_tree({"training": {"steps": steps}})).training.steps == steps
+
+
+def test_a_warm_up_that_is_stated_is_kept_or_refused(tmp_path: Path, make_tree):
+    tree = make_tree(tmp_path, training={"steps": 10}, schedule={"warmup_steps": 7})
+    assert resolve(from_tree(tree)).schedule.warmup_steps == 7
+    assert resolve(from_tree({**tree, "shrink": True})).schedule.warmup_steps == 1
+    tree["schedule"]["warmup_steps"] = 11
+    with pytest.raises(
+        UserError, match=r"schedule\.warmup_steps = 11 is more than training\.steps"
+    ):
+        from_tree(tree)
+    tree["schedule"]["warmup_steps"] = "auto"
+    assert resolve(from_tree({**tree, "shrink": True})).schedule.warmup_steps == 0
+
+
+def test_the_default_warm_up_of_a_stage_is_of_its_own_steps(tmp_path: Path, make_tree):
+    """The study itself keeps it open, as there is no one number."""
+    tree = make_tree(tmp_path, training={"steps": 1000}, study={"arms": {"a": {}}})
+    del tree["schedule"]
+    config = resolve(from_tree(tree))
+    assert config.schedule.warmup_steps == "auto"
+    stages = [{"data": {"domain": "more"}, "training": {"steps": 20}}]
+    found = [
+        [run.schedule.warmup_steps for run in check_settings(arm, stages)] for arm in plan(config)
+    ]
+    assert found == [[50, 2]]
