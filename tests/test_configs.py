@@ -28,7 +28,7 @@ def test_resolves_and_builds_on_the_meta_device(path: Path):
 )
 def test_takes_two_steps(path: Path, tmp_path: Path):
     text = "".join(
-        f"{n} bottles of beer on the wall, {n} bottles of beer.\n\n\n" for n in range(999)
+        f"{n} bottles of beer on the wall, {n} bottles of beer.\n\n\n" for n in range(2999)
     )
     (tmp_path / "text.txt").write_text(text)
     source = f"{{kind: files, path: {tmp_path}/text.txt, separator: '\\n\\n\\n'}}"

@@ -14,7 +14,7 @@ from kanlm.config import DataSettings
 from kanlm.data.corpus import Corpus, CorpusSource, Split, open_corpus
 from kanlm.data.duplicates import distinct_shingles
 from kanlm.data.splits import BLOCK_CHARACTERS, SPLITS
-from kanlm.data.tokenizer import tokenizer_hash
+from kanlm.data.tokenizer import tokenizer_hash, vocabulary_size
 
 #: Shingles of a split or source that are held in memory to measure overlap.
 OVERLAP_SHINGLES = 2**22
@@ -40,7 +40,7 @@ def describe(data: DataSettings, tokenizer: PreTrainedTokenizerFast) -> dict[str
     return {
         "domain": data.domain,
         "fingerprint": corpus.fingerprint,
-        "vocab_size": len(tokenizer),
+        "vocab_size": vocabulary_size(tokenizer),
         "tokenizer_hash": tokenizer_hash(tokenizer),
         "sources": [_describe_source(entry) for entry in corpus.sources],
         "splits": {

@@ -50,7 +50,7 @@ from kanlm.data.tokenising import (
     split_numbers,
     tokenise,
 )
-from kanlm.data.tokenizer import Encoder, decode, end_of_document, tokenizer_hash
+from kanlm.data.tokenizer import Encoder, decode, end_of_document, tokenizer_hash, vocabulary_size
 from kanlm.errors import UserError
 from kanlm.faults import point
 
@@ -142,7 +142,7 @@ class Target:
     @property
     def dtype(self) -> str:
         """Of tokens on the disk."""
-        return "uint16" if len(self.tokenizer) <= 2**16 else "uint32"
+        return "uint16" if vocabulary_size(self.tokenizer) <= 2**16 else "uint32"
 
 
 def prepare(

@@ -49,7 +49,8 @@ def build_tokenizer(
         A tokenizer whose `eos_token` ends a document. The same text gives the same tokens.
 
     Raises:
-        UserError: a pretrained tokenizer cannot be had, or names no end of text.
+        UserError: a pretrained tokenizer cannot be had, or names no end of text, or the text
+            does not give as many tokens as are asked for.
     """
     if settings.kind == "pretrained":
         assert settings.name is not None
@@ -170,6 +171,11 @@ def end_of_document(tokenizer: PreTrainedTokenizerFast) -> int:
     return token
 
 
+def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Return how many ids a model needs: one more than the largest, for there may be holes."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
 def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
     """Return the hex sha256 of everything that decides how text is encoded.
 
@@ -224,7 +230,11 @@ def _character_tokenizer(texts: Iterator[str]) -> Tokenizer:
 
 
 def _train_bpe(vocab_size: int, texts: Iterator[str]) -> Tokenizer:
-    """Byte-level BPE with GPT-2's division into words."""
+    """Byte-level BPE with GPT-2's division into words.
+
+    Raises:
+        UserError: the text has too few different pieces for so many tokens.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -234,6 +244,12 @@ def _train_bpe(vocab_size: int, texts: Iterator[str]) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    reached = tokenizer.get_vocab_size() + 1
+    if reached != vocab_size:
+        raise UserError(
+            f"tokenizer.vocab_size = {vocab_size}: the training text gives no more than {reached} "
+            f"tokens; set tokenizer.vocab_size={reached} or less, or give more text"
+        )
     return tokenizer
 
 

@@ -16,7 +16,7 @@ from scipy import optimize
 from kanlm.config import check
 from kanlm.data.corpus import Corpus as DataCorpus
 from kanlm.data.sources.base import hash_json
-from kanlm.data.tokenizer import tokenizer_hash
+from kanlm.data.tokenizer import tokenizer_hash, vocabulary_size
 from kanlm.evaluation.perplexity import HeldOut
 from kanlm.files import write_text
 from kanlm.reading import read_object
@@ -38,7 +38,7 @@ class Readable(HeldOut, Protocol):
 
 
 class Corpus(Protocol):
-    """What references read of a domain; of the tokenizer, its length and `eos_token_id`."""
+    """What references read of a domain; of the tokenizer, its vocabulary and `eos_token_id`."""
 
     @property
     def tokenizer(self) -> Any: ...
@@ -99,7 +99,7 @@ def bigram_bits_per_byte(corpus: Corpus, split: str) -> tuple[float, float, int]
         are at most BIGRAM_TOKENS.
     """
     train = corpus.split("train")
-    counts = _Counts(_stretches(train), len(corpus.tokenizer))
+    counts = _Counts(_stretches(train), vocabulary_size(corpus.tokenizer))
     end = corpus.tokenizer.eos_token_id
     validation = counts.look_up(_pairs(corpus.split("validation"), end))
     found: Any = optimize.minimize_scalar(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from kanlm.config import Config
 from kanlm.data.corpus import open_tokenizer
+from kanlm.data.tokenizer import vocabulary_size
 from kanlm.errors import UserError
 from kanlm.experiments import study
 from kanlm.experiments.collect import collect
@@ -61,6 +62,6 @@ def dry_run(config: Config) -> None:
     for arm in arms:
         size = arm.config.model.vocab_size
         if size is None:
-            size = len(open_tokenizer(arm.config.tokenizer, arm.config.data))
+            size = vocabulary_size(open_tokenizer(arm.config.tokenizer, arm.config.data))
         accounts[arm.name] = account(arm.config.model, size)
     print_accounting(accounts)

@@ -27,11 +27,11 @@ from transformers import PreTrainedTokenizerFast
 from kanlm.config import Config, DataSettings
 from kanlm.data.corpus import Corpus, open_corpus
 from kanlm.data.loader import Batches
-from kanlm.data.tokenizer import end_of_document
+from kanlm.data.tokenizer import vocabulary_size
 from kanlm.errors import UserError
 from kanlm.evaluation.perplexity import Evaluation, evaluate
 from kanlm.faults import point
-from kanlm.model import KanLMConfig, KanLMForCausalLM
+from kanlm.model import KanLMForCausalLM
 from kanlm.model.accounting import Accounting, account
 from kanlm.model.grids import with_grid_size
 from kanlm.training.arithmetic import arithmetic
@@ -46,7 +46,7 @@ from kanlm.training.sampling import sample_text
 from kanlm.training.sharding import accelerator_options, check_engine, shards
 from kanlm.training.stopping import Stop
 from kanlm.training.tracking import say
-from kanlm.training.trained import load_trained, run_tokenizer, write_model
+from kanlm.training.trained import load_trained, model_config, run_tokenizer, write_model
 from kanlm.training.trainer import Progress, Trainer
 
 
@@ -192,17 +192,14 @@ def _model(config: Config, tokenizer: PreTrainedTokenizerFast) -> KanLMForCausal
     if config.initialize_from is not None:
         model = load_trained(Path(config.initialize_from), dropout=config.model.dropout)
     else:
-        size = config.model.vocab_size or len(tokenizer)
-        if size < len(tokenizer):
-            raise UserError(
-                f"model.vocab_size = {size} is less than the tokenizer's {len(tokenizer)}"
-            )
+        needed = vocabulary_size(tokenizer)
+        size = config.model.vocab_size or needed
+        if size < needed:
+            raise UserError(f"model.vocab_size = {size} is less than the tokenizer's {needed}")
         schedule = config.training.grid_schedule
         settings = config.model if schedule is None else with_grid_size(config.model, schedule[0])
         set_seed(config.seed)
-        model = KanLMForCausalLM(
-            KanLMConfig.from_settings(settings, size, eos_token_id=end_of_document(tokenizer))
-        )
+        model = KanLMForCausalLM(model_config(settings, size, tokenizer))
     if config.training.activation_checkpointing:
         recompute_blocks(model)
     return model.double() if config.training.precision == "fp64" else model

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from kanlm.config import Config, check, from_tree, to_tree
 from kanlm.data.corpus import open_corpus, open_tokenizer
-from kanlm.data.tokenizer import end_of_document
+from kanlm.data.tokenizer import end_of_document, vocabulary_size
 from kanlm.errors import UserError, first_line
 from kanlm.files import replacing
 from kanlm.model import KanLMConfig, KanLMForCausalLM
@@ -90,7 +90,7 @@ def load_newest(found: Newest, tokenizer: PreTrainedTokenizerFast) -> KanLMForCa
     if schedule is not None:
         # As a checkpoint is written before grids change.
         settings = with_grid_size(settings, grid_size_at(schedule, max(found.step - 1, 0)))
-    model = _built(settings, settings.vocab_size or len(tokenizer), tokenizer)
+    model = _built(settings, settings.vocab_size or vocabulary_size(tokenizer), tokenizer)
     load_weights(model, found.place)
     _check_finite(model, found.place)
     return model
@@ -183,7 +183,8 @@ def load_trained(run: Path, *, dropout: float | None = None) -> KanLMForCausalLM
     place = model_folder(run)
     settings = _settings(run, place)
     tokenizer = _tokenizer(place)
-    size, own = settings.vocab_size, _run_settings(run).vocab_size or len(tokenizer)
+    size = settings.vocab_size
+    own = _run_settings(run).vocab_size or vocabulary_size(tokenizer)
     if size != own:
         raise UserError(
             f"{place / 'config.json'} is of another architecture: vocab_size = {size}, and {own} "
@@ -200,9 +201,18 @@ def load_trained(run: Path, *, dropout: float | None = None) -> KanLMForCausalLM
 def _built(
     settings: ModelSettings, vocab_size: int, tokenizer: PreTrainedTokenizerFast
 ) -> KanLMForCausalLM:
-    return KanLMForCausalLM(
-        KanLMConfig.from_settings(settings, vocab_size, eos_token_id=end_of_document(tokenizer))
-    )
+    return KanLMForCausalLM(model_config(settings, vocab_size, tokenizer))
+
+
+def model_config(
+    settings: ModelSettings, vocab_size: int, tokenizer: PreTrainedTokenizerFast
+) -> KanLMConfig:
+    """The config of a model for documents that the tokenizer's end marker divides.
+
+    In training it stands before a text as well, so that it begins one as it ends one.
+    """
+    end = end_of_document(tokenizer)
+    return KanLMConfig.from_settings(settings, vocab_size, bos_token_id=end, eos_token_id=end)
 
 
 def _check_finite(model: KanLMForCausalLM, path: Path) -> None:

@@ -1,5 +1,6 @@
 """Tokenizers: lossless, deterministic, and the same after saving and loading."""
 
+import json
 import re
 import subprocess
 import sys
@@ -9,11 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import kanlm.data.tokenizer
 from kanlm.config import TokenizerSettings
+from kanlm.data.corpus import open_corpus
+from kanlm.data.describe import describe
 from kanlm.data.tokenizer import (
     END_OF_DOCUMENT,
     Encoder,
@@ -21,8 +24,10 @@ from kanlm.data.tokenizer import (
     decode,
     end_of_document,
     tokenizer_hash,
+    vocabulary_size,
 )
 from kanlm.errors import UserError
+from kanlm.evaluation.references import bigram_bits_per_byte
 
 TEXTS = ["the cat sat on the mat\n", "the dog, né Rex, ate the cat food\n"] * 20
 
@@ -198,3 +203,42 @@ def test_truncation_of_the_tokenizer_is_not_the_encoder_s():
     tokenizer("a b c", truncation=True, max_length=2)
     assert tokenizer.backend_tokenizer.truncation is not None
     assert len(Encoder(tokenizer).encode(["a b c"])[0]) == 5
+
+
+@pytest.mark.parametrize("largest", [300, 2**16 - 1, 2**16, 2**16 + 90])
+def test_tokens_with_holes_between_are_what_was_encoded(tmp_path, make_data, largest):
+    """A vocabulary that was pruned, or has its special tokens far from the others."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: index for index, letter in enumerate(letters)} | {"a": largest - 1}
+    backend = Tokenizer(models.BPE(vocabulary, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken("</s>", special=True)])
+    state = json.loads(backend.to_str())
+    state["added_tokens"][0]["id"] = largest
+    state["model"]["vocab"]["</s>"] = largest
+    PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)), eos_token="</s>"
+    ).save_pretrained(tmp_path / "tokenizer")
+    settings = TokenizerSettings(kind="pretrained", name=str(tmp_path / "tokenizer"))
+    tokenizer = build_tokenizer(settings, lambda: iter(()))
+    assert len(tokenizer) < vocabulary_size(tokenizer) == largest + 1
+    texts = [f"a banana and a cat {number}" for number in range(200)]
+    data = make_data(texts, near_duplicate_threshold=None)
+    corpus = open_corpus(data, tokenizer)
+    assert corpus.sources[0].sharded.manifest.dtype == ("uint16" if largest < 2**16 else "uint32")
+    train = corpus.split("train")
+    assert train.text(0).startswith("a banana and a cat")
+    assert train.tokens(0, train.n_tokens).max() == largest == end_of_document(tokenizer)
+    assert describe(data, tokenizer)["vocab_size"] == largest + 1
+    # The bigram's pairs are numbered by the size of the vocabulary.
+    assert 0 < bigram_bits_per_byte(corpus, "test")[0] < 8
+
+
+def test_a_vocabulary_that_the_text_does_not_give_is_refused():
+    settings = TokenizerSettings(kind="bpe", vocab_size=1_000_000)
+    with pytest.raises(UserError, match=r"vocab_size = 1000000: .* more than (\d+) tokens") as said:
+        build_tokenizer(settings, lambda: iter(TEXTS))
+    reached = int(re.findall(r"more than (\d+)", str(said.value))[0])
+    settings = TokenizerSettings(kind="bpe", vocab_size=reached)
+    assert vocabulary_size(build_tokenizer(settings, lambda: iter(TEXTS))) == reached

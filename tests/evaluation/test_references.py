@@ -40,8 +40,8 @@ class Tokenizer:
     def __init__(self, size: int) -> None:
         self.size = size
 
-    def __len__(self) -> int:
-        return self.size
+    def get_vocab(self) -> dict[str, int]:
+        return {str(index): index for index in range(self.size)}
 
 
 @dataclass

@@ -56,7 +56,10 @@ def test_a_model_is_loaded_as_transformers_loads_it(kan: Path):
     tokenizer, other = load_tokenizer(kan), AutoTokenizer.from_pretrained(kan / "model")
     assert tokenizer.encode("a cat") == other.encode("a cat")
     assert model.config.settings == theirs.config.settings
-    assert model.config.eos_token_id == theirs.config.eos_token_id
+    # What stands before a text in training, and after it.
+    ends = {"bos_token_id": other.bos_token_id, "eos_token_id": other.eos_token_id}
+    for config in (model.config, theirs.config, theirs.generation_config):
+        assert {name: getattr(config, name) for name in ends} == ends
     assert load_trained(kan, dropout=0.25).config.dropout == 0.25
 
 

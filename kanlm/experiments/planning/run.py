@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from kanlm.config import Config
 from kanlm.data.corpus import open_tokenizer
+from kanlm.data.tokenizer import vocabulary_size
 from kanlm.errors import UserError
 from kanlm.experiments import study
 from kanlm.experiments.planning.memory import LAYOUTS, RESERVE, Layout, Memory, cache_bytes, memory
@@ -104,7 +105,9 @@ def plan(config: Config, devices: Devices) -> Plan:
             f"training.batch_size = {training.batch_size} does not divide among "
             f"{devices.count} GPUs"
         )
-    vocab_size = config.model.vocab_size or len(open_tokenizer(config.tokenizer, config.data))
+    vocab_size = config.model.vocab_size or vocabulary_size(
+        open_tokenizer(config.tokenizer, config.data)
+    )
     accounting = account(config.model, vocab_size)
     layouts = list(_layouts(devices))
     chosen: Layout = LAYOUTS[training.sharding] if devices.count > 1 else "one device"
