@@ -69,7 +69,7 @@ def merge(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def expand_kinds(tree: Any) -> Any:
-    """Turn the bare words of KIND_SECTIONS into `{kind: word}`, and on and off back, all down."""
+    """Turn the bare words of KIND_SECTIONS into `{kind: word}`, all down."""
     if isinstance(tree, list):
         return [expand_kinds(item) for item in tree]
     if not isinstance(tree, dict):
@@ -80,9 +80,6 @@ def expand_kinds(tree: Any) -> Any:
             value = [{"kind": value}] if key in KIND_LISTS else {"kind": value}
         elif key in KIND_SECTIONS and isinstance(value, list):
             value = [{"kind": item} if isinstance(item, str) else item for item in value]
-        elif key == "compile" and isinstance(value, bool):
-            # YAML 1.1 reads the words on and off as booleans.
-            value = "on" if value else "off"
         expanded[key] = expand_kinds(value)
     return expanded
 

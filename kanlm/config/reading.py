@@ -5,20 +5,21 @@
 3. The result is checked against the dataclasses of `schema`: an unknown key, a wrong type
    or an impossible combination is refused in one line that names the setting.
 
-OmegaConf reads and merges, pydantic checks types.
+PyYAML reads, by the rules of YAML 1.2, OmegaConf merges, and pydantic checks types.
 """
 
 import dataclasses
-import io
 import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from yaml import YAMLError
+
 from kanlm.config.checking import check
 from kanlm.config.merging import expand_kinds, merge, nested
-from kanlm.config.plain_yaml import check_yaml
+from kanlm.config.plain_yaml import check_yaml, read_yaml, write_yaml
 from kanlm.config.schema import Config
 from kanlm.errors import UserError, first_line
 
@@ -74,9 +75,7 @@ def to_tree(config: Any) -> dict[str, Any]:
 
 def to_yaml(config: Config) -> str:
     """Write every setting, defaults included, so that the text stands for itself."""
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_yaml(OmegaConf.create(to_tree(config)))
+    return write_yaml(to_tree(config))
 
 
 def parse_override(override: str) -> dict[str, Any]:
@@ -84,38 +83,31 @@ def parse_override(override: str) -> dict[str, Any]:
 
     A key in brackets counts as one: `study.grid[optimizer.learning_rate]=[1e-3,3e-3]`.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
     key, equals, text = override.partition("=")
     if not equals or not key or "." in (key[0], key[-1]):
         raise UserError(f"override '{override}': expected section.key=value")
     try:
-        value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
-    except (OmegaConfBaseException, YAMLError) as error:
+        value = read_yaml(text)
+    except (YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"override '{override}': {first_line(error)}") from None
-    assert isinstance(value, dict)
     head, bracket, inner = key.partition("[")
-    tree = {inner.removesuffix("]"): value["value"]} if bracket else value["value"]
+    tree = {inner.removesuffix("]"): value} if bracket else value
     return nested(head, tree)
 
 
 def _read_file(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
     if path.resolve() in seen:
         raise UserError(f"{path}: `base:` leads back to the same file")
     try:
         text = path.read_text(encoding="utf-8")
         check_yaml(text)
-        tree = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
+        tree = read_yaml(text)
     except FileNotFoundError:
         raise UserError(f"{path}: no such config file") from None
-    except (YAMLError, OmegaConfBaseException, ValueError, OSError) as error:
+    except (YAMLError, ValueError, OSError) as error:
         raise UserError(f"{path}: cannot be read as YAML: {first_line(error)}") from None
+    if tree is None:
+        tree = {}
     if not isinstance(tree, dict):
         raise UserError(f"{path}: expected a mapping of settings at the top")
     tree = {str(key): value for key, value in tree.items()}

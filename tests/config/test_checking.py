@@ -110,7 +110,8 @@ def test_sources_resolve_to_all_their_options():
         "kind": "files",
         "weight": 1.0,
         "path": "x",
-        "column": "text",
+        "format": None,
+        "column": None,
         "separator": None,
     }
 
