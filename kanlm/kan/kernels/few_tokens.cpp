@@ -67,13 +67,25 @@ inline void store(Bfloat16* place, float value) {
     place->bits = static_cast<uint16_t>(bits >> 16);
 }
 
+inline void store_all(float* to, const float* from, int64_t count) { std::copy_n(from, count, to); }
+inline void store_all(Bfloat16* to, const float* from, int64_t count) {
+    int64_t i = 0;
+#ifdef __AVX512BF16__
+    for (; i + kLanes <= count; i += kLanes) {
+        const __m256i narrow = (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(from + i));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), narrow);
+    }
+#endif
+    for (; i < count; i++) store(to + i, from[i]);
+}
+
 constexpr int kMaxSupport = 6;
 constexpr int kGroup = 4;          // inputs whose rows are added in one pass over the sums
 constexpr int kAhead = 2;          // groups whose rows' beginnings are fetched ahead
 constexpr int kDots = 8;           // rows of the base's weights that are multiplied in one pass
 constexpr size_t kKept = 1 << 22;  // numbers
 constexpr int kCacheLine = 64;     // bytes
-constexpr int64_t kLine = kCacheLine / sizeof(float);  // sums of two threads share none
+constexpr int64_t kPanel = 2 * kLanes;  // outputs; sums are kept for whole panels
 
 // Memory from call to call, unless it was for more tokens than decoding has.
 template <typename V>
@@ -148,15 +160,28 @@ void add_inputs(
     }
 }
 
-// Rows of a tile by its number of tokens: their weights, of each token, fill the registers.
+// Most tokens that are added to sums in memory, and rows at a time by the number of tokens: their
+// weights, of each token, fill the registers.
 #ifdef __AVX512F__
-constexpr int kTokens = 4;
+constexpr int kFewest = 4;
 constexpr int kRows[] = {0, 12, 12, 8, 6};
 #else
-constexpr int kTokens = 2;
+constexpr int kFewest = 2;
 constexpr int kRows[] = {0, 6, 4};
 #endif
-constexpr int64_t kColumns = 512;  // outputs whose weights, of a tile's rows, stay in the first cache
+
+// The weights of all functions of some inputs: of function f of input i and token n at n * token +
+// f * function + i.
+struct Expanded {
+    const float* first;
+    int64_t token, function;
+
+    // Those of a row of coefficients, of which every input has `functions`: `token` numbers apart.
+    const float* of(int64_t row, int64_t functions) const {
+        const int64_t i = row / functions;
+        return first + (row - i * functions) * function + i;
+    }
+};
 
 // sums_to += sum_r weight_tr row_r,o of ROWS neighbouring rows and TOKENS tokens
 template <int TOKENS, int ROWS, typename T>
@@ -182,67 +207,222 @@ inline void add_tile(
                 sums[t * stride + o] += weights[t * ROWS + r] * load(rows[r * out + o]);
 }
 
-// The weights of all functions of some inputs: of function f of input i and token n at n * token +
-// f * function + i.
-struct Expanded {
-    const float* first;
-    int64_t token, function;
-};
-
-// The same for all tokens, and rows that begin with row number k of the inputs'.
-template <int TOKENS, int ROWS, typename T>
-void add_rows_of_tokens(
-    float* sums, int64_t stride, const Expanded& e, const T* rows, int64_t k, int64_t functions,
-    int64_t tokens, int64_t out
-) {
-    const int64_t wide = tokens > TOKENS ? kColumns : out;
-    int64_t offsets[ROWS];
-    for (int r = 0; r < ROWS; r++) {
-        const int64_t i = (k + r) / functions;
-        offsets[r] = (k + r - i * functions) * e.function + i;
-    }
-    for (int64_t o = 0; o < out; o += wide) {
-        const int64_t columns = std::min(wide, out - o);
-        const auto add = [&](auto count, int64_t n) {
-            constexpr int kCount = decltype(count)::value;
-            float weights[kCount * ROWS];
-            for (int t = 0; t < kCount; t++)
-                for (int r = 0; r < ROWS; r++)
-                    weights[t * ROWS + r] = e.first[(n + t) * e.token + offsets[r]];
-            add_tile<kCount, ROWS>(sums + n * stride + o, stride, rows + o, weights, out, columns);
-        };
-        int64_t n = 0;
-        for (; n + TOKENS <= tokens; n += TOKENS) add(std::integral_constant<int, TOKENS>{}, n);
-        if constexpr (TOKENS > 2)
-            for (; n + 2 <= tokens; n += 2) add(std::integral_constant<int, 2>{}, n);
-        for (; n < tokens; n++) add(std::integral_constant<int, 1>{}, n);
-    }
+// Calls use(number) with a number from 1 to MOST that the compiler knows.
+template <int MOST, typename Use>
+inline void known(int64_t number, const Use& use) {
+    if (number == MOST) use(std::integral_constant<int, MOST>{});
+    else if constexpr (MOST > 1) known<MOST - 1>(number, use);
 }
 
-// All functions of `inputs` inputs, whose rows are neighbours.
+// All functions of inputs whose rows are neighbours, for up to kFewest tokens.
 template <int TOKENS, typename T>
-void add_all_by(
-    float* sums, int64_t stride, const Expanded& e, const T* rows, int64_t inputs, int64_t functions,
-    int64_t tokens, int64_t out
+void add_to_memory(
+    float* sums, int64_t stride, const Expanded& e, const T* rows, int64_t count, int64_t functions, int64_t out
 ) {
-    constexpr int ROWS = kRows[TOKENS];
-    const int64_t count = inputs * functions;
+    const auto add = [&](auto number, int64_t k) {
+        constexpr int kCount = decltype(number)::value;
+        float weights[TOKENS * kCount];
+        for (int r = 0; r < kCount; r++) {
+            const float* from = e.of(k + r, functions);
+            for (int t = 0; t < TOKENS; t++) weights[t * kCount + r] = from[t * e.token];
+        }
+        add_tile<TOKENS, kCount>(sums, stride, rows + k * out, weights, out, out);
+    };
     int64_t k = 0;
-    for (; k + ROWS <= count; k += ROWS)
-        add_rows_of_tokens<TOKENS, ROWS>(sums, stride, e, rows + k * out, k, functions, tokens, out);
-    for (; k < count; k++)
-        add_rows_of_tokens<TOKENS, 1>(sums, stride, e, rows + k * out, k, functions, tokens, out);
+    for (; k + kRows[TOKENS] <= count; k += kRows[TOKENS]) add(std::integral_constant<int, kRows[TOKENS]>{}, k);
+    for (; k < count; k++) add(std::integral_constant<int, 1>{}, k);
 }
 
-template <typename T, int TOKENS = kTokens>
+// The same for more, whose sums stay in registers while some rows go by: a tile of kTall tokens and
+// kPanel outputs.
+#ifdef __AVX512F__
+constexpr int kTall = 12;
+#else
+constexpr int kTall = 6;
+#endif
+constexpr int64_t kDepth = 64;  // rows, whose weights for kPanel outputs stay in the first cache
+
+// Weights lie step by step; rows b_row apart.
+template <int TOKENS, typename T>
+inline void add_to_registers(
+    float* sums, int64_t stride, const float* weights, const T* b, int64_t b_row, int64_t steps
+) {
+    constexpr int kWide = kPanel / kLanes;
+    Lanes sum[TOKENS][kWide] = {};
+    for (int64_t step = 0; step < steps; step++, b += b_row, weights += TOKENS) {
+        Lanes across[kWide];
+        for (int w = 0; w < kWide; w++) across[w] = lanes(b + w * kLanes);
+        // Of the next outputs: rows lie too far apart for the processor to see it coming.
+        for (int w = 0; w < kWide; w++) __builtin_prefetch(b + kPanel + w * kLanes);
+        for (int t = 0; t < TOKENS; t++)
+            for (int w = 0; w < kWide; w++) sum[t][w] += weights[t] * across[w];
+    }
+    for (int t = 0; t < TOKENS; t++)
+        for (int w = 0; w < kWide; w++) {
+            float* to = sums + t * stride + w * kLanes;
+            store(to, load(to, kLanes) + sum[t][w], kLanes);
+        }
+}
+
+// kPanel outputs of some rows, side by side as floats, the missing ones 0.
+template <typename T>
+inline void pack(float* to, const T* rows, int64_t out, int64_t steps, int64_t columns) {
+    for (int64_t step = 0; step < steps; step++, rows += out, to += kPanel) {
+        if (columns == kPanel) {
+            for (int64_t o = 0; o < kPanel; o += kLanes) store(to + o, lanes(rows + o), kLanes);
+            __builtin_prefetch(rows + kPanel);
+            if (sizeof(T) * kPanel > kCacheLine) __builtin_prefetch(rows + kPanel + kPanel / 2);
+        } else {
+            for (int64_t o = 0; o < kPanel; o++) to[o] = o < columns ? load(rows[o]) : 0;
+        }
+    }
+}
+
+template <typename T>
+void add_by_tiles(
+    float* sums, int64_t stride, const Expanded& e, const T* rows, int64_t count, int64_t functions,
+    int64_t tokens, int64_t out
+) {
+    thread_local std::vector<float> weights;
+    weights.resize(tokens * kDepth);
+    alignas(kCacheLine) float packed[kDepth * kPanel];
+    const int64_t tiles = (tokens + kTall - 1) / kTall, tall = (tokens + tiles - 1) / tiles;
+    for (int64_t k = 0; k < count; k += kDepth) {
+        const int64_t steps = std::min(kDepth, count - k);
+        float* weight = weights.data();
+        for (int64_t n = 0; n < tokens; n += tall)
+            for (int64_t step = 0; step < steps; step++) {
+                const float* from = e.of(k + step, functions);
+                for (int64_t t = n; t < std::min(n + tall, tokens); t++) *weight++ = from[t * e.token];
+            }
+        for (int64_t o = 0; o < out; o += kPanel) {
+            const int64_t columns = std::min(kPanel, out - o);
+            const T* panel = rows + k * out + o;
+            const bool once = tiles == 1 && columns == kPanel;
+            if (!once) pack(packed, panel, out, steps, columns);
+            for (int64_t n = 0; n < tokens; n += tall)
+                known<kTall>(std::min(tall, tokens - n), [&](auto number) {
+                    constexpr int TOKENS = decltype(number)::value;
+                    float* to = sums + n * stride + o;
+                    const float* from = weights.data() + n * steps;
+                    if (once) add_to_registers<TOKENS>(to, stride, from, panel, out, steps);
+                    else add_to_registers<TOKENS>(to, stride, from, packed, kPanel, steps);
+                });
+        }
+    }
+    keep_or_free(weights);
+}
+
+#ifdef __AVX512BF16__
+constexpr int64_t kPairs = 2 * kDepth;  // of rows, as kDepth
+constexpr int64_t kMostRounded = 2;  // tokens whose functions are not rounded: they wait for memory
+
+// As add_to_registers, by the processor's own products of pairs of bfloat16.
+template <int TOKENS>
+inline void add_pairs_to_registers(
+    float* sums, int64_t stride, const uint32_t* weights, const uint32_t* b, int64_t steps
+) {
+    __m512 low[TOKENS], high[TOKENS];
+    for (int t = 0; t < TOKENS; t++) low[t] = high[t] = _mm512_setzero_ps();
+    for (int64_t step = 0; step < steps; step++, b += kPanel, weights += TOKENS) {
+        const __m512bh first = (__m512bh)_mm512_load_si512(b), second = (__m512bh)_mm512_load_si512(b + kLanes);
+        for (int t = 0; t < TOKENS; t++) {
+            const __m512bh weight = (__m512bh)_mm512_set1_epi32(weights[t]);
+            low[t] = _mm512_dpbf16_ps(low[t], first, weight);
+            high[t] = _mm512_dpbf16_ps(high[t], second, weight);
+        }
+    }
+    for (int t = 0; t < TOKENS; t++) {
+        float* to = sums + t * stride;
+        _mm512_storeu_ps(to, _mm512_add_ps(_mm512_loadu_ps(to), low[t]));
+        _mm512_storeu_ps(to + kLanes, _mm512_add_ps(_mm512_loadu_ps(to + kLanes), high[t]));
+    }
+}
+
+// kPanel outputs of a row and of one that lies `apart`, pair by pair, the missing ones 0.
+inline void pack_pair(uint32_t* to, const Bfloat16* row, int64_t apart, int64_t columns) {
+    __m512i one, other;
+    if (columns >= kPanel) {
+        one = _mm512_loadu_si512(row), other = _mm512_loadu_si512(row + apart);
+    } else {
+        const __mmask32 there = (1u << columns) - 1;
+        one = _mm512_maskz_loadu_epi16(there, row), other = _mm512_maskz_loadu_epi16(there, row + apart);
+    }
+    __builtin_prefetch(row + kPanel);
+    __builtin_prefetch(row + apart + kPanel);
+    const __m512i low = _mm512_unpacklo_epi16(one, other), high = _mm512_unpackhi_epi16(one, other);
+    const __m512i first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
+    const __m512i second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+    _mm512_store_si512(to, _mm512_permutex2var_epi64(low, first, high));
+    _mm512_store_si512(to + kLanes, _mm512_permutex2var_epi64(low, second, high));
+}
+
+// All functions of an even number of inputs; a pair is a function of two neighbours.
+void add_pairs_by_tiles(
+    float* sums, int64_t stride, const Expanded& e, const Bfloat16* rows, int64_t inputs, int64_t functions,
+    int64_t tokens, int64_t out
+) {
+    thread_local std::vector<uint32_t> rounded, weights;
+    const int64_t half = inputs / 2, pairs = half * functions;
+    rounded.resize(tokens * pairs);
+    for (int64_t n = 0; n < tokens; n++)
+        for (int64_t f = 0; f < functions; f++) {
+            const float* from = e.first + n * e.token + f * e.function;
+            Bfloat16* to = reinterpret_cast<Bfloat16*>(rounded.data() + n * pairs + f * half);
+            store_all(to, from, inputs);
+        }
+    weights.resize(tokens * kPairs);
+    alignas(kCacheLine) uint32_t packed[kPairs * kPanel];
+    const int64_t tiles = (tokens + kTall - 1) / kTall, tall = (tokens + tiles - 1) / tiles;
+    for (int64_t k = 0; k < pairs; k += kPairs) {
+        const int64_t steps = std::min(kPairs, pairs - k);
+        const Bfloat16* row[kPairs];
+        const uint32_t* pair[kPairs];
+        for (int64_t step = 0; step < steps; step++) {
+            const int64_t i = (k + step) / functions, f = k + step - i * functions;
+            row[step] = rows + (2 * i * functions + f) * out;
+            pair[step] = rounded.data() + f * half + i;
+        }
+        uint32_t* weight = weights.data();
+        for (int64_t n = 0; n < tokens; n += tall)
+            for (int64_t step = 0; step < steps; step++)
+                for (int64_t t = n; t < std::min(n + tall, tokens); t++) *weight++ = pair[step][t * pairs];
+        for (int64_t o = 0; o < out; o += kPanel) {
+            for (int64_t step = 0; step < steps; step++)
+                pack_pair(packed + step * kPanel, row[step] + o, functions * out, out - o);
+            for (int64_t n = 0; n < tokens; n += tall)
+                known<kTall>(std::min(tall, tokens - n), [&](auto number) {
+                    add_pairs_to_registers<decltype(number)::value>(
+                        sums + n * stride + o, stride, weights.data() + n * steps, packed, steps);
+                });
+        }
+    }
+    keep_or_free(rounded);
+    keep_or_free(weights);
+}
+#endif
+
+template <typename T>
 void add_all(
     float* sums, int64_t stride, const Expanded& e, const T* rows, int64_t inputs, int64_t functions,
     int64_t tokens, int64_t out
 ) {
-    if (tokens >= TOKENS)
-        add_all_by<TOKENS>(sums, stride, e, rows, inputs, functions, tokens, out);
-    else if constexpr (TOKENS > 1)
-        add_all<T, TOKENS - 1>(sums, stride, e, rows, inputs, functions, tokens, out);
+#ifdef __AVX512BF16__
+    if constexpr (std::is_same_v<T, Bfloat16>) {
+        if (tokens > kMostRounded) {
+            const int64_t even = inputs / 2 * 2;
+            add_pairs_by_tiles(sums, stride, e, rows, even, functions, tokens, out);
+            if (even < inputs)
+                add_by_tiles(sums, stride, {e.first + even, e.token, e.function}, rows + even * functions * out,
+                             functions, functions, tokens, out);
+            return;
+        }
+    }
+#endif
+    if (tokens > kFewest) return add_by_tiles(sums, stride, e, rows, inputs * functions, functions, tokens, out);
+    known<kFewest>(tokens, [&](auto number) {
+        add_to_memory<decltype(number)::value>(sums, stride, e, rows, inputs * functions, functions, out);
+    });
 }
 
 // Products of `values` with kDots rows at once: one sum alone would wait for itself.
@@ -375,7 +555,7 @@ Expanded expanded(
 template <typename T>
 void run(const Layer& layer, const T* x, T* y, const Scratch& scratch, int64_t tokens) {
     const int64_t inputs = layer.inputs, out = layer.out, support = layer.support;
-    const int64_t stride = (out + kLine - 1) / kLine * kLine;
+    const int64_t stride = (out + kPanel - 1) / kPanel * kPanel;
     const int64_t thread = omp_get_thread_num(), team = omp_get_num_threads();
     const int64_t begin = inputs * thread / team, end = inputs * (thread + 1) / team;
     const T* coefficients = static_cast<const T*>(layer.coefficients);
@@ -403,17 +583,21 @@ void run(const Layer& layer, const T* x, T* y, const Scratch& scratch, int64_t t
     }
 #pragma omp barrier
 #pragma omp for schedule(static)
-    for (int64_t block = 0; block < out; block += kDots) {
-        const int64_t count = std::min<int64_t>(kDots, out - block);
+    for (int64_t block = 0; block < out; block += kPanel) {
+        const int64_t count = std::min(kPanel, out - block);
         for (int64_t n = 0; n < tokens; n++) {
-            float products[kDots] = {0};
+            float sums[kPanel] = {};
             if (layer.base_kind != 0)
-                dot_rows(products, scratch.base + n * inputs, base_weight + block * inputs, count, inputs);
-            for (int64_t o = block; o < block + count; o++) {
-                float sum = products[o - block] + (bias == nullptr ? 0 : load(bias[o]));
-                for (int64_t k = 0; k < team; k++) sum += scratch.sums[(k * tokens + n) * stride + o];
-                store(y + n * out + o, sum);
+                for (int64_t o = 0; o < count; o += kDots)
+                    dot_rows(sums + o, scratch.base + n * inputs, base_weight + (block + o) * inputs,
+                             std::min<int64_t>(kDots, count - o), inputs);
+            if (bias != nullptr)
+                for (int64_t o = 0; o < count; o++) sums[o] += load(bias[block + o]);
+            for (int64_t k = 0; k < team; k++) {
+                const float* of_thread = scratch.sums + (k * tokens + n) * stride + block;
+                for (int64_t o = 0; o < kPanel; o++) sums[o] += of_thread[o];
             }
+            store_all(y + n * out + block, sums, count);
         }
     }
 }
@@ -427,7 +611,7 @@ void run_all(
     for (int64_t l = 0; l < count; l++) {
         inputs = std::max(inputs, layers[l].inputs);
         supported = std::max(supported, layers[l].inputs * layers[l].support);
-        stride = std::max(stride, (layers[l].out + kLine - 1) / kLine * kLine);
+        stride = std::max(stride, (layers[l].out + kPanel - 1) / kPanel * kPanel);
         if (l + 1 < count) between = std::max(between, layers[l].out);
     }
     thread_local std::vector<int64_t> indices;
@@ -454,27 +638,6 @@ void run_all(
     keep_or_free(hidden);
 }
 
-// All values of a basis, (tokens, inputs, functions), for a product of somebody else's.
-template <typename T>
-void expand(const Layer& layer, const T* x, T* to, int64_t tokens, int64_t threads) {
-    const int64_t inputs = layer.inputs, functions = layer.functions;
-    thread_local std::vector<float> floats;
-    floats.resize(tokens * inputs * (1 + functions));
-    const Scratch scratch = {nullptr, floats.data() + tokens * inputs, floats.data(), nullptr, nullptr};
-#pragma omp parallel num_threads(threads)
-    {
-        const int64_t thread = omp_get_thread_num(), team = omp_get_num_threads();
-        const int64_t begin = inputs * thread / team, end = inputs * (thread + 1) / team;
-        for (int64_t n = 0; n < tokens; n++) widen(layer, x + n * inputs, scratch.inputs + n * inputs, begin, end);
-        const Expanded e = expanded(layer, scratch, tokens, begin, end);
-        for (int64_t n = 0; n < tokens; n++)
-            for (int64_t i = 0; i < end - begin; i++)
-                for (int64_t f = 0; f < functions; f++)
-                    store(to + (n * inputs + begin + i) * functions + f, e.first[n * e.token + f * e.function + i]);
-    }
-    keep_or_free(floats);
-}
-
 template <typename Function>
 bool has_memory(const Function& function) {
     try {
@@ -486,21 +649,6 @@ bool has_memory(const Function& function) {
 }
 
 }  // namespace
-
-// Whether the processor multiplies bfloat16 by itself.
-extern "C" bool multiplies_bfloat16() {
-#if defined(__AVX512BF16__) || defined(__AMX_BF16__)
-    return true;
-#else
-    return false;
-#endif
-}
-
-extern "C" bool expand_bfloat16(
-    const Layer* layer, const Bfloat16* x, Bfloat16* to, int64_t tokens, int64_t threads
-) {
-    return has_memory([&] { expand(*layer, x, to, tokens, threads); });
-}
 
 // Returns whether there was memory for it.
 #define DEFINE(NAME, T)                                                                       \

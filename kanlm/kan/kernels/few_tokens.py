@@ -5,8 +5,11 @@ copies the coefficients into another order. Of a local basis's B functions only 
 from zero at an input, and the coefficients of neighbouring functions lie side by side, so a token
 needs support / B of them, beside all weights of the base.
 
-On a CPU with a C++ compiler few_tokens.cpp reads them. Elsewhere torch does: with a product over
-the flattened (in, B), and of local bases with `embedding_bag`, which adds up weighted rows.
+On a CPU with a C++ compiler few_tokens.cpp reads them. It adds up in float32; functions of bfloat16
+inputs are rounded before that, as they are for torch's products, where the processor multiplies
+bfloat16, the basis is not local and there are more than two tokens. Elsewhere torch does: with a
+product over the flattened (in, B), and of local bases with `embedding_bag`, which adds up weighted
+rows.
 """
 
 import ctypes
@@ -27,9 +30,6 @@ from ..native import holds_floats, is_plain, load_library
 #: Most tokens at a time that are few: for which this was faster than other products at every width
 #: and grid tried (`kanlm bench decode`). Torch's embedding_bag is for fewer.
 MOST_TOKENS, MOST_TOKENS_OF_TORCH = 64, 4
-
-#: The same where the processor multiplies bfloat16, and torch's products are therefore fast.
-MOST_TOKENS_OF_BFLOAT16 = 2
 
 #: Functions of a local basis that may differ from zero at an input in few_tokens.cpp.
 MOST_FUNCTIONS = 6
@@ -116,8 +116,6 @@ def _native_sums(x: Tensor, edges: Edges) -> Tensor | None:
     support = basis.support if isinstance(basis, Local) else functions
     if x.dtype not in _functions() or x.device.type != "cpu" or not is_plain(x):
         return None
-    if support == functions and x.numel() > _most_tokens(x.dtype) * x.shape[-1]:
-        return None
     if support < functions and support > MOST_FUNCTIONS:
         return None
     if not all(_plain(weight, x.dtype) for weight in edges.tensors):
@@ -165,8 +163,6 @@ class Prepared:
     ) -> None:
         self.dtype = dtype
         self.inputs = layers[0].coefficients.shape[0]
-        dense = any(part.support == part.functions for part in parts)
-        self.most = self.inputs * (_most_tokens(dtype) if dense else MOST_TOKENS)
         self._function = _functions()[dtype]
         self._layers = (_Layer * len(layers))(*parts)
         # Also the memory itself: `data` of a parameter may be put in another's place.
@@ -196,7 +192,7 @@ class Prepared:
             x.dtype == self.dtype
             and x.device.type == "cpu"
             and x.shape[-1] == self.inputs
-            and 0 < x.numel() <= self.most
+            and 0 < x.numel() <= MOST_TOKENS * self.inputs
             and is_plain(x)
         )
 
@@ -245,13 +241,9 @@ def _call(
         x.numel() // x.shape[-1],
         torch.get_num_threads(),
     )
-    _check_memory(done)
-    return y
-
-
-def _check_memory(done: bool) -> None:
     if not done:
         raise MemoryError("no memory for the sums of so many tokens")
+    return y
 
 
 def _known(layer: Edges) -> _Layer | None:
@@ -290,32 +282,9 @@ def _formulas(basis: Basis) -> Formulas | None:
     return formulas
 
 
-def _most_tokens(dtype: torch.dtype) -> int:
-    """Most tokens for which few_tokens.cpp is to read all coefficients of a layer: more are for
-    torch's products in bfloat16, where the processor has some."""
-    narrow = dtype == torch.bfloat16 and _library().multiplies_bfloat16()
-    return MOST_TOKENS_OF_BFLOAT16 if narrow else MOST_TOKENS
-
-
 def _product(x: Tensor, edges: Edges) -> Tensor:
     """All coefficients by one product, which takes them as they lie."""
-    return _expanded(x, edges) @ edges.coefficients.flatten(0, 1)
-
-
-def _expanded(x: Tensor, edges: Edges) -> Tensor:
-    """(…, in) → (…, in · B)."""
-    native = x.dtype == torch.bfloat16 and x.device.type == "cpu" and is_plain(x)
-    part = _known(edges) if native and _library() is not None else None
-    if part is None or part.knots:
-        return edges.basis.values(x).flatten(-2)
-    x = x.contiguous()
-    values = x.new_empty(*x.shape[:-1], edges.coefficients.shape[:2].numel())
-    tokens = x.numel() // x.shape[-1]
-    done = _library().expand_bfloat16(
-        ctypes.byref(part), x.data_ptr(), values.data_ptr(), tokens, torch.get_num_threads()
-    )
-    _check_memory(done)
-    return values
+    return edges.basis.values(x).flatten(-2) @ edges.coefficients.flatten(0, 1)
 
 
 def _sparse_product(x: Tensor, edges: Edges) -> Tensor:
@@ -338,26 +307,15 @@ def _sparse_product(x: Tensor, edges: Edges) -> Tensor:
 @functools.cache
 def _functions() -> "dict[torch.dtype, ctypes._NamedFuncPointer]":
     """By the type of inputs and weights; none where they cannot be compiled."""
-    library = _library()
-    return {} if library is None else {dtype: getattr(library, n) for dtype, n in _NAMES.items()}
-
-
-@functools.cache
-def _library() -> Any:
-    others = "expand_bfloat16", "multiplies_bfloat16"
-    source = Path(__file__).with_name("few_tokens.cpp")
-    library = load_library(source, *_NAMES.values(), *others)
+    library = load_library(Path(__file__).with_name("few_tokens.cpp"), *_NAMES.values())
     if library is None:
-        return None
+        return {}
     pointer, count = ctypes.c_void_p, ctypes.c_int64
-    for name in _NAMES.values():
-        function = getattr(library, name)
+    functions = {dtype: getattr(library, name) for dtype, name in _NAMES.items()}
+    for function in functions.values():
         function.argtypes = [pointer, count, *[pointer] * 4, count, count]
         function.restype = ctypes.c_bool
-    library.expand_bfloat16.argtypes = [pointer, pointer, pointer, count, count]
-    library.expand_bfloat16.restype = ctypes.c_bool
-    library.multiplies_bfloat16.restype = ctypes.c_bool
-    return library
+    return functions
 
 
 def _plain(weight: Tensor | None, dtype: torch.dtype) -> bool:

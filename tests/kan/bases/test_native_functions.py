@@ -5,7 +5,8 @@ import copy
 import pytest
 import torch
 
-from kanlm.kan import Basis, Fourier, Implicit, Rational, Wavelet, native
+from kanlm.kan import Fourier, Implicit, Rational, Wavelet, native
+from kanlm.kan.bases import Smooth
 
 pytestmark = pytest.mark.skipif(
     native.obstacle() is not None, reason=f"no native kernels: {native.obstacle()}"
@@ -28,7 +29,7 @@ BASES = {
 
 
 @pytest.fixture(params=BASES)
-def basis(request) -> Basis:
+def basis(request) -> Smooth:
     """Moved away from its start."""
     torch.manual_seed(0)
     basis = copy.deepcopy(BASES[request.param])
@@ -39,36 +40,36 @@ def basis(request) -> Basis:
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 3, 50])
-def test_values_and_slopes(basis: Basis, tokens: int) -> None:
+def test_values_and_slopes(basis: Smooth, tokens: int) -> None:
     """In the range, at its ends, in the tails, and far away."""
     x = 2 * torch.randn(tokens, CHANNELS)
     x.view(-1)[:6] = torch.tensor([-3.0, 3.0, 0.0, 9.0, -40.0, 4.0])[: x.numel()]
-    formulas = basis.formulas()  # pyright: ignore[reportAttributeAccessIssue]
+    formulas = basis.formulas()
     assert formulas is not None
     assert formulas.can(x)
     exact = copy.deepcopy(basis).double()
     with torch.no_grad():
         values = exact.values(x.double()).mT
-        slopes = exact.derivatives(x.double()).mT  # pyright: ignore[reportAttributeAccessIssue]
+        slopes = exact.derivatives(x.double()).mT
     functions = basis.num_functions
     # A distance of float32 counts for more the steeper a function is.
     steepest = slopes.abs().amax(dim=1, keepdim=True)
     scale = 1 + values.abs() + steepest * x.abs().unsqueeze(1)
     to = torch.full((tokens, functions + 1, CHANNELS), 7.0)
-    basis.write_values(x, to[:, :-1])  # pyright: ignore[reportAttributeAccessIssue]
+    basis.write_values(x, to[:, :-1])
     assert (to[:, -1] == 7).all()
     assert ((to[:, :-1] - values).abs() <= 2e-6 * scale).all()
     gradients = torch.randn(tokens, functions, CHANNELS)
-    got = basis.pull_back(x, gradients)  # pyright: ignore[reportAttributeAccessIssue]
+    got = basis.pull_back(x, gradients)
     steps = (gradients.abs() * (1 + steepest + scale)).sum(1)
     assert ((got - (gradients * slopes).sum(1)).abs() <= 2e-5 * steps).all()
 
 
-def test_not_a_number_stays_one(basis: Basis) -> None:
+def test_not_a_number_stays_one(basis: Smooth) -> None:
     x = torch.full((1, CHANNELS), 0.5)
     x[0, 3] = torch.nan
     to = torch.empty(1, basis.num_functions, CHANNELS)
-    basis.write_values(x, to)  # pyright: ignore[reportAttributeAccessIssue]
+    basis.write_values(x, to)
     assert to[..., 3].isnan().all()
     assert not to[..., :3].isnan().any()
 

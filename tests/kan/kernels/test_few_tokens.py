@@ -34,7 +34,6 @@ native_only = pytest.mark.skipif(
 def way(request, monkeypatch) -> str:
     if request.param == "torch":
         monkeypatch.setattr(few_tokens, "_functions", dict)
-        monkeypatch.setattr(few_tokens, "_library", lambda: None)
     elif native.obstacle():
         pytest.skip(f"no native kernels: {native.obstacle()}")
     return request.param
@@ -193,9 +192,12 @@ def test_bases_that_are_not_local(way, basis: Basis, dtype) -> None:
 )
 def test_any_shape_of_a_dense_basis(degree, inputs, out, tokens, seed) -> None:
     torch.manual_seed(seed)
-    layer = KANLinear(inputs, out, basis=Chebyshev(degree=degree))
+    layer = KANLinear(inputs, out, basis=Chebyshev(degree=degree), bias=False)
     x = 2 * torch.randn(tokens, inputs)
-    torch.testing.assert_close(few(layer, x), dense(layer, x), rtol=1e-5, atol=5e-6)
+    got, exact = few(layer, x), copy.deepcopy(layer).double()
+    # Terms may cancel, and an input's rounding counts for more the higher the degree.
+    terms = exact.basis.values(x.double()).abs().sum(-1) @ exact.coefficients.abs().amax(dim=1)
+    assert ((got - dense(exact, x.double())).abs() <= 1e-6 * degree * terms + 1e-6).all()
 
 
 @native_only
