@@ -6,6 +6,7 @@ checkpointed all of its own: for nothing, where weights change once in a step.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,20 +17,45 @@ _kept: dict[tuple[object, ...], tuple[Tensor, list[Tensor]]] | None = None
 
 
 @contextmanager
-def cast_once(device_type: str) -> Iterator[None]:
-    """Keep weights as they were cast, by autocast and by edge layers, until the block is left.
+def cast_once() -> Iterator[None]:
+    """Keep weights as they were cast, by edge layers and by `narrowed`, until the block is left.
 
-    Forward and backward passes may be within, and what changes weights must not.
+    Forward and backward passes may be within, and what changes weights must not. (Autocast would
+    keep its own casts in a block around several passes, but as parts of the first pass's graph,
+    which later backward passes come to last of all: FSDP2 has shared gradients out by then.)
     """
     global _kept
     before, _kept = _kept, {}
     try:
-        # Autocast keeps its casts until the outermost block is left. This one casts nothing, so
-        # that backward multiplies in the dtypes of forward.
-        with torch.autocast(device_type, enabled=False):
-            yield
+        yield
     finally:
         _kept = before
+
+
+def narrowed(weight: Tensor) -> Tensor:
+    """A weight in the dtype of autocast within `cast_once`, else as it is, for autocast to cast."""
+    device = weight.device.type
+    if torch.compiler.is_compiling() or _kept is None or not torch.is_autocast_enabled(device):
+        return weight
+    if weight.dtype != torch.float32:
+        return weight
+    return _Narrow.apply(weight, torch.get_autocast_dtype(device))
+
+
+class _Narrow(torch.autograd.Function):
+    """A cast, made or kept, that belongs to the graph of its pass."""
+
+    @staticmethod
+    def forward(weight: Tensor, dtype: torch.dtype) -> Tensor:
+        return kept(lambda: weight.to(dtype), dtype, weight).detach()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, torch.dtype], output: Tensor) -> None:
+        ctx.dtype = inputs[0].dtype
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0].to(ctx.dtype), None
 
 
 def kept(make: Callable[[], Tensor], dtype: torch.dtype, *weights: Tensor | None) -> Tensor:

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ..kan.casts import narrowed
 from ..kan.initialization import draw_
 
 
@@ -35,6 +36,9 @@ class Linear(nn.Linear):
     def reset_parameters(self) -> None:
         bound = self.gain * math.sqrt(3 / self.in_features)
         draw_(self.weight, nn.init.uniform_, -bound, bound)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.functional.linear(input, narrowed(self.weight))
 
     @property
     def flops_per_token(self) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.loss.loss_utils import fixed_cross_entropy
 
+from ..kan.casts import kept
 from .layers import Linear
 
 #: The label of a token that is not scored.
@@ -156,7 +157,7 @@ def _loss_and_gradients(
         dtype: of the products. Sums over tokens are in float32, or float64.
     """
     wide = _wide(dtype)
-    matrix = weight.to(dtype)
+    matrix = kept(lambda: weight.to(dtype), dtype, weight)
     loss = torch.zeros((), dtype=wide, device=x.device)
     dx = torch.empty_like(x) if need_dx else x.new_empty(0)
     dweight = torch.zeros_like(weight, dtype=wide) if need_dweight else weight.new_empty(0)

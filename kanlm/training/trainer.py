@@ -219,7 +219,7 @@ class Trainer:
 
         rows = batch["input_ids"].shape[0]
         size = training.micro_batch_size or rows
-        with cast_once(accelerator.device.type):
+        with cast_once():
             for start in range(0, rows, size):
                 micro = {key: value[start : start + size] for key, value in batch.items()}
                 last = start + size >= rows

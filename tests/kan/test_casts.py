@@ -15,7 +15,7 @@ def narrow(weight: Tensor) -> Tensor:
 def test_a_weight_is_cast_once_until_it_is_written_to_or_the_block_is_left() -> None:
     weight = nn.Parameter(torch.randn(3, 4))
     assert narrow(weight) is not narrow(weight)
-    with cast_once("cpu"):
+    with cast_once():
         first = narrow(weight)
         assert narrow(weight) is first
         assert narrow(weight.detach()) is first
@@ -23,13 +23,13 @@ def test_a_weight_is_cast_once_until_it_is_written_to_or_the_block_is_left() -> 
         with torch.no_grad():
             weight.mul_(2)
         assert torch.equal(narrow(weight), weight.to(torch.bfloat16))
-        with cast_once("cpu"):
+        with cast_once():
             assert narrow(weight) is not narrow(nn.Parameter(weight.detach().clone()))
     assert narrow(weight) is not narrow(weight)
 
 
 def test_another_weight_that_comes_to_lie_there_is_cast_itself() -> None:
-    with cast_once("cpu"):
+    with cast_once():
         for value in range(50):
             weight = torch.full((1000,), float(value))
             assert (narrow(weight) == value).all()
@@ -38,7 +38,7 @@ def test_another_weight_that_comes_to_lie_there_is_cast_itself() -> None:
 
 def test_what_is_not_narrowed_is_not_kept() -> None:
     weight = torch.randn(3)
-    with cast_once("cpu"):
+    with cast_once():
         assert kept(weight.clone, torch.float32, weight) is not kept(
             weight.clone, torch.float32, weight
         )
@@ -63,7 +63,7 @@ def test_gradients_of_several_passes_have_the_same_bits(basis, base) -> None:
         return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
     apart = gradients()
-    with cast_once("cpu"):
+    with cast_once():
         together = gradients()
     for mine, theirs in zip(together, apart, strict=True):
         assert torch.equal(mine, theirs)

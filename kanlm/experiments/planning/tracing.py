@@ -98,7 +98,7 @@ def trace_step(
         model.tie_weights()
         tokens = torch.zeros(rows, config.context_length, dtype=torch.long)
         counter = LiveBytes(model)
-        with counter, _by_part(model, counter), cast_once("cpu"):
+        with counter, _by_part(model, counter), cast_once():
             for _ in range(min(micro_batches, 2)):
                 with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
                     loss = model(
