@@ -31,8 +31,10 @@ from kanlm.data.sources.files import Files
 from kanlm.data.tokenizer import build_tokenizer, end_of_document
 from kanlm.errors import UserError
 from kanlm.evaluation.perplexity import Evaluation
+from kanlm.experiments import sweep
 from kanlm.experiments.launch import _last_training_line
 from kanlm.experiments.results import (
+    Note,
     Place,
     Record,
     derive,
@@ -363,6 +365,11 @@ def make_study(folder: Path, config: Config) -> None:
         "best_validation": {"nats_per_token": 2.5, "step": 9},
         "accounting": asdict(accounting),
     }
+    trials = [
+        sweep.Trial({"optimizer.learning_rate": 0.001}, "finished", 2.5, 9),
+        sweep.Trial({"optimizer.learning_rate": 0.003}, "diverged", None, 4),
+    ]
+    tried = sweep.record(sweep.choose(trials, "kan"), seed=0, domain="words", others=1)
     domains, draw = ["words", "code"], np.random.default_rng(0)
     evaluations: dict[Place, Evaluation] = {}
     for arm, seed, stage, domain in product(("kan", "gelu"), (0, 1), (0, 1), domains):
@@ -383,10 +390,11 @@ def make_study(folder: Path, config: Config) -> None:
         present = [d for d in domains if any(place.domain == d for place in found)]
         results = derive(
             [Record.of(evaluation, place) for place, evaluation in some],
-            dict.fromkeys(arms, facts),
+            {arm: facts | ({"sweep": tried} if len(arms) > 1 else {}) for arm in arms},
             domains=present,
             documents=found,
             references={d: {"bigram": 3.1, "bigram_discount": 0.8, "xz": 2.5} for d in present},
+            notes=[Note(domain="words", note="3 rows without a text"), Note(arm="kan", note="?")],
             provenance={"commit": None, "dirty": None, "data_hash": dict.fromkeys(present, "ab")},
             resamples=20,
         )
@@ -420,6 +428,7 @@ def main() -> None:
     # Drawing is matplotlib's, and a hundred times slower than all that is read.
     for name in ("learning_curves", "loss_matrices", "forgetting_and_gain"):
         setattr(page.figures, name, lambda study: [])
+    page.sweep_figure.sweep_pictures = lambda study: []
     counts: Counter[tuple[str, str]] = Counter()
     slowest = 0.0
     with tempfile.TemporaryDirectory(prefix="fuzz-") as place:

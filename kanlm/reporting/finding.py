@@ -112,7 +112,7 @@ def _forgetting(results: Mapping[str, Any]) -> str:
     if not lost:
         return "Forgetting was not measured."
     ranked = sorted(lost, key=lambda name: lost[name])
-    after = f"After {' and '.join(domains[1:])}"
+    after = f"After {listed(domains[1:])}"
     gains = {name: _mean_gain(results, name) for name in ranked}
     if len(ranked) == 1:
         name = ranked[0]
@@ -121,8 +121,10 @@ def _forgetting(results: Mapping[str, Any]) -> str:
             f"gained {fixed(gains[name])} on what was new."
         )
     best, second = ranked[:2]
+    level = signed(lost[best]) == signed(lost[second])
+    verdict = f"forgot no less than {second}" if level else "forgot least"
     sentence = (
-        f"{after}, {best} forgot least: {signed(lost[best])} bits per byte against "
+        f"{after}, {best} {verdict}: {signed(lost[best])} bits per byte against "
         f"{signed(lost[second])} for {second}, having gained {fixed(gains[best])} against "
         f"{fixed(gains[second])}"
     )

@@ -94,6 +94,15 @@ def test_forgetting_less_by_learning_less_is_said(results: dict[str, Any]) -> No
     assert "It also learned less than gelu" in findings(results)[1]
 
 
+def test_what_is_forgotten_alike_to_the_last_digit_shown_has_no_winner(
+    results: dict[str, Any],
+) -> None:
+    for name in ("kan", "swiglu", "gelu"):
+        results["arms"][name]["backward_transfer"] = -0.3
+    results["arms"]["swiglu"]["backward_transfer"] = -0.3001
+    assert findings(results)[1].startswith("After code, kan forgot no less than gelu: +0.300")
+
+
 def test_seeds_that_disagree_settle_nothing(results: dict[str, Any]) -> None:
     results["arms"]["kan"]["forgetting_by_seed"][1]["prose"] = 9.0
     assert "seeds disagree (1 of 2), so the order is not settled" in findings(results)[1]
