@@ -181,9 +181,10 @@ class Corpus:
                 "training documents dropped as near-duplicates of held-out ones": (
                     entry.near_duplicates
                 ),
-                "empty documents left out": manifest.empty_documents,
+                "documents of white space left out": manifest.empty_documents,
+                "rows without text left out": manifest.missing_documents,
             }
-            found = [f"{count:,} {what}" for what, count in counted.items() if count]
+            found = [f"{what}: {count:,}" for what, count in counted.items() if count]
             found += manifest.notes
             lines += [f"{entry.source.label}: {line}" if several else line for line in found]
         return lines

@@ -220,7 +220,8 @@ def _text(subjects: Sequence[_Subject], settings: Sequence[DataSettings]) -> _Te
     if len(set(counts.values())) > 1:
         raise UserError(f"these runs cannot stand side by side: documents of {domain}: {counts}")
     first = next(iter(splits.values()))
-    seen, by, notes = np.zeros(first.n_documents, dtype=bool), [], []
+    seen, by = np.zeros(first.n_documents, dtype=bool), []
+    notes = [Note(domain=domain, note=line) for line in next(iter(corpora.values())).notes]
     for subject in subjects:
         corpus = corpora[subject.name]
         try:

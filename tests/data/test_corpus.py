@@ -1,6 +1,7 @@
 """A domain: mixed sources, dropped near-duplicates, streams and texts."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +98,7 @@ def test_near_duplicates_of_any_source_s_held_out_documents_leave_training(
     assert [entry.near_duplicates for entry in corpus.sources] == [0, len(trained_copies)]
     said = "training documents dropped as near-duplicates of held-out ones"
     label = corpus.sources[1].source.label
-    assert corpus.notes == [f"{label}: {len(trained_copies)} {said}"]
+    assert corpus.notes == [f"{label}: {said}: {len(trained_copies)}"]
     assert any(f"dropped {len(trained_copies)} near-duplicates" in line for line in lines)
     assert {text for text in other if split_of(text) == "train"} <= trained
     # Recalled from the cache the second time.
@@ -109,6 +110,22 @@ def test_near_duplicates_of_any_source_s_held_out_documents_leave_training(
     remembered.write_bytes(b"x")
     with pytest.raises(UserError, match=r"near-duplicates-.*\.npz: damaged; delete it"):
         open_corpus(data, byte_tokenizer)
+
+
+def test_rows_without_text_and_white_space_are_notes_of_the_corpus(
+    tmp_path, byte_tokenizer, stories
+):
+    rows = [{"text": text} for text in stories(120)] + [{"text": None}] * 3 + [{"text": " \n"}] * 2
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = DataSettings(
+        domain="rows",
+        sources=[{"kind": "files", "path": str(path)}],
+        cache_dir=str(tmp_path / "cache"),
+        near_duplicate_threshold=None,
+    )
+    notes = open_corpus(data, byte_tokenizer).notes
+    assert notes[:2] == ["documents of white space left out: 2", "rows without text left out: 3"]
 
 
 def test_a_single_document_stays_whole(make_data, byte_tokenizer):

@@ -301,7 +301,9 @@ def validated(run: Path, step: int) -> float:
     ],
     ids=["plain", "learned tokenizer", "refined", "to be refined", "early stopping"],
 )
-def test_an_unfinished_run_is_measured_as_it_measured_itself(parts, stopped, capsys):
+def test_an_unfinished_run_is_measured_as_it_measured_itself(parts, stopped, capsys, monkeypatch):
+    # Wide enough for the path in one line.
+    monkeypatch.setenv("COLUMNS", "300")
     run = stopped(**parts)
     capsys.readouterr()
     results = evaluate_runs([run], [], ["evaluation.split=validation"])

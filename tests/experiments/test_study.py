@@ -371,14 +371,22 @@ def test_a_trial_that_diverges_ends_itself_alone(tmp_path, make_tree, here, caps
     grid = {"optimizer.learning_rate": [1e-3, 1e38]}
     tree = make_tree(tmp_path, **{**SHORT, "training": training}, study={"arms": {"kan": {}}})
     tree["study"]["grid"] = grid
+    texts = (tmp_path / "words.txt").read_text().split("\n\n\n")
+    rows = [*({"text": text} for text in texts), {"text": None}]
+    (tmp_path / "words.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tree["data"]["sources"] = [{"kind": "files", "path": str(tmp_path / "words.jsonl")}]
     main(["compare", str(write(tmp_path, tree))])
+    # What was left out of the text has come from the run to the study.
+    note = {"arm": None, "domain": "words", "note": "rows without text left out: 1"}
+    assert note in results_of(tmp_path / "run")["notes"]
+    assert "words: rows without text left out: 1" in (printed := capsys.readouterr().out)
     sweep = results_of(tmp_path / "run")["arms"]["kan"]["sweep"]
     good, bad = sweep["trials"]
     assert (good["state"], good["chosen"]) == ("finished", True)
     assert (bad["state"], bad["chosen"], bad["bits_per_byte"]) == ("diverged", False, None)
     # The larger rate was tried, so the smaller one alone is at an edge.
     assert [edge["edge"] for edge in sweep["edges"]] == ["smallest"]
-    assert "learning_rate=1e+38 diverged; the others go on" in capsys.readouterr().out
+    assert "learning_rate=1e+38 diverged; the others go on" in printed
     started = len(here.folders)
     main(["compare", str(tmp_path / "study.yaml")])
     assert len(here.folders) == started
