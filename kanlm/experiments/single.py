@@ -11,18 +11,20 @@ from kanlm.experiments import provenance
 from kanlm.experiments.results import Note, Place, Record, derive, write_results
 from kanlm.model.accounting import Accounting
 from kanlm.reporting.page import write_report
-from kanlm.training.folder import claim, is_finished
+from kanlm.training.folder import change_of_length, claim, is_finished
 from kanlm.training.lock import held
 from kanlm.training.processes import is_first
 from kanlm.training.resolve import resolve
 from kanlm.training.run import Outcome, run
+from kanlm.training.tracking import say
 from kanlm.training.trainer import Progress
 
 
 def train(config: Config) -> Path | None:
     """Pretrain or fine-tune as `config` says, and write results.json last.
 
-    A finished run is left as it is. Returns the folder on the main process, else None.
+    A finished run is left as it is, unless it is to be longer. Returns the folder on the main
+    process, else None.
 
     Raises:
         UserError: as of `run`; among others, another job is at work in the folder.
@@ -31,8 +33,11 @@ def train(config: Config) -> Path | None:
     config = resolve(replace(config, study=None))
     folder = Path(config.output_dir)
     claim(folder, config)
+    changed = change_of_length(folder, config)
+    if changed is not None and is_first():
+        say(changed)
     with ExitStack() as keep:
-        if is_finished(folder):
+        if is_finished(folder, config):
             if not is_first():
                 return None
             keep.enter_context(held(folder))

@@ -21,8 +21,8 @@ from kanlm.data.shards import file_sha256
 from kanlm.data.sources import check_source, make_source
 from kanlm.errors import UserError
 from kanlm.reading import read_object
-from kanlm.training.checkpoint import checkpoint_place, checkpoint_steps, read_state
-from kanlm.training.folder import read_config_tree
+from kanlm.training.checkpoint import checkpoint_place, read_state
+from kanlm.training.folder import checkpoint_steps, read_config_tree
 
 #: Training tokens from which on a search takes so long that a line says so.
 _MANY_TOKENS = 10_000_000

@@ -14,7 +14,6 @@ them.
 """
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from kanlm.errors import UserError, first_line
+from kanlm.training.folder import checkpoint_steps
 from kanlm.training.seal import damage
 from kanlm.training.stored import load_moments, load_weights
 
@@ -37,12 +37,6 @@ def checkpoint_place(folder: Path, step: int) -> Path:
 def random_file(checkpoint: Path, rank: int) -> Path:
     """Where the random states of a rank are."""
     return checkpoint / f"random-{rank}.safetensors"
-
-
-def checkpoint_steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints in a folder, the newest first."""
-    found = (re.fullmatch(r"step-(\d{8,})", path.name) for path in folder.glob("step-*"))
-    return sorted((int(match[1]) for match in found if match), reverse=True)
 
 
 def checkpoint_to_resume(folder: Path, report: Callable[[str], None]) -> Path | None:

@@ -1,10 +1,13 @@
 """The run's folder: whose it is, and whether it is new, unfinished or finished.
 
 A folder belongs to one configuration. Starting the same one again resumes it; starting
-another there is refused, because two runs mixed in one folder prove nothing.
+another there is refused, because two runs mixed in one folder prove nothing. Only its length may
+change, as far as `length` says so.
 """
 
 import itertools
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,8 @@ from kanlm.config import (
     to_yaml,
 )
 from kanlm.errors import UserError
-from kanlm.files import write_text
+from kanlm.files import discard, said_of, write_text
+from kanlm.training.length import study_around, why_not
 
 #: What the verbs that take finished runs read of a run's settings.
 READ_BY = {
@@ -59,6 +63,7 @@ _FREE = (
 )
 
 _RUN, _STUDY = "a single run", "a study"
+_LENGTH = "training.steps"
 
 
 def claim(folder: Path, config: Config, *, study: bool = False) -> None:
@@ -66,7 +71,8 @@ def claim(folder: Path, config: Config, *, study: bool = False) -> None:
 
     `output_dir` may differ, so that a run can be moved, and so may the time limit, what
     processes share, how checkpoints are written, and `study`: it may get more arms, seeds or
-    trials, for each of its runs is claimed by itself.
+    trials, for each of its runs is claimed by itself. A run by itself may get more or fewer
+    steps where those that it has taken would have been the same.
 
     Raises:
         UserError: the folder holds a study where a run is to be, or a run where a study is,
@@ -84,13 +90,59 @@ def claim(folder: Path, config: Config, *, study: bool = False) -> None:
             f"output_dir = {folder} holds {_contents(folder)}, where {wanted} is to be written; "
             "choose another output_dir"
         )
-    different = first_difference(read_config_tree(folder), to_tree(config))
-    if different is not None:
-        name, theirs, ours = different
+    _check_settings(folder, config, study=study)
+
+
+def _check_settings(folder: Path, config: Config, *, study: bool) -> None:
+    """Check that a folder's config.yaml is `config`, but for what may differ."""
+    different = list(differences(read_config_tree(folder), to_tree(config)))
+    length = next((each for each in different if each[0] == _LENGTH), None)
+    others = [each for each in different if each[0] != _LENGTH]
+    if length is not None and not others:
+        reason = _why_not(folder, config, length[1], study=study)
+        if reason is None:
+            return
         raise UserError(
-            f"output_dir = {folder} holds a run with {name} = {theirs}, not {ours}; "
+            f"output_dir = {folder} holds a run with {_LENGTH} = {length[1]}, which cannot become "
+            f"{length[2]}: {reason}; choose another output_dir"
+        )
+    for name, theirs, ours in others:
+        short = length is not None and not isinstance(theirs, list | dict)
+        hint = f" (to change its length alone, give {name}={theirs})" if short else ""
+        raise UserError(
+            f"output_dir = {folder} holds a run with {name} = {theirs}, not {ours}{hint}; "
             "choose another output_dir, or delete that folder"
         )
+
+
+def _why_not(folder: Path, config: Config, steps_before: int, *, study: bool) -> str | None:
+    """Why a run or study cannot get the length in `config`, in words; None if it can."""
+    around = folder if study else study_around(folder)
+    if around is not None:
+        return f"the runs of a study keep their length, and {around} is one"
+    steps = checkpoint_steps(folder / "checkpoints")
+    step = steps[0] if steps else 0
+    return why_not(steps_before, config, step, finished=is_finished(folder))
+
+
+def change_of_length(folder: Path, config: Config) -> str | None:
+    """What becomes of a run's length, in a line; None if it stays as it was.
+
+    `claim` has said that it may change.
+    """
+    before = _length_before(folder)
+    if before in (None, config.training.steps):
+        return None
+    after, steps = config.training.steps, checkpoint_steps(folder / "checkpoints")
+    done = f"goes on from step {steps[0]:,}" if steps else "starts from the beginning"
+    word = "lengthened" if after > before else "shortened"
+    return f"{folder}: {word} from {before:,} to {after:,} steps; {done}"
+
+
+def _length_before(folder: Path) -> Any:
+    if not (folder / "config.yaml").exists():
+        return None
+    return read_config_tree(folder).get("training", {}).get("steps")
 
 
 def _used(folder: Path) -> bool:
@@ -107,7 +159,16 @@ def _contents(folder: Path) -> str | None:
 
 
 def write_config(folder: Path, config: Config) -> None:
-    """Write config.yaml, every setting stated."""
+    """Write config.yaml, every setting stated.
+
+    Where that changes the run's length, what it had at its former end goes first, the results
+    before all: in between the folder holds an unfinished run of the former length.
+    """
+    if change_of_length(folder, config) is not None:
+        with said_of(folder):
+            for name in ("results.json", "documents.jsonl", "report.html"):
+                (folder / name).unlink(missing_ok=True)
+            discard(folder / "model")
     write_text(folder / "config.yaml", to_yaml(config))
 
 
@@ -140,26 +201,40 @@ def check_weights(folder: Path) -> None:
     )
 
 
-def is_finished(folder: Path) -> bool:
-    """Whether the run's results have been written, which happens last."""
+def is_finished(folder: Path, config: Config | None = None) -> bool:
+    """Whether the run's results have been written, which happens last.
+
+    Arguments:
+        config: if given, those of a run of its length.
+    """
+    if config is not None and change_of_length(folder, config) is not None:
+        return False
     return (folder / "results.json").exists()
 
 
-def first_difference(
-    theirs: dict[str, Any], ours: dict[str, Any], prefix: str = ""
-) -> tuple[str, Any, Any] | None:
+def checkpoint_steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints in a folder, the newest first."""
+    found = (re.fullmatch(r"step-(\d{8,})", path.name) for path in folder.glob("step-*"))
+    return sorted((int(match[1]) for match in found if match), reverse=True)
+
+
+def first_difference(theirs: dict[str, Any], ours: dict[str, Any]) -> tuple[str, Any, Any] | None:
     """The dotted name and both values of the first setting that differs, or None."""
+    return next(differences(theirs, ours), None)
+
+
+def differences(
+    theirs: dict[str, Any], ours: dict[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """The dotted name and both values of each setting that differs, but for the free ones."""
     for key in [*theirs, *(key for key in ours if key not in theirs)]:
         name, a, b = f"{prefix}{key}", theirs.get(key), ours.get(key)
         if name in _FREE or a == b:
             continue
         if isinstance(a, dict) and isinstance(b, dict):
-            deeper = first_difference(a, b, f"{name}.")
-            if deeper is not None:
-                return deeper
+            yield from differences(a, b, f"{name}.")
         else:
-            return name, a, b
-    return None
+            yield name, a, b
 
 
 def load_config(folder: Path, overrides: list[str], verb: str) -> Config:

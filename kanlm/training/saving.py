@@ -27,10 +27,10 @@ from kanlm.faults import point
 from kanlm.files import cannot_write, discard, flush, replacing, said_of, sweep, write_text
 from kanlm.training.checkpoint import (
     checkpoint_place,
-    checkpoint_steps,
     random_file,
     random_state,
 )
+from kanlm.training.folder import checkpoint_steps
 from kanlm.training.processes import in_all, on_main
 from kanlm.training.seal import Facts, facts, seal
 from kanlm.training.stored import Index, OwnPart, write_index
