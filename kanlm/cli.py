@@ -109,7 +109,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         if word.startswith("-"):
             parser.error(f"unrecognized argument {word}")
     if parsed.paths is None:
-        parsed.overrides += left_over
+        if left_over and parsed.overrides is None:
+            parser.error(f"unrecognized argument {left_over[0]}")
+        parsed.overrides = [*(parsed.overrides or ()), *left_over]
         return parsed
     words = [*parsed.paths, *parsed.overrides, *left_over]
     parsed.paths = [Path(word) for word in words if "=" not in word or Path(word).exists()]
@@ -176,7 +178,16 @@ def _parser() -> argparse.ArgumentParser:
     described.add_argument(
         "name", nargs="?", help="a section, a setting, a feed-forward kind, a basis or a source"
     )
-    described.set_defaults(call=_settings, paths=None, overrides=[])
+    described.set_defaults(call=_settings, paths=None, overrides=None)
+    listed = verbs.add_parser(
+        "runs",
+        help="list the runs and studies below a folder",
+        description="The runs and studies below a folder: state, step, loss and time of each, the "
+        "last written first. The runs of a study are listed where the folder is the study.",
+    )
+    listed.add_argument("folder", nargs="?", default="runs", metavar="FOLDER", help="default: runs")
+    listed.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    listed.set_defaults(call=_runs, paths=None, overrides=None)
     bench = verbs.add_parser("bench", help="measure speed and memory beside a floor")
     benchmarks = bench.add_subparsers(required=True, metavar="BENCHMARK")
     for name, text in (
@@ -349,6 +360,12 @@ def _settings(arguments: argparse.Namespace) -> None:
     from kanlm.experiments.settings import settings_text
 
     print(settings_text(arguments.name), end="")
+
+
+def _runs(arguments: argparse.Namespace) -> None:
+    from kanlm.experiments.runs import print_runs
+
+    print_runs(Path(arguments.folder), as_json=arguments.json)
 
 
 def _bench(arguments: argparse.Namespace) -> None:

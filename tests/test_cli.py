@@ -39,6 +39,8 @@ VERBS = [
     ["data"],
     ["data", "describe"],
     ["data", "prepare"],
+    ["runs"],
+    ["settings"],
 ]
 CONFIG_VERBS = ("pretrain", "finetune", "compare", "continual", "plan")
 
@@ -139,11 +141,8 @@ def test_mistakes_that_need_no_torch_are_told_without_it(runs, write, tmp_path):
             ["evaluate", base, "--data", "nope"],
             ["pretrain", config, "--data", "nope"],
         ],
-        "nope.yaml: no such config file": [
-            [*verb, "nope.yaml"]
-            for verb in VERBS
-            if verb[0] not in ("generate", "evaluate", "bench") and verb != ["data"]
-        ],
+        "nope.yaml: no such config file": [[verb, "nope.yaml"] for verb in CONFIG_VERBS],
+        "nope: no such folder": [["runs", "nope"]],
         "cannot be read as YAML": [
             ["pretrain", tmp_path / "bad.yaml"],
             ["plan", tmp_path / "bad.yaml"],
