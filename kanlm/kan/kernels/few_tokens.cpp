@@ -195,6 +195,9 @@ inline void add_tile(
     for (; o + kLanes <= columns; o += kLanes) {
         Lanes sum[TOKENS];
         for (int t = 0; t < TOKENS; t++) sum[t] = load(sums + t * stride + o, kLanes);
+        // Into the second cache: by itself the processor begins anew with every row.
+        if (o % (kCacheLine / static_cast<int64_t>(sizeof(T))) == 0)
+            for (int r = 0; r < ROWS; r++) __builtin_prefetch(rows + (ROWS + r) * out + o, 0, 2);
         for (int r = 0; r < ROWS; r++) {
             const Lanes row = lanes(rows + r * out + o);
             for (int t = 0; t < TOKENS; t++) sum[t] += weight[t][r] * row;
