@@ -52,7 +52,8 @@ def load_library(source: Path, *functions: str) -> ctypes.CDLL | None:
     try:
         return _load(source, functions)
     except subprocess.CalledProcessError as error:
-        reason = (error.stderr.decode(errors="replace").strip() or str(error)).splitlines()[0]
+        lines = error.stderr.decode(errors="replace").strip().splitlines()
+        reason = next((line for line in lines if "error" in line), (lines or [str(error)])[0])
     # Also of `Path.home`, where nobody says who the user is, and of a compiler that hangs.
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         reason = str(error)

@@ -81,7 +81,6 @@ inline void store_all(Bfloat16* to, const float* from, int64_t count) {
 
 constexpr int kMaxSupport = 6;
 constexpr int kGroup = 4;          // inputs whose rows are added in one pass over the sums
-constexpr int kAhead = 2;          // groups whose rows' beginnings are fetched ahead
 constexpr int kDots = 8;           // rows of the base's weights that are multiplied in one pass
 constexpr size_t kKept = 1 << 22;  // numbers
 constexpr int kCacheLine = 64;     // bytes
@@ -91,6 +90,14 @@ constexpr int64_t kPanel = 2 * kLanes;  // outputs; sums are kept for whole pane
 template <typename V>
 void keep_or_free(std::vector<V>& scratch) {
     if (scratch.size() > kKept) std::vector<V>().swap(scratch);
+}
+
+// Fetches `count` rows, which `at` finds, at a place that others are read from, into the second
+// cache: by itself the processor begins anew with every row.
+template <typename T, typename At>
+inline void fetch(int64_t place, int count, const At& at) {
+    if (place % (kCacheLine / static_cast<int64_t>(sizeof(T))) == 0)
+        for (int r = 0; r < count; r++) __builtin_prefetch(at(r) + place, 0, 2);
 }
 
 // As many weights as a register holds floats.
@@ -109,14 +116,17 @@ inline Lanes lanes(const Bfloat16* from) {
 #endif
 }
 
-// sums_o += sum_r weight_r row_r,o
+// sums_o += sum_r weight_r row_r,o, and the rows after these are fetched
 template <int ROWS, typename T>
-inline void add_rows(float* __restrict sums, const T* const* rows, const float* weights, int64_t out) {
-    const T* row[ROWS];
+inline void add_rows(
+    float* __restrict sums, const T* const* rows, const T* const* after, const float* weights, int64_t out
+) {
+    const T *row[ROWS], *next[ROWS];
     float weight[ROWS];
-    for (int r = 0; r < ROWS; r++) { row[r] = rows[r]; weight[r] = weights[r]; }
+    for (int r = 0; r < ROWS; r++) { row[r] = rows[r]; next[r] = after[r]; weight[r] = weights[r]; }
     int64_t o = 0;
     for (; o + kLanes <= out; o += kLanes) {
+        fetch<T>(o, ROWS, [&](int r) { return next[r]; });
         Lanes sum = load(sums + o, kLanes);
         for (int r = 0; r < ROWS; r++) sum += weight[r] * lanes(row[r] + o);
         store(sums + o, sum, kLanes);
@@ -131,42 +141,38 @@ void add_inputs(
     int64_t tokens, int64_t inputs, int64_t functions, int64_t out, int64_t stride,
     int64_t begin, int64_t end
 ) {
-    for (int64_t i = begin; i < end; i += kGroup) {
-        const int64_t count = std::min<int64_t>(kGroup, end - i);
-        if (tokens == 1) {
-            const int64_t from = i + kAhead * kGroup, to = std::min<int64_t>(from + kGroup, end);
-            for (int64_t j = from; j < to; j++) {
-                const char* row = reinterpret_cast<const char*>(
-                    coefficients + (j * functions + first[j]) * out);
-                // The processor goes on by itself; fetching all of a row is slower than nothing.
-                __builtin_prefetch(row);
-                __builtin_prefetch(row + kCacheLine);
-            }
+    const auto find = [=](const T** rows, int64_t n, int64_t i) {
+        for (int64_t j = 0; j < kGroup; j++) {
+            const T* row = coefficients + ((i + j) * functions + first[n * inputs + i + j]) * out;
+            for (int s = 0; s < SUPPORT; s++) rows[j * SUPPORT + s] = row + s * out;
         }
+    };
+    int64_t i = begin;
+    for (; i + kGroup <= end; i += kGroup)
         for (int64_t n = 0; n < tokens; n++) {
-            const T* rows[kGroup * SUPPORT];
-            const float* weight = weights + (n * inputs + i) * SUPPORT;
-            for (int64_t j = 0; j < count; j++) {
-                const T* row = coefficients + ((i + j) * functions + first[n * inputs + i + j]) * out;
-                for (int s = 0; s < SUPPORT; s++) rows[j * SUPPORT + s] = row + s * out;
-            }
-            if (count == kGroup) {
-                add_rows<kGroup * SUPPORT>(sums + n * stride, rows, weight, out);
-            } else {
-                for (int64_t j = 0; j < count; j++)
-                    add_rows<SUPPORT>(sums + n * stride, rows + j * SUPPORT, weight + j * SUPPORT, out);
-            }
+            const T *rows[kGroup * SUPPORT], *after[kGroup * SUPPORT];
+            find(rows, n, i);
+            // Those of the next token, or of the next inputs where there are as many.
+            const bool last = n + 1 == tokens;
+            const bool more = !last || i + 2 * kGroup <= end;
+            find(after, !more ? n : last ? 0 : n + 1, more && last ? i + kGroup : i);
+            add_rows<kGroup * SUPPORT>(sums + n * stride, rows, after, weights + (n * inputs + i) * SUPPORT, out);
         }
-    }
+    for (; i < end; i++)
+        for (int64_t n = 0; n < tokens; n++) {
+            const T* rows[SUPPORT];
+            for (int s = 0; s < SUPPORT; s++)
+                rows[s] = coefficients + (i * functions + first[n * inputs + i] + s) * out;
+            add_rows<SUPPORT>(sums + n * stride, rows, rows, weights + (n * inputs + i) * SUPPORT, out);
+        }
 }
 
 // Most tokens that are added to sums in memory, and rows at a time by the number of tokens: their
 // weights, of each token, fill the registers.
-#ifdef __AVX512F__
-constexpr int kFewest = 4;
-constexpr int kRows[] = {0, 12, 12, 8, 6};
-#else
 constexpr int kFewest = 2;
+#ifdef __AVX512F__
+constexpr int kRows[] = {0, 12, 12};
+#else
 constexpr int kRows[] = {0, 6, 4};
 #endif
 
@@ -195,9 +201,7 @@ inline void add_tile(
     for (; o + kLanes <= columns; o += kLanes) {
         Lanes sum[TOKENS];
         for (int t = 0; t < TOKENS; t++) sum[t] = load(sums + t * stride + o, kLanes);
-        // Into the second cache: by itself the processor begins anew with every row.
-        if (o % (kCacheLine / static_cast<int64_t>(sizeof(T))) == 0)
-            for (int r = 0; r < ROWS; r++) __builtin_prefetch(rows + (ROWS + r) * out + o, 0, 2);
+        fetch<T>(o, ROWS, [=](int r) { return rows + (ROWS + r) * out; });
         for (int r = 0; r < ROWS; r++) {
             const Lanes row = lanes(rows + r * out + o);
             for (int t = 0; t < TOKENS; t++) sum[t] += weight[t][r] * row;
@@ -256,7 +260,7 @@ inline void add_to_registers(
         Lanes across[kWide];
         for (int w = 0; w < kWide; w++) across[w] = lanes(b + w * kLanes);
         // Of the next outputs: rows lie too far apart for the processor to see it coming.
-        for (int w = 0; w < kWide; w++) __builtin_prefetch(b + kPanel + w * kLanes);
+        for (int w = 0; w < kWide; w++) __builtin_prefetch(b + kPanel + w * kLanes, 0, 2);
         for (int t = 0; t < TOKENS; t++)
             for (int w = 0; w < kWide; w++) sum[t][w] += weights[t] * across[w];
     }
@@ -443,6 +447,7 @@ inline void dot_rows(float* products, const float* values, const T* rows, int64_
     Lanes sums[kDots] = {};
     int64_t i = 0;
     for (; i + kLanes <= inputs; i += kLanes) {
+        fetch<T>(i, kDots, [=](int r) { return rows + (kDots + r) * inputs; });
         const Lanes value = load(values + i, kLanes);
         for (int r = 0; r < kDots; r++) sums[r] += value * lanes(rows + r * inputs + i);
     }
