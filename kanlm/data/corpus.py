@@ -21,8 +21,12 @@ from kanlm.data.shards import ShardedSource, disk_errors, write_atomically
 from kanlm.data.sources import Source, open_sources
 from kanlm.data.sources.base import hash_json
 from kanlm.data.splits import SPLITS
+from kanlm.data.tokenising import place
 from kanlm.data.tokenizer import build_tokenizer, decode, wrap
 from kanlm.errors import UserError
+
+#: Documents and characters of a source up to which its splits are known beforehand.
+FEW_DOCUMENTS, FEW_CHARACTERS = 64, 2**24
 
 
 class Split:
@@ -222,16 +226,7 @@ class Corpus:
         joined = join_splits([entry.splits[name] for entry in self.sources])
         if joined.n_documents:
             return joined
-        if name == "train":
-            raise UserError(
-                f"data '{self.data.domain}': no document is left to train on; "
-                "lower data.validation_fraction and data.test_fraction, or give more text"
-            )
-        setting = f"{name}_fraction"
-        raise UserError(
-            f"data '{self.data.domain}': no document falls into {name} with "
-            f"data.{setting} = {getattr(self.data, setting)}; raise it, or give more text"
-        )
+        raise _nothing_in(name, self.data)
 
 
 def open_corpus(
@@ -261,6 +256,49 @@ def open_corpus(
         if count:
             report(f"{source.label}: dropped {count} near-duplicates of held-out documents")
     return Corpus(data, tokenizer, entries)
+
+
+def check_few_documents(data: DataSettings, splits: Sequence[str]) -> None:
+    """Check, before anything is prepared, that so few documents give every split one.
+
+    Does nothing where there are many, or so much text that the look would take long.
+
+    Args:
+        data: the domain.
+        splits: those that are needed, beside training's.
+
+    Raises:
+        UserError: one of them gets none, or there is no source.
+    """
+    found: set[str] = set()
+    for source in open_sources(data):
+        if not source.local_files() or source.single_document:
+            return
+        characters = 0
+        for number, text in enumerate(source.documents()):
+            characters += len(text)
+            if number == FEW_DOCUMENTS or characters > FEW_CHARACTERS:
+                return
+            found.add(place(text, data.validation_fraction, data.test_fraction).split)
+    for name in ("train", *splits):
+        # Of no text at all the preparation has more to say.
+        if found and name not in found:
+            raise _nothing_in(name, data)
+
+
+def _nothing_in(split: str, data: DataSettings) -> UserError:
+    """Say how the split may get documents."""
+    if split == "train":
+        return UserError(
+            f"data '{data.domain}': no document is left to train on; "
+            "lower data.validation_fraction and data.test_fraction, or give more text"
+        )
+    setting = f"{split}_fraction"
+    return UserError(
+        f"data '{data.domain}': no document falls into {split} with data.{setting} = "
+        f"{getattr(data, setting)}; raise it, give more text, or leave a text file's separator "
+        "out: one text alone is cut in its order, the last parts of it for validation and test"
+    )
 
 
 def open_tokenizer(

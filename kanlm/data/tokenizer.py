@@ -12,6 +12,7 @@ import hashlib
 import json
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,8 +20,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from kanlm.config import TokenizerSettings
+from kanlm.data.network import hub_problem
 from kanlm.data.splits import blocks
-from kanlm.errors import UserError
+from kanlm.errors import UserError, first_line
 
 END_OF_DOCUMENT = "<|endoftext|>"
 
@@ -266,10 +268,15 @@ def _load_pretrained(name: str) -> PreTrainedTokenizerFast:
     # This import brings torch along, which nothing else here needs.
     from transformers import AutoTokenizer
 
+    problem = None if Path(name).exists() else hub_problem()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        # Without network it may have been downloaded before.
+        here = Path(name).exists() or problem is not None
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, trust_remote_code=False, local_files_only=here
+        )
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error) if problem is None else f"no network: {problem}"
         raise UserError(
             f"tokenizer.name = '{name}': cannot be loaded ({reason}); without network give a "
             "folder that holds tokenizer.json, or tokenizer.kind = bpe"

@@ -28,7 +28,7 @@ from kanlm.config import (
     nested,
     to_tree,
 )
-from kanlm.data.corpus import Corpus, open_corpus, open_tokenizer
+from kanlm.data.corpus import Corpus, check_few_documents, open_corpus, open_tokenizer
 from kanlm.errors import UserError
 from kanlm.evaluation.references import cached_references
 from kanlm.experiments import sweep
@@ -184,6 +184,8 @@ def check_runs(arm: Arm, stages: list[dict[str, Any]]) -> None:
     Raises:
         UserError: what one of the runs would have been refused for, hours later.
     """
+    for data in (arm.config.data, *arm.config.evaluation.domains):
+        check_few_documents(data, ("validation", arm.config.evaluation.split))
     tokenizer = open_tokenizer(arm.config.tokenizer, arm.config.data, report=print)
     corpora: dict[str, Corpus] = {}
     for settings in check_settings(arm, stages):

@@ -25,7 +25,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from kanlm.config import Config, DataSettings
-from kanlm.data.corpus import Corpus, open_corpus
+from kanlm.data.corpus import Corpus, check_few_documents, open_corpus
 from kanlm.data.loader import Batches
 from kanlm.data.tokenizer import vocabulary_size
 from kanlm.errors import UserError
@@ -181,6 +181,8 @@ def _text(
     config: Config, report: Callable[[str], None]
 ) -> tuple[PreTrainedTokenizerFast, list[Corpus]]:
     """The tokenizer and every domain's tokens, prepared where they are not yet."""
+    for data in _domains(config):
+        check_few_documents(data, ("validation", config.evaluation.split))
     tokenizer = run_tokenizer(config, report)
     corpora = [open_corpus(data, tokenizer, report=report) for data in _domains(config)]
     for corpus in corpora:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kanlm.config import DataSettings, TokenizerSettings
-from kanlm.data.corpus import Split, open_corpus, open_tokenizer
+from kanlm.data.corpus import (
+    Split,
+    check_few_documents,
+    open_corpus,
+    open_sources,
+    open_tokenizer,
+)
 from kanlm.data.splits import split_of_digest
 from kanlm.data.tokenizer import build_tokenizer, tokenizer_hash
 from kanlm.errors import UserError
@@ -193,3 +200,30 @@ def test_the_content_hash_of_a_single_document_is_the_file_s(tmp_path, byte_toke
     corpus = open_corpus(data, byte_tokenizer)
     expected = hashlib.sha256((tmp_path / "a.txt").read_bytes()).hexdigest()
     assert corpus.sources[0].sharded.manifest.content_hash == expected
+
+
+def test_few_documents_are_looked_at_before_they_are_prepared(make_data, stories, monkeypatch):
+    few = stories(5)
+    data = make_data(few, validation_fraction=0.01, test_fraction=0.01)
+    for split in ("validation", "test"):
+        with pytest.raises(UserError, match=rf"into {split} with .*0\.01; .* separator out: one"):
+            check_few_documents(data, (split,))
+    assert not Path(data.cache_dir).exists()
+    check_few_documents(data, ())
+    # As many as may have some, and so much text that a look at all of it would take long.
+    monkeypatch.setattr("kanlm.data.corpus.FEW_DOCUMENTS", 4)
+    check_few_documents(data, ("validation",))
+    monkeypatch.setattr("kanlm.data.corpus.FEW_DOCUMENTS", 64)
+    monkeypatch.setattr("kanlm.data.corpus.FEW_CHARACTERS", 100)
+    check_few_documents(data, ("validation",))
+    # One alone is cut in its order.
+    check_few_documents(make_data(few[:1]), ("validation", "test"))
+
+
+def test_a_file_in_two_sources_is_refused(make_data, stories, byte_tokenizer):
+    data = make_data(stories(50), stories(50, seed=1))
+    twice = [*data.sources, {"kind": "files", "path": ["part*.jsonl"]}]
+    with pytest.raises(UserError, match=r"sources 0 and 2 both read .*part0\.jsonl"):
+        open_corpus(replace(data, sources=twice), byte_tokenizer)
+    other_column = [data.sources[0], {**data.sources[0], "column": "title"}]
+    assert len(open_sources(replace(data, sources=other_column))) == 2

@@ -4,7 +4,7 @@ To add a kind, write a `Source` class in a module beside this one and a line in 
 """
 
 import glob
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ def open_sources(data: DataSettings) -> list[Source]:
     """Return the sources of a domain.
 
     Raises:
-        UserError: none is named, or one cannot be found.
+        UserError: none is named, one cannot be found, or two read the same text.
     """
     if not data.sources:
         raise UserError(
@@ -60,7 +60,28 @@ def open_sources(data: DataSettings) -> list[Source]:
             "data.sources='[{kind: files, path: books/*.txt}]' or "
             "data.sources='[{kind: hub, name: NAME}]'"
         )
-    return [make_source(spec, data.root) for spec in data.sources]
+    sources = [make_source(spec, data.root) for spec in data.sources]
+    _check_apart(sources)
+    return sources
+
+
+def _check_apart(sources: Sequence[Source]) -> None:
+    """Check that no source gives the text of another again, which would count twice.
+
+    Cut in another way, one's training text would be the other's held-out text besides.
+
+    Raises:
+        UserError: two read the same column of a file.
+    """
+    readers: dict[tuple[Path, str], int] = {}
+    for number, source in enumerate(sources):
+        for path in source.local_files():
+            other = readers.setdefault((path.resolve(), getattr(source, "column", "")), number)
+            if other != number:
+                raise UserError(
+                    f"data.sources {other} and {number} both read {path}; name it in one of them, "
+                    "with a larger weight where it is to count more"
+                )
 
 
 def check_source(

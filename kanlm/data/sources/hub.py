@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from kanlm.data.network import hub_problem, offline
 from kanlm.data.sources.base import Cursor, Source, hash_json
 from kanlm.data.sources.files import find_files, stamp
 from kanlm.data.sources.rows import checked_text
@@ -107,16 +108,23 @@ class Hub(Source):
     def _load(self) -> Any:
         from datasets import load_dataset
 
-        if self.streaming and not self._folder() and not self.data_files:
-            _reach_hub()
-        return load_dataset(
-            str(self._folder() or self.name),
-            self.config,
-            split=self.split,
-            data_files=self._files_of_builder(),
-            revision=self.revision,
-            streaming=self.streaming,
-        )
+        def load() -> Any:
+            return load_dataset(
+                str(self._folder() or self.name),
+                self.config,
+                split=self.split,
+                data_files=self._files_of_builder(),
+                revision=self.revision,
+                streaming=self.streaming,
+            )
+
+        if self._folder() or self.local_files() or (problem := hub_problem()) is None:
+            return load()
+        if self.streaming:
+            raise ConnectionError(problem)
+        # It may have been downloaded before.
+        with offline():
+            return load()
 
     def _text(self, row: dict[str, Any]) -> str | None:
         return checked_text(row.get(self.column), self.column, self._where())
@@ -143,13 +151,3 @@ class Hub(Source):
             ) from None
         except (DatasetsError, ValueError, OSError) as error:
             raise UserError(f"{self._where()}: {first_line(error)}") from None
-
-
-def _reach_hub() -> None:
-    """Raise at once what `load_dataset` would raise after minutes of trying again."""
-    from huggingface_hub import constants, get_session
-
-    try:
-        get_session().head(constants.ENDPOINT, timeout=10)
-    except Exception as error:  # Of whichever HTTP client.
-        raise ConnectionError(first_line(error)) from None

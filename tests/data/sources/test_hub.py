@@ -8,7 +8,9 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from kanlm.config import TokenizerSettings
 from kanlm.data.sources.hub import Hub
+from kanlm.data.tokenizer import build_tokenizer
 from kanlm.errors import UserError
 
 
@@ -104,13 +106,36 @@ def test_what_is_wrong_with_a_dataset_is_said_in_one_line(folder, streaming):
     assert "\n" not in str(raised.value)
 
 
-def test_without_network_the_offline_alternatives_are_named(tmp_path, monkeypatch):
-    def unreachable(*_, **__):
+@pytest.fixture(params=["no network", "HF_HUB_OFFLINE"])
+def unreachable(request, monkeypatch):
+    """No hub, and nobody who would wait for it."""
+
+    def fail(*_, **__):
         raise socket.gaierror(-2, "Name or service not known")
 
-    monkeypatch.setattr(socket, "getaddrinfo", unreachable)
+    def wait(seconds):
+        pytest.fail(f"waits {seconds} s to try again")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    monkeypatch.setattr("time.sleep", wait)
+    if request.param == "HF_HUB_OFFLINE":
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_without_network_the_offline_alternatives_are_named_at_once(
+    tmp_path, unreachable, streaming, capsys
+):
     with pytest.raises(UserError, match=r"'no/where': no network .*stdlib-prose.*kind: files"):
-        list(Hub(tmp_path, name="no/where").read())
+        list(Hub(tmp_path, name="no/where", streaming=streaming).read())
+    assert capsys.readouterr() == ("", "")
+
+
+def test_without_network_a_pretrained_tokenizer_is_refused_at_once(unreachable, capsys):
+    settings = TokenizerSettings(kind="pretrained", name="no/where")
+    with pytest.raises(UserError, match=r"'no/where': cannot be loaded \(no network: "):
+        build_tokenizer(settings, lambda: iter(()))
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_name_the_hub_does_not_know_is_no_network_trouble(tmp_path, monkeypatch):
@@ -119,7 +144,7 @@ def test_a_name_the_hub_does_not_know_is_no_network_trouble(tmp_path, monkeypatc
     def unknown(*_, **__):
         raise DatasetNotFoundError("Dataset 'no/where' doesn't exist on the Hub")
 
-    monkeypatch.setattr("kanlm.data.sources.hub._reach_hub", lambda: None)
+    monkeypatch.setattr("kanlm.data.sources.hub.hub_problem", lambda: None)
     monkeypatch.setattr("datasets.load_dataset", unknown)
     with pytest.raises(UserError, match="'no/where': Dataset 'no/where' doesn't exist"):
         list(Hub(tmp_path, name="no/where").read())
