@@ -14,6 +14,9 @@ from kanlm.config.weights import mixture_stages, weight_schedule
 from kanlm.errors import nearest
 from kanlm.model.settings import ModelSettings
 
+#: Of an arm: more would take years, and their list alone all memory.
+MOST_TRIALS = 10_000
+
 #: Seeds there are: numpy's generators take no more than 32 bits.
 SEEDS = 2**32
 
@@ -457,6 +460,10 @@ class StudySettings:
         """Check that arms, trials and stages set only what is theirs to set."""
         for name, part in self.arms.items():
             check_arm(part, f"arms.{name}")
+        for grid in (self.grid, *self.arm_grids.values()):
+            trials = math.prod(len(values) for values in grid.values())
+            if trials > MOST_TRIALS:
+                raise ValueError(f"grid has {trials:,} trials: expected at most {MOST_TRIALS:,}")
         check_grid(self.grid, "grid")
         for name, grid in self.arm_grids.items():
             check_grid(grid, f"arm_grids.{name}")

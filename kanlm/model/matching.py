@@ -4,6 +4,7 @@ Costs are read off modules built on the meta device, so that no formula is state
 """
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -125,8 +126,16 @@ def resolve_feed_forward(settings: ModelSettings) -> ModelSettings:
         ValueError: a kind or an option is unknown, or no width matches.
     """
     target = DEFAULT_PARAMETERS * settings.d_model**2
+    solved: dict[str, dict[str, Any]] = {}
 
     def resolve(spec: dict[str, Any]) -> dict[str, Any]:
+        # Of a thousand equal layers one is solved.
+        key = json.dumps(spec, sort_keys=True)
+        if key not in solved:
+            solved[key] = resolve_one(spec)
+        return dict(solved[key])
+
+    def resolve_one(spec: dict[str, Any]) -> dict[str, Any]:
         spec = complete_feed_forward(spec)
         if spec.get("hidden") is not None or not has_width(spec):
             return spec

@@ -10,6 +10,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+#: More than any model has, so that what is a slip is refused before it is counted out.
+MOST_LAYERS = 100_000
+LARGEST = 2**31 - 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
@@ -54,11 +58,16 @@ class ModelSettings:
         for name in ("d_model", "n_layers", "n_heads", "context_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: expected a positive number")
+            most = MOST_LAYERS if name == "n_layers" else LARGEST
+            if getattr(self, name) > most:
+                raise ValueError(f"{name} = {getattr(self, name)}: expected at most {most:,}")
         for name in ("rope_theta", "norm_epsilon"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} = {getattr(self, name)}: expected a positive number")
-        if self.vocab_size is not None and self.vocab_size < 2:
-            raise ValueError(f"vocab_size = {self.vocab_size}: expected at least 2")
+        if self.vocab_size is not None and not 2 <= self.vocab_size <= LARGEST:
+            raise ValueError(
+                f"vocab_size = {self.vocab_size}: expected at least 2, at most {LARGEST:,}"
+            )
         if self.d_model % self.n_heads:
             raise ValueError(f"n_heads = {self.n_heads} does not divide d_model = {self.d_model}")
         if (self.d_model // self.n_heads) % 2:
@@ -74,13 +83,13 @@ class ModelSettings:
             raise ValueError(f"dropout = {self.dropout}: expected 0 ≤ dropout < 1")
         if isinstance(self.feed_forward, list):
             # Here alone, so that nothing else need know the short form.
-            layers = _repeated(self.feed_forward)
-            if len(layers) != self.n_layers:
+            count = sum(_repeat(entry, i) for i, entry in enumerate(self.feed_forward))
+            if count != self.n_layers:
                 raise ValueError(
-                    f"feed_forward lists {len(layers)} layers, and n_layers = {self.n_layers}: "
+                    f"feed_forward lists {count} layers, and n_layers = {self.n_layers}: "
                     "give one kind, or a list that adds up"
                 )
-            object.__setattr__(self, "feed_forward", layers)
+            object.__setattr__(self, "feed_forward", _repeated(self.feed_forward))
 
     @property
     def feed_forward_by_layer(self) -> list[dict[str, Any]]:
@@ -94,11 +103,14 @@ def _repeated(specs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Write every entry with `repeat: n` n times."""
     layers = []
     for i, entry in enumerate(specs):
-        spec = dict(entry)
-        repeat = spec.pop("repeat", 1)
-        if isinstance(repeat, bool) or not isinstance(repeat, int) or repeat < 1:
-            raise ValueError(
-                f"feed_forward.{i}.repeat = {repeat!r}: expected a whole number of layers"
-            )
-        layers.extend(dict(spec) for _ in range(repeat))
+        spec = {name: value for name, value in entry.items() if name != "repeat"}
+        layers.extend(dict(spec) for _ in range(_repeat(entry, i)))
     return layers
+
+
+def _repeat(entry: dict[str, Any], i: int) -> int:
+    """How many equal layers an entry of the list stands for."""
+    repeat = entry.get("repeat", 1)
+    if isinstance(repeat, bool) or not isinstance(repeat, int) or repeat < 1:
+        raise ValueError(f"feed_forward.{i}.repeat = {repeat!r}: expected a whole number of layers")
+    return repeat

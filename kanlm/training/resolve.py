@@ -6,7 +6,9 @@ width of the feed-forward blocks is solved, so that a run's config.yaml still me
 same when a default has changed.
 """
 
+import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -19,6 +21,7 @@ from kanlm.errors import UserError, nearest
 from kanlm.kan import BASES
 from kanlm.kan.penalties import penalty
 from kanlm.model import KanLMConfig, KanLMForCausalLM
+from kanlm.model.decoder import KanLMDecoderLayer
 from kanlm.model.feed_forward import (
     FEED_FORWARDS,
     map_nested,
@@ -27,11 +30,14 @@ from kanlm.model.feed_forward import (
 )
 from kanlm.model.grids import grid_sizes, with_grid_size
 from kanlm.model.matching import resolve_feed_forward
-from kanlm.model.settings import ModelSettings
+from kanlm.model.settings import LARGEST, ModelSettings
 from kanlm.training.arithmetic import tf32_is_on
 from kanlm.training.polish import coefficients
 
 _T = TypeVar("_T")
+
+#: More experts, functions of an edge, or channels beside each other than any model has.
+_MOST_OF_AN_OPTION = 10_000
 
 
 def resolve(config: Config) -> Config:
@@ -176,7 +182,7 @@ def resolve_model(settings: ModelSettings) -> ModelSettings:
     settings = complete_model(settings)
     try:
         settings = resolve_feed_forward(settings)
-        _without_memory(settings)
+        _without_memory(_one_of_each(settings))
     except ValueError as error:
         raise UserError(f"model: {error}") from None
     return settings
@@ -189,13 +195,38 @@ def complete_model(settings: ModelSettings) -> ModelSettings:
         UserError: an unknown kind or option, or one of a wrong type.
     """
     if isinstance(settings.feed_forward, list):
-        completed: Any = [
-            _resolve_feed_forward(spec, f"model.feed_forward.{i}")
-            for i, spec in enumerate(settings.feed_forward)
-        ]
+        # One of many equal layers stands for all.
+        each = {json.dumps(spec): (i, spec) for i, spec in enumerate(settings.feed_forward)}
+        found = {
+            key: _resolve_feed_forward(spec, f"model.feed_forward.{i}")
+            for key, (i, spec) in each.items()
+        }
+        completed: Any = [dict(found[json.dumps(spec)]) for spec in settings.feed_forward]
     else:
         completed = _resolve_feed_forward(settings.feed_forward, "model.feed_forward")
     return replace(settings, feed_forward=completed)
+
+
+def count_parameters(settings: ModelSettings, vocab_size: int) -> int:
+    """Parameters of a model that is resolved, without building all of it.
+
+    Equal layers have equally many, so one of each kind is built, without memory.
+    """
+    counts = Counter(map(json.dumps, settings.feed_forward_by_layer))
+    model = _without_memory(replace(_one_of_each(settings), vocab_size=vocab_size))
+    total = sum(p.numel() for p in model.parameters())
+    blocks = [m for m in model.modules() if isinstance(m, KanLMDecoderLayer)]
+    for block, times in zip(blocks, counts.values(), strict=True):
+        total += (times - 1) * sum(p.numel() for p in block.parameters())
+    return total
+
+
+def _one_of_each(settings: ModelSettings) -> ModelSettings:
+    """The model with one layer of each kind it has, which is impossible if the whole is."""
+    if not isinstance(settings.feed_forward, list):
+        return replace(settings, n_layers=1)
+    kinds = [json.loads(key) for key in dict.fromkeys(map(json.dumps, settings.feed_forward))]
+    return replace(settings, n_layers=len(kinds), feed_forward=kinds)
 
 
 def _without_memory(settings: ModelSettings) -> KanLMForCausalLM:
@@ -207,10 +238,10 @@ def _check_coefficients(config: Config, settings: ModelSettings) -> None:
     """Check that what acts on coefficients finds some, of a kind that it can act on."""
     if config.penalties.weights:
         try:
-            penalty(_without_memory(settings), config.penalties.weights)
+            penalty(_without_memory(_one_of_each(settings)), config.penalties.weights)
         except ValueError as error:
             raise UserError(f"penalties: {error}") from None
-    if config.training.polish_steps and not coefficients(_without_memory(settings)):
+    if config.training.polish_steps and not coefficients(_without_memory(_one_of_each(settings))):
         raise UserError(
             f"training.polish_steps = {config.training.polish_steps}: the model has no KAN "
             "layer whose coefficients could be polished"
@@ -229,6 +260,7 @@ def _resolve_feed_forward(spec: Any, setting: str) -> dict[str, Any]:
     if hidden is not None and not factory.has_width:
         raise UserError(f"{setting}.hidden = {hidden}: kind '{kind}' has no width to set")
     options = check_options(factory, spec, setting, beside=("kind", "hidden"))
+    _check_sizes({"hidden": hidden, **options}, setting)
     if "basis" in options:
         basis = over_default_basis(factory, options["basis"])
         options["basis"] = _resolve_basis(basis, f"{setting}.basis")
@@ -250,7 +282,17 @@ def _resolve_nested(spec: Any, setting: str) -> dict[str, Any]:
 def _resolve_basis(spec: Mapping[str, Any], setting: str) -> dict[str, Any]:
     spec = dict(spec)
     kind = _registered(BASES, spec.pop("kind", None), f"{setting}.kind")
-    return {"kind": kind, **check_options(BASES[kind], spec, setting, beside=("kind",))}
+    options = check_options(BASES[kind], spec, setting, beside=("kind",))
+    _check_sizes(options, setting)
+    return {"kind": kind, **options}
+
+
+def _check_sizes(options: Mapping[str, Any], setting: str) -> None:
+    """Refuse numbers of experts, functions or cells that no model has, before they are made."""
+    for name, value in options.items():
+        most = LARGEST if name == "hidden" else _MOST_OF_AN_OPTION
+        if isinstance(value, int) and value > most:
+            raise UserError(f"{setting}.{name} = {value}: expected at most {most:,}")
 
 
 def _resolve_data(data: DataSettings, setting: str) -> DataSettings:

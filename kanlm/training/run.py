@@ -42,6 +42,7 @@ from kanlm.training.lock import held
 from kanlm.training.optimizer import build_optimizer
 from kanlm.training.processes import in_all, on_main, sum_over_processes
 from kanlm.training.recomputation import recompute_blocks
+from kanlm.training.resolve import count_parameters
 from kanlm.training.sampling import sample_text
 from kanlm.training.sharding import accelerator_options, check_engine, shards
 from kanlm.training.stopping import Stop
@@ -78,6 +79,7 @@ def run(config: Config, keep: ExitStack | None = None) -> Outcome | None:
     """
     folder = Path(config.output_dir)
     claim(folder, config)
+    _check_host(config)
     limit = config.training.time_limit_minutes
     stop = Stop(None if limit is None else 60 * limit)
     accelerator = _accelerator(config)
@@ -149,6 +151,30 @@ def check_corpus(corpus: Corpus, config: Config) -> None:
         corpus.split(split)
     if corpus.data == config.data:
         _batches(corpus, config)
+
+
+def _check_host(config: Config) -> None:
+    """Refuse what this machine cannot hold however it is trained, before anything is made.
+
+    Raises:
+        UserError: the weights, or the tokens of a process's share of a batch, are larger than
+            its memory.
+    """
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    # A vocabulary that the tokenizer will state is at least this large.
+    parameters = count_parameters(config.model, config.model.vocab_size or 2)
+    weights = parameters * (8 if config.training.precision == "fp64" else 4)
+    rows = config.training.batch_size // int(os.environ.get("WORLD_SIZE", "1"))
+    # Inputs and labels, as 64-bit integers.
+    batch = 2 * 8 * rows * config.model.context_length
+    for what, size in (
+        (f"model: {parameters:,} parameters", weights),
+        (f"training.batch_size = {config.training.batch_size}: the tokens of one step", batch),
+    ):
+        if size > memory:
+            raise UserError(
+                f"{what} take {size / 1e9:,.0f} GB, and this machine has {memory / 1e9:,.0f} GB"
+            )
 
 
 def _accelerator(config: Config) -> Accelerator:

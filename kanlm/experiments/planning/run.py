@@ -7,6 +7,8 @@ small or eager ones reach a few percent. `mfu` in the metrics of a run of one's 
 number to put here.
 """
 
+import bisect
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -21,6 +23,7 @@ from kanlm.model.accounting import Accounting, account
 from kanlm.reporting.numbers import count, duration
 from kanlm.reporting.table import Table, print_table
 from kanlm.training.gpus import GPU, gpu
+from kanlm.training.resolve import count_parameters
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,8 @@ def plan(config: Config, devices: Devices) -> Plan:
     """Plan a resolved configuration.
 
     Raises:
-        UserError: the GPU is unknown, its peak at the precision is, or the batch does not
-            divide among the devices.
+        UserError: the GPU is unknown, its peak at the precision is, the batch does not divide
+            among the devices, or these cannot hold the weights or the inputs of one layer.
     """
     training = config.training
     peak = devices.gpu.peak(training.precision, tf32=bool(training.tf32))
@@ -105,6 +108,7 @@ def plan(config: Config, devices: Devices) -> Plan:
             f"training.batch_size = {training.batch_size} does not divide among "
             f"{devices.count} GPUs"
         )
+    _check_sizes(config, devices)
     vocab_size = config.model.vocab_size or vocabulary_size(
         open_tokenizer(config.tokenizer, config.data)
     )
@@ -144,6 +148,35 @@ def plan(config: Config, devices: Devices) -> Plan:
     )
 
 
+def _check_sizes(config: Config, devices: Devices) -> None:
+    """Say what cannot fit whatever is changed, before a step of it is traced."""
+    # A vocabulary that the tokenizer will state is at least this large.
+    parameters = count_parameters(config.model, config.model.vocab_size or 2)
+    weights, held = 4 * parameters, devices.count * devices.usable_bytes
+    if weights > held:
+        raise UserError(
+            f"does not fit: {count(parameters)} parameters are {_bytes(weights)} of weights, and "
+            f"{devices.count} × {devices.name} hold {_bytes(held)}"
+        )
+    stream = _stream_bytes(config, _rows(config, devices))
+    if stream > devices.usable_bytes:
+        raise UserError(
+            f"does not fit: the inputs of one layer are {_bytes(stream)} in one pass, and "
+            f"{devices.name} holds {_bytes(devices.usable_bytes)}; set training.micro_batch_size"
+        )
+
+
+def _rows(config: Config, devices: Devices) -> int:
+    """Sequences in one forward pass of one device."""
+    rows = config.training.batch_size // devices.count
+    return min(config.training.micro_batch_size or rows, rows)
+
+
+def _stream_bytes(config: Config, rows: int) -> int:
+    """The least that a pass holds: the residual stream at one place."""
+    return 4 * rows * config.model.context_length * config.model.d_model
+
+
 def _layouts(devices: Devices) -> Iterator[Layout]:
     if devices.count == 1:
         yield "one device"
@@ -162,11 +195,7 @@ def _remedies(config: Config, vocab_size: int, devices: Devices, now: int) -> di
     """Changes that need less memory, one by one and then one after another until it fits."""
     changes: dict[str, dict[str, object]] = {}
     training = config.training
-    rows = training.batch_size // devices.count
-    micro = min(training.micro_batch_size or rows, rows)
-    smaller = [size for size in range(micro - 1, 0, -1) if rows % size == 0]
-    for size in smaller:
-        changes[f"training.micro_batch_size={size}"] = {"micro_batch_size": size}
+    rows, micro = training.batch_size // devices.count, _rows(config, devices)
     if training.precision == "fp32":
         changes["training.precision=bf16"] = {"precision": "bf16"}
     if not training.activation_checkpointing:
@@ -179,20 +208,32 @@ def _remedies(config: Config, vocab_size: int, devices: Devices, now: int) -> di
         layout = LAYOUTS[changed.training.sharding] if devices.count > 1 else "one device"
         return _memory(changed, vocab_size, layout, devices).peak
 
-    found: dict[str, int] = {}
-    for name, change in changes.items():
-        if (needed := peak(change)) < now:
-            found[name] = needed
-    # Of smaller micro-batches the largest that fits says all, or else the smallest.
-    sizes = [name for name in found if "micro_batch_size" in name]
-    fitting = [name for name in sizes if found[name] <= devices.usable_bytes]
-    for name in sizes:
-        if name != (fitting or sizes[-1:])[0]:
-            del found[name]
+    if (size := _largest_fitting(_smaller_divisors(rows, micro), peak, devices)) is not None:
+        changes = {f"training.micro_batch_size={size}": {"micro_batch_size": size}, **changes}
+    found = {name: needed for name, change in changes.items() if (needed := peak(change)) < now}
     if not any(needed <= devices.usable_bytes for needed in found.values()) and len(found) > 1:
         together = {key: value for name in found for key, value in changes[name].items()}
         found[" ".join(found)] = peak(together)
     return found
+
+
+def _smaller_divisors(rows: int, below: int) -> list[int]:
+    """The divisors of `rows` that are less than `below`, in order."""
+    low = [size for size in range(1, math.isqrt(rows) + 1) if rows % size == 0]
+    return sorted(size for size in {*low, *(rows // size for size in low)} if size < below)
+
+
+def _largest_fitting(
+    sizes: list[int], peak: Callable[[dict[str, object]], int], devices: Devices
+) -> int | None:
+    """The largest micro-batch that fits, or else the smallest; None where there is none."""
+    if not sizes:
+        return None
+    # Memory grows with the micro-batch, and a trace of each would take minutes.
+    count = bisect.bisect_right(
+        sizes, devices.usable_bytes, key=lambda size: peak({"micro_batch_size": size})
+    )
+    return sizes[max(count - 1, 0)]
 
 
 def print_plans(config: Config, devices: Devices) -> None:
