@@ -78,6 +78,14 @@ def digest(benchmarks: Mapping[str, Results]) -> str:
         time = fixed(row["time_ratio"]["median"], 2)
         what = f"decoding, whole model, vocabulary {size:,}, {dtype}, × GELU model's time"
         rows.append([what, "", time, fixed(row["bytes_ratio"], 2)])
+    for row in _of(decode, "swiglu", what="generate") if _has(decode, "swiglu") else ():
+        keys = {key: row[key] for key in ("what", "dtype", "vocab_size")}
+        speeds = [
+            fixed(_of(decode, block, **keys)[0]["speed_ratio"]["median"], 2)
+            for block in ("kan/hermite", local)
+        ]
+        what = f"generate, vocabulary {row['vocab_size']:,}, {row['dtype']}, × Llama's tokens/s"
+        rows.append([what, *speeds, ""])
     heads = ["", "`kan`", "`kan-local`", "floor"]
     return "\n".join([_made_with(benchmarks), "", _table(heads, rows)])
 
@@ -90,6 +98,10 @@ def _of(results: Results, block: str, **values: Any) -> list[Mapping[str, Any]]:
         for row in results["rows"]
         if row["block"] == name and all(row.get(key) == value for key, value in values.items())
     ]
+
+
+def _has(results: Results, block: str) -> bool:
+    return any(row["block"].startswith(block) for row in results["rows"])
 
 
 def _saved_by_mlp(layers: Results) -> dict[int, int]:
@@ -150,12 +162,14 @@ def _step(results: Results) -> str:
             row["block"],
             row["mode"],
             fixed(row["speed_ratio"]["median"], 2),
+            *([fixed(row["time_over_llama"]["median"], 2)] if "time_over_llama" in row else []),
             count(row["tokens_per_second"]),
             count(row["flops"] / row["seconds"], "FLOP/s"),
         ]
         for row in results["rows"]
     ]
-    heads = ["blocks", "mode", "× SwiGLU's tokens/s", "tokens/s", "multiply-adds ×2"]
+    beside = ["× Llama's time"] if "time_over_llama" in results["rows"][0] else []
+    heads = ["blocks", "mode", "× SwiGLU's tokens/s", *beside, "tokens/s", "multiply-adds ×2"]
     return (
         f"**A training step of a whole model** with AdamW: {settings['n_layers']} layers, d_model "
         f"{settings['d_model']}, vocabulary {settings['vocab_size']:,}, {settings['batch_size']} × "
@@ -167,7 +181,7 @@ def _step(results: Results) -> str:
 def _decode(results: Results) -> str:
     settings, rows = results["settings"], results["rows"]
     sizes = settings["batch_sizes"]
-    blocks = dict.fromkeys(row["block"] for row in rows)
+    blocks = dict.fromkeys(row["block"] for row in rows if row["what"] == "blocks")
 
     def of(**values: Any) -> list[Mapping[str, Any]]:
         return [row for row in rows if all(row.get(k) == v for k, v in values.items())]
@@ -210,7 +224,51 @@ def _decode(results: Results) -> str:
         + _table(heads, by_batch)
         + "\n\n**Decoding, whole models**, batch 1: tokens a second, and in brackets that over "
         "what a model would reach that reads its own bytes as fast as the MLP's model reads "
-        "its.\n\n" + _table(["block", "dtype", *vocabularies], by_vocabulary)
+        "its.\n\n"
+        + _table(["block", "dtype", *vocabularies], by_vocabulary)
+        + _few_tokens(results)
+        + _generate(results)
+    )
+
+
+def _few_tokens(results: Results) -> str:
+    settings = results["settings"]
+    layers = [row for row in results["rows"] if row["what"] == "layer"]
+    if not layers:
+        return ""
+    rows = [
+        [layers[0]["block"], dtype]
+        + [fixed(r["time_ratio"]["median"], 2) for r in layers if r["dtype"] == dtype]
+        for dtype in settings["dtypes"]
+    ]
+    heads = ["layer", "dtype", *(f"{size} tokens" for size in settings["batch_sizes"])]
+    return (
+        "\n\n**A layer for a few tokens**: time over that of a Linear with as many weights, new "
+        "inputs every time and weights out of cache.\n\n" + _table(heads, rows)
+    )
+
+
+def _generate(results: Results) -> str:
+    settings = results["settings"]
+    found = [row for row in results["rows"] if row["what"] == "generate"]
+    if not found:
+        return ""
+    speeds = {(row["block"], row["dtype"], row["vocab_size"]): row for row in found}
+    columns = [(d, v) for d in settings["dtypes"] for v in settings["generated_vocab_sizes"]]
+
+    def cell(block: str, dtype: str, size: int) -> str:
+        row = speeds.get((block, dtype, size))
+        if row is None:
+            return ""
+        ratio = fixed(row["speed_ratio"]["median"], 2)
+        return f"{ratio} ({fixed(row['bytes_ratio'], 2)})"
+
+    blocks = dict.fromkeys(row["block"] for row in found)
+    rows = [[block, *(cell(block, *column) for column in columns)] for block in blocks]
+    heads = ["block", *(f"{dtype}, vocabulary {size:,}" for dtype, size in columns)]
+    return (
+        "\n\n**generate**, batch 1: tokens a second over those of transformers' Llama of the same "
+        "shape, and in brackets bytes read over its.\n\n" + _table(heads, rows)
     )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kanlm.experiments.bench.blocks import REFERENCE, matched_block
 from kanlm.experiments.bench.bytes_read import bytes_read
 from kanlm.experiments.bench.decode_model import measure_models
+from kanlm.experiments.bench.generate import measure_few_tokens, measure_generate
 from kanlm.experiments.bench.settings import DecodeBenchmark
 from kanlm.experiments.bench.timing import interleaved, ratio
 from kanlm.kan import decoding
@@ -26,7 +27,8 @@ _STEPS = 8
 
 
 def measure_decode(settings: DecodeBenchmark, report: Callable[[str], object]) -> list[dict]:
-    """One row a dtype, batch size and block, then those of whole models.
+    """One row a dtype, batch size and block, then those of whole models, of a layer, and of
+    `generate`.
 
     Raises:
         UserError: a block is unknown or has no width of equal parameters.
@@ -42,7 +44,9 @@ def measure_decode(settings: DecodeBenchmark, report: Callable[[str], object]) -
         for batch_size in settings.batch_sizes:
             report(f"{name}, batch size {batch_size}")
             rows += _measure_batch(settings, stacks, dtype, batch_size)
-    return rows + measure_models(settings, report)
+    rows += measure_models(settings, report)
+    rows += measure_few_tokens(settings, report)
+    return rows + measure_generate(settings, report)
 
 
 @torch.inference_mode()

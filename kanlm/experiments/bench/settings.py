@@ -5,6 +5,8 @@ from typing import Any, ClassVar, Literal
 
 from kanlm.kan.kernels import Backend
 
+_OTHER_BASES = ("chebyshev", "legendre", "rbf", "fourier", "wavelet", "rational", "implicit")
+
 #: Tokenizers that need no download.
 TrainedHere = Literal["bytes", "characters", "bpe"]
 
@@ -118,6 +120,19 @@ class DecodeBenchmark:
         )
     )
     rounds: int = 9
+    #: Blocks of models that generate beside transformers' Llama.
+    generated: tuple[Any, ...] = ("swiglu", "kan", "kan-glu", "kan-local")
+    generated_vocab_sizes: tuple[int, ...] = (4096, 50304)
+    #: More of them, in the first dtype and vocabulary alone.
+    other_generated: tuple[Any, ...] = field(
+        default=(
+            "kan-single",
+            "conv-kan",
+            "moe",
+            *({"kind": "kan", "basis": {"kind": kind}} for kind in _OTHER_BASES),
+        )
+    )
+    generate_rounds: int = 5
     output_dir: str = "runs/bench/decode"
 
 

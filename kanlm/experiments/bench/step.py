@@ -2,7 +2,8 @@
 
 1. Models differ in their feed-forward blocks alone, which have equal parameters.
 2. All models take turns on the same random tokens; each mode, eager and compiled, by itself.
-3. Every model is compared with the SwiGLU one of the same mode, its usual twin.
+3. Every model is compared with the SwiGLU one of the same mode, its usual twin, and so is
+   transformers' Llama of the same shape.
 """
 
 import functools
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from kanlm.config import OptimizerSettings
 from kanlm.experiments.bench.blocks import matched_spec
 from kanlm.experiments.bench.compiled import warn_of_scalar_code
+from kanlm.experiments.bench.llama import LABEL, llama
 from kanlm.experiments.bench.settings import StepBenchmark
 from kanlm.experiments.bench.timing import interleaved, ratio, synchronizer
 from kanlm.kan.kernels import use_backend
@@ -53,10 +55,16 @@ def _measure_mode(settings: StepBenchmark, mode: str) -> list[dict]:
         (settings.batch_size, settings.context_length),
         generator=torch.Generator().manual_seed(0),
     ).to(settings.device)
-    batch = {"input_ids": ids, "shift_labels": ids.roll(-1, dims=1)}
-    steps = {label: _make_step(settings, c, mode, batch) for label, c in configs.items()}
-    seconds = interleaved(steps, settings.rounds, synchronizer(settings.device))
+    # Llama computes a loss where there are labels, and takes the shifted ones where given.
+    batch = {"input_ids": ids, "labels": ids, "shift_labels": ids.roll(-1, dims=1)}
+    steps = {
+        label: _make_step(settings, KanLMForCausalLM(c), mode, batch)
+        for label, c in configs.items()
+    }
     twin = next(iter(configs))
+    configs[LABEL] = configs[twin]
+    steps[LABEL] = _make_step(settings, llama(configs[twin]), mode, batch)
+    seconds = interleaved(steps, settings.rounds, synchronizer(settings.device))
     rows = []
     for label, config in configs.items():
         counts = account(config)
@@ -67,6 +75,7 @@ def _measure_mode(settings: StepBenchmark, mode: str) -> list[dict]:
                 "block": label,
                 "time_ratio": ratio(seconds[label], seconds[twin]),
                 "speed_ratio": ratio(seconds[twin], seconds[label]),
+                "time_over_llama": ratio(seconds[label], seconds[LABEL]),
                 "seconds": median,
                 "tokens_per_second": ids.numel() / median,
                 "parameters": counts.parameters["total"],
@@ -89,11 +98,9 @@ def _config(settings: StepBenchmark, spec: Any) -> KanLMConfig:
 
 
 def _make_step(
-    settings: StepBenchmark, config: KanLMConfig, mode: str, batch: dict[str, Tensor]
+    settings: StepBenchmark, model: nn.Module, mode: str, batch: dict[str, Tensor]
 ) -> Callable[[], None]:
-    torch.manual_seed(0)
-    model = KanLMForCausalLM(config).train()
-    nn.Module.to(model, settings.device)
+    nn.Module.to(model.train(), settings.device)
     optimizer = build_optimizer(model, OptimizerSettings())
     if mode == "compiled":
         model.compile()

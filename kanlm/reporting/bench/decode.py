@@ -10,8 +10,9 @@ from kanlm.reporting.table import Table
 
 
 def decode_tables(results: Mapping[str, Any]) -> list[Table]:
-    """Of the blocks, and of whole models."""
-    return [_blocks_table(results), _models_table(results)]
+    """Of the blocks, of whole models, of a layer, and of `generate`."""
+    tables = (_blocks_table, _models_table, _layer_table, _generate_table)
+    return [table(results) for table in tables]
 
 
 def _blocks_table(results: Mapping[str, Any]) -> Table:
@@ -92,6 +93,66 @@ def _models_table(results: Mapping[str, Any]) -> Table:
         rows=[cells(row) for group in groups for row in group],
         note="Allowed is the speed of a model that reads its own bytes as fast as the MLP's model "
         "reads its.",
+        rules=rules(groups),
+    )
+
+
+def _layer_table(results: Mapping[str, Any]) -> Table:
+    groups = [where(results, what="layer", dtype=d) for d in results["settings"]["dtypes"]]
+    return Table(
+        title="A layer for a few tokens, new inputs every time",
+        columns=["layer", "dtype", "tokens", "× Linear's time", "quartiles", "time"],
+        rows=[
+            [
+                row["block"],
+                row["dtype"],
+                str(row["tokens"]),
+                fixed(row["time_ratio"]["median"], 2),
+                span([row["time_ratio"]["low"], row["time_ratio"]["high"]], 2),
+                duration(row["seconds"]),
+            ]
+            for group in groups
+            for row in group
+        ],
+        note="The Linear has as many weights as the layer coefficients, and inputs as many times "
+        "wider.",
+        rules=rules(groups),
+    )
+
+
+def _generate_table(results: Mapping[str, Any]) -> Table:
+    settings = results["settings"]
+    groups = [
+        where(results, what="generate", dtype=dtype, vocab_size=size)
+        for dtype in settings["dtypes"]
+        for size in settings["generated_vocab_sizes"]
+    ]
+    return Table(
+        title=f"generate at batch 1: {settings['n_layers']} layers, d_model "
+        f"{settings['d_model']}, equal parameters",
+        columns=[
+            "block",
+            "dtype",
+            "vocabulary",
+            "× Llama's tokens/s",
+            "quartiles",
+            "× Llama's bytes",
+            "tokens/s",
+        ],
+        rows=[
+            [
+                row["block"],
+                row["dtype"],
+                f"{row['vocab_size']:,}",
+                fixed(row["speed_ratio"]["median"], 2),
+                span([row["speed_ratio"]["low"], row["speed_ratio"]["high"]], 2),
+                fixed(row["bytes_ratio"], 2),
+                fixed(row["tokens_per_second"], 1),
+            ]
+            for group in groups
+            for row in group
+        ],
+        note="Beside transformers' own Llama of the same shape, in the same process.",
         rules=rules(groups),
     )
 

@@ -14,7 +14,9 @@ from kanlm.reporting.figures import MARKERS, PALETTE, STYLE, Picture, standalone
 def where(results: Mapping[str, Any], **values: Any) -> list[Any]:
     """Rows that have all these values."""
     return [
-        row for row in results["rows"] if all(row[name] == value for name, value in values.items())
+        row
+        for row in results["rows"]
+        if all(row.get(name) == value for name, value in values.items())
     ]
 
 

@@ -51,8 +51,10 @@ def test_layers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = ["d_model=32", "n_layers=2", "n_heads=2", "vocab_size=64", "context_length=16"]
     sizes += ["batch_size=2", "rounds=2", "modes=[eager]", "blocks=[kan]", "precision=bf16"]
-    swiglu, kan = run("step", tmp_path, *sizes)["rows"]
+    swiglu, kan, llama = run("step", tmp_path, *sizes)["rows"]
     assert (swiglu["block"], kan["block"]) == ("swiglu", "kan/hermite3-squash")
+    assert llama["time_over_llama"]["median"] == 1
+    assert llama["parameters"] == swiglu["parameters"]
     assert swiglu["speed_ratio"]["median"] == 1
     assert kan["tokens_per_second"] == pytest.approx(32 / kan["seconds"])
     assert kan["parameters"] == pytest.approx(swiglu["parameters"], rel=0.01)
@@ -73,7 +75,9 @@ def test_a_step_trains(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = StepBenchmark(d_model=32, n_layers=1, n_heads=2, vocab_size=16, context_length=8)
     ids = torch.arange(16).view(2, 8)
     batch = {"input_ids": ids, "shift_labels": ids.roll(-1, dims=1)}
-    take = step._make_step(settings, step._config(settings, "kan"), "eager", batch)
+    torch.manual_seed(0)
+    model = KanLMForCausalLM(step._config(settings, "kan"))
+    take = step._make_step(settings, model, "eager", batch)
     for _ in range(20):
         watched(take.args[1])  # pyright: ignore[reportFunctionMemberAccess]
         take()
@@ -155,8 +159,18 @@ def test_a_peer_that_is_none_is_named(
 def test_decode(tmp_path: Path) -> None:
     blocks = "blocks=[{kind: kan-local, base: null, basis: {kind: bspline, grid_size: 7}}]"
     sizes = ["d_model=32", "n_layers=2", "batch_sizes=[1,3]", "dtypes=[bfloat16]", "rounds=2"]
-    sizes += ["n_heads=2", "vocab_sizes=[64]"]
+    sizes += ["n_heads=2", "vocab_sizes=[64]", "generated=[swiglu,kan]", "generate_rounds=2"]
+    sizes += ["generated_vocab_sizes=[64,128]", "other_generated=[kan-glu]"]
     results = run("decode", tmp_path, *sizes, blocks)
+    layers = [row for row in results["rows"] if row["what"] == "layer"]
+    assert [row["tokens"] for row in layers] == [1, 3]
+    generated = [row for row in results["rows"] if row["what"] == "generate"]
+    assert [(row["block"], row["vocab_size"]) for row in generated] == [
+        *((block, 64) for block in ("swiglu", "kan/hermite3-squash", "kan-glu-gate/hermite2")),
+        *((block, 128) for block in ("swiglu", "kan/hermite3-squash")),
+    ]
+    # Of the same shape, our SwiGLU reads what Llama does.
+    assert generated[0]["bytes_ratio"] == pytest.approx(1, rel=0.01)
     *rows, model = [row for row in results["rows"] if row["block"] == "kan/bspline1-g7"]
     assert [row["batch_size"] for row in rows] == [1, 3]
     # Two of eight functions, and a norm's gains, which all blocks read.
