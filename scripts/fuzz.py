@@ -7,7 +7,12 @@ outside the folder, nor run code.
 """
 
 import argparse
+import bz2
+import csv
+import gzip
+import io
 import json
+import lzma
 import random
 import sys
 import tempfile
@@ -21,7 +26,9 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import torch
+from pyarrow import parquet
 from safetensors.torch import save_file
 
 from kanlm.config import Config, check, from_tree, load, to_yaml
@@ -248,7 +255,10 @@ class Readers:
             "results.json of a study": ([(self.study / "results.json").read_bytes()], self.results),
             "results.json of a run": ([one.read_bytes()], self.run_results),
             "documents.jsonl": ([(self.study / "documents.jsonl").read_bytes()], self.sums),
-            "documents in JSONL": ([DOCUMENTS], self.documents),
+            **{
+                f"documents in {name}": (goods, partial(self.documents, name))
+                for name, goods in document_files().items()
+            },
             "config.json of a model": ([self.good["config.json"]], self.model),
             "weights of a model": ([self.good["model.safetensors"]], self.weights),
             **{
@@ -341,9 +351,42 @@ class Readers:
         finally:
             path.write_bytes(self.good[name])
 
-    def documents(self, content: bytes) -> None:
-        (self.folder / "documents.jsonl").write_bytes(content)
-        list(Files(self.folder, path="documents.jsonl").documents())
+    def documents(self, name: str, content: bytes) -> None:
+        (self.folder / name).write_bytes(content)
+        list(Files(self.folder, path=name).documents())
+
+
+def document_files() -> dict[str, list[bytes]]:
+    """Name → contents of files in every format and packing, of several streams where it may be."""
+    rows = [json.loads(line) for line in DOCUMENTS.splitlines() if line]
+    texts = [row["text"] for row in rows]
+    sink = pyarrow.BufferOutputStream()
+    parquet.write_table(pyarrow.table({"text": texts}), sink)
+    delimited = {}
+    for delimiter in ",\t":
+        file = io.StringIO()
+        csv.writer(file, delimiter=delimiter).writerows(
+            [("id", "text"), *enumerate([*texts, 'a "quoted", field\tand\nline'])]
+        )
+        delimited[delimiter] = file.getvalue().encode()
+    packers = {
+        "gz": gzip.compress,
+        "bz2": bz2.compress,
+        "xz": lzma.compress,
+        "zst": lambda data: pyarrow.compress(data, codec="zstd", asbytes=True),
+    }
+    return {
+        "a.jsonl": [DOCUMENTS],
+        "a.txt": ["\r\n".join(texts).encode()],
+        "a.json": [DOCUMENTS, _json(rows), b"\n".join(map(_json, rows))],
+        "a.csv": [delimited[","]],
+        "a.tsv": [delimited["\t"]],
+        "a.parquet": [sink.getvalue().to_pybytes()],
+        **{
+            f"a.jsonl.{suffix}": [pack(DOCUMENTS) * 2, pack(DOCUMENTS) + bytes(4) + pack(b"")]
+            for suffix, pack in packers.items()
+        },
+    }
 
 
 def make_study(folder: Path, config: Config) -> None:

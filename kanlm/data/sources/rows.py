@@ -77,18 +77,20 @@ def parquet_rows(path: Path, column: str) -> Iterator[str | None]:
     import pyarrow
     from pyarrow import parquet
 
+    number = 0
     if packing(path):
         raise UserError(f"{path}: parquet inside {packing(path)}; decompress it to .parquet")
     try:
         with parquet.ParquetFile(path) as file:
             top = _top_name(file.schema_arrow, column, path)
-            number = 0
             # A dot in a name selects fields of structs as well as columns.
             for batch in file.iter_batches(batch_size=1024, columns=[column]):
                 for value in batch.column(batch.schema.names.index(top)).to_pylist():
                     number += 1
                     where = f"{path}, row {number}"
                     yield checked_text(field({top: value}, column, where), column, where)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}, after row {number}: not UTF-8: {first_line(error)}") from None
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{path}: cannot be read as parquet: {reason}") from None

@@ -186,3 +186,11 @@ def test_columns_of_one_name_are_refused_in_parquet(tmp_path):
     )
     with pytest.raises(UserError, match="2 columns are named 'text'"):
         read(tmp_path, path="a.parquet")
+
+
+def test_bytes_that_are_no_text_are_refused_in_parquet(tmp_path):
+    # Arrow takes the caller's word that these are UTF-8.
+    bad = pyarrow.array([b"one", b"\xc3("]).view(pyarrow.string())
+    parquet.write_table(pyarrow.table({"text": bad}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet, after row 0: not UTF-8: .*0xc3"):
+        read(tmp_path, path="a.parquet")
