@@ -580,7 +580,7 @@ def test_a_source_to_evaluate_on_that_is_missing(runs, refuse):
         ("blank.txt", b" \n\n\n \n", "holds no text"),
         ("latin.txt", b"caf\xe9", "latin.txt: not UTF-8: byte 3 is 0xe9"),
         ("bad.jsonl", b'{"text": "a"}\n{"text": \n', "bad.jsonl, line 2: malformed JSON"),
-        ("no.jsonl", b'{"txt": "a"}\n', "line 1: no column 'text'; did you mean 'txt'?"),
+        ("no.jsonl", b'{"txt": "a"}\n', "no column 'text' in 1 row; did you mean 'txt'?"),
     ],
 )
 @pytest.mark.parametrize("verb", [["pretrain"], ["data", "describe"]], ids=" ".join)
