@@ -13,10 +13,10 @@
 - `few`: for few tokens, without gradients: reads each coefficient that plays a part once, as it
   lies; of local bases, on a CPU, those of functions that differ from zero.
 - `sparse`: the same for local bases alone, on any device: on GPUs it has not been timed.
-- `triton`: for NVIDIA GPUs, polynomials and linear B-splines on equal cells: the basis, and the
-  base beside it, are evaluated in registers inside the product. So far its kernels have run
-  through Triton's interpreter alone, and been compiled for GPUs, but timed on none: `auto` leaves
-  GPUs to torch's operators.
+- `triton`: for NVIDIA GPUs, polynomials and B-splines of degree 0 to 3 on equal cells: the basis,
+  and the base beside it, are evaluated in registers inside the product, and on an H100 beside it.
+  So far its kernels have run on CPUs alone, and been compiled for GPUs (scripts/gpu_kernels.md
+  says to what), but timed on none: `auto` leaves GPUs to torch's operators.
 """
 
 from .choice import BACKENDS, Backend, edge_sums, use_backend

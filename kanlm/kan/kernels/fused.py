@@ -10,7 +10,7 @@ torch.compile, FSDP and autograd see operators with fake kernels. They have no s
 and torch.func's transforms do not know them.
 
 To give another basis a formula: describe it in `formula_of`, and write its two functions in
-`triton_kernels`.
+`triton_formulas`.
 """
 
 import functools
@@ -35,7 +35,7 @@ class Formula(NamedTuple):
     """How a basis is evaluated.
 
     Attributes:
-        name: of its functions in `triton_kernels.FORMULAS`.
+        name: of its functions in `triton_formulas.FORMULAS`.
         numbers: what they are compiled with.
         places: what they read when they run, because it may change while the model trains.
     """
@@ -56,11 +56,10 @@ def formula_of(basis: Basis) -> Formula | None:
             c = 0.0 if n == 0 else r.c[n] * r.weights[n + 1] / r.weights[n - 1]
             numbers += [a, c]
         return Formula("polynomials", numbers)
-    if isinstance(basis, BSpline) and basis.degree == 1 and basis.equal_cells:
+    if isinstance(basis, BSpline) and basis.degree <= 3 and basis.equal_cells:
         if len(basis.knots) > 1:
             return None
-        # One knot lies beyond either end of the grid.
-        return Formula("hats", [], basis.knots[0, 1:-1])
+        return Formula("splines", [float(basis.degree)], basis.knots[0])
     return None
 
 
@@ -72,8 +71,8 @@ def no_fused_sums(x: Tensor, coefficients: Tensor, basis: Basis) -> str | None:
         return f"expects inputs and coefficients of one dtype: {x.dtype}, {coefficients.dtype}"
     if formula_of(basis) is None:
         return (
-            "has formulas for polynomials and for linear B-splines on one grid of equal cells, "
-            f"and this is {basis.label}"
+            "has formulas for polynomials and for B-splines of degree 0 to 3 on one grid of equal "
+            f"cells, and this is {basis.label}"
         )
     if torch.are_deterministic_algorithms_enabled():
         return "chooses tiles by timing them, and torch is to use deterministic algorithms"
@@ -162,12 +161,14 @@ def _sums(
     base: str,
     dtype: torch.dtype,
 ) -> Tensor:
-    from . import triton_kernels
+    from . import triton_launches
 
     if x.shape[0] == 0:
         return x.new_empty(0, coefficients.shape[-1], dtype=dtype)
     c = _all_coefficients(coefficients, base_weight, dtype)
-    return triton_kernels.sums(x.contiguous(), c, formula, tuple(numbers), places, base)
+    return triton_launches.run(
+        triton_launches.sums, x.contiguous(), c, formula, tuple(numbers), places, base
+    )
 
 
 @torch.library.custom_op(f"{_NAMESPACE}::input_gradients", mutates_args=())
@@ -182,13 +183,15 @@ def _input_gradients(
     base: str,
     dtype: torch.dtype,
 ) -> Tensor:
-    from . import triton_kernels
+    from . import triton_launches
 
     if x.shape[0] == 0:
         return x.new_empty(x.shape)
     c = _all_coefficients(coefficients, base_weight, dtype)
     dy, x = dy.to(dtype).contiguous(), x.contiguous()
-    return triton_kernels.input_gradients(dy, x, c, formula, tuple(numbers), places, base)
+    return triton_launches.run(
+        triton_launches.input_gradients, dy, x, c, formula, tuple(numbers), places, base
+    )
 
 
 @torch.library.custom_op(f"{_NAMESPACE}::coefficient_gradients", mutates_args=())
@@ -204,16 +207,19 @@ def _coefficient_gradients(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """Of the coefficients, and of the base's weights: of size 0 where there is no base."""
-    from . import triton_kernels
+    from . import triton_launches
 
     functions = coefficients.shape[1]
     if x.shape[0] == 0:
         dbase = coefficients.new_zeros(0) if base_weight is None else _zeros(base_weight)
         return _zeros(coefficients), dbase
     dy, x = dy.to(dtype).contiguous(), x.contiguous()
-    dc = triton_kernels.coefficient_gradients(
-        dy, x, functions + (base_weight is not None), formula, tuple(numbers), places, base
+    all_functions = functions + (base_weight is not None)
+    parts = triton_launches.run(
+        triton_launches.coefficient_gradients,
+        *(dy, x, all_functions, formula, tuple(numbers), places, base),
     )
+    dc = parts[0] if len(parts) == 1 else parts.sum(dim=0)
     if base_weight is None:
         return dc.to(coefficients.dtype), coefficients.new_empty(0)
     dbase = dc[:, functions].T.to(base_weight.dtype, memory_format=torch.contiguous_format)
