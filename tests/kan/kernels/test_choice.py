@@ -61,7 +61,7 @@ def test_backends_agree(backend) -> None:
         (BSpline(), "sparse", "knows no gradients"),
         (Hermite(), "few", "knows no gradients"),
         (Rational(), "recompute", "knows no gradient of a basis's parameters"),
-        (RBF(), "triton", "has formulas for polynomials and for linear B-splines.*is rbf7"),
+        (RBF(), "triton", "has formulas for polynomials and for B-splines.*is rbf7"),
         (BSpline(equal_cells=False), "triton", "has formulas for .* on one grid of equal cells"),
     ],
 )
