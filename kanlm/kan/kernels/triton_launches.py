@@ -338,7 +338,7 @@ _HOPPER_CONFIGS: dict[str, Callable[[int, bool], tuple[triton.Config, ...]]] = {
 def _sums(functions: int, size: int, shared: int) -> tuple[triton.Config, ...]:
     configs = []
     together = _count(functions, _count(functions, 5))
-    for tokens, out, warps in ((128, 128, 8), (64, 128, 8), (64, 64, 4)):
+    for tokens, out, warps in ((128, 128, 8), (64, 64, 4)):
         for stages in (3, 4):
             # Inputs may be float32 whatever the products are in.
             most = shared // (stages * (together * out * size + tokens * 4))
