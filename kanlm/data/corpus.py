@@ -247,7 +247,7 @@ def open_corpus(
     """
     sources = open_sources(data)
     sharded = [prepare(source, tokenizer, data, report=report) for source in sources]
-    dropped = _dropped(data, sharded)
+    dropped = _dropped(data, sharded, report)
     entries = []
     for weights, source, opened, drop in zip(data.weights, sources, sharded, dropped, strict=True):
         splits = {name: _open_split(opened, name, tokenizer, drop) for name in SPLITS}
@@ -367,7 +367,9 @@ def _open_split(
     return Split(name, tokenizer, [sharded.tokens(shard) for shard in shards], sizes, kept)
 
 
-def _dropped(data: DataSettings, sharded: list[ShardedSource]) -> list[list[np.ndarray]]:
+def _dropped(
+    data: DataSettings, sharded: list[ShardedSource], report: Callable[[str], None]
+) -> list[list[np.ndarray]]:
     """Mark, for each source and training shard, the documents to leave out.
 
     The one document of a single-document source is never dropped in parts.
@@ -380,7 +382,7 @@ def _dropped(data: DataSettings, sharded: list[ShardedSource]) -> list[list[np.n
     if threshold is None:
         return marks
     compared = [source for source in sharded if not source.manifest.single_document]
-    found = _near_duplicates(data, sharded, compared, threshold)
+    found = _near_duplicates(data, sharded, compared, threshold, report)
     for source, mark in zip(sharded, marks, strict=True):
         if not source.manifest.single_document:
             mark[:] = [found.pop(0) for _ in mark]
@@ -392,6 +394,7 @@ def _near_duplicates(
     sharded: list[ShardedSource],
     compared: list[ShardedSource],
     threshold: float,
+    report: Callable[[str], None],
 ) -> list[np.ndarray]:
     """Mark the near-duplicates in each training shard of `compared`, or recall the marks."""
     checksums = [[shard.sha256 for shard in source.manifest.shards] for source in sharded]
@@ -399,6 +402,8 @@ def _near_duplicates(
     path = Path(data.cache_dir) / f"near-duplicates-{key}.npz"
     if path.exists():
         return _recalled(path)
+    if compared:
+        report(f"{data.domain}: looking for near-duplicates of held-out documents")
     training = [group for source in compared for group in _token_documents(source, "train")]
     held_out = [
         group

@@ -13,6 +13,7 @@ whole, but for the text of a source that is nothing but one file of text: that s
 import fcntl
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -61,6 +62,8 @@ SPELLING_DOCUMENTS = 32
 SPELLING_CHARACTERS = 2**12
 
 PROGRESS = "progress.json"
+#: Seconds between lines on how far a preparation is.
+TELL_EVERY = 10.0
 
 
 @dataclass(frozen=True)
@@ -283,8 +286,13 @@ def _write_shards(
         report(f"preparing {source.describe()} from where it stopped, after {tokens:,} tokens")
     reading = read(progress)
     buffer = _Buffer(unfinished, progress)
+    told = time.monotonic()
     for batch in reading:
         buffer.add(batch)
+        if time.monotonic() - told > TELL_EVERY:
+            tokens = sum(shard.tokens for shard in progress.shards) + buffer.tokens
+            report(f"{source.label}: {tokens:,} tokens read")
+            told = time.monotonic()
         if buffer.tokens >= shard_tokens:
             buffer.flush()
             report(f"{sum(shard.tokens for shard in progress.shards):,} tokens so far")

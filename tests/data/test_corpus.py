@@ -107,6 +107,7 @@ def test_near_duplicates_of_any_source_s_held_out_documents_leave_training(
     label = corpus.sources[1].source.label
     assert corpus.notes == [f"{label}: {said}: {len(trained_copies)}"]
     assert any(f"dropped {len(trained_copies)} near-duplicates" in line for line in lines)
+    assert "text: looking for near-duplicates of held-out documents" in lines
     assert {text for text in other if split_of(text) == "train"} <= trained
     # Recalled from the cache the second time.
     again = open_corpus(data, byte_tokenizer)

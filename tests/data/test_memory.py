@@ -38,7 +38,7 @@ def limit(size):
     resource.setrlimit(resource.RLIMIT_DATA, (size, resource.RLIM_INFINITY))
 
 one_token = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1}, unk_token="<unk>"))
-settings = TokenizerSettings(kind="bpe", vocab_size=300)
+settings = TokenizerSettings(kind="bpe", vocab_size=270)
 tokenizers = {
     # A document, or a block, is one unknown word: this costs no time.
     "quick": PreTrainedTokenizerFast(tokenizer_object=one_token, eos_token="</s>"),

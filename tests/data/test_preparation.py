@@ -97,7 +97,7 @@ def test_a_large_vocabulary_takes_four_bytes_a_token(
     stories, make_data, byte_tokenizer, monkeypatch
 ):
     data = make_data(stories(30))
-    monkeypatch.setattr(type(byte_tokenizer), "__len__", lambda self: 2**16 + 1)
+    monkeypatch.setattr(type(byte_tokenizer), "get_vocab", lambda self: {"last": 2**16})
     sharded = prepare(open_source(data), byte_tokenizer, data)
     assert sharded.manifest.dtype == "uint32"
     assert sharded.tokens(sharded.shards("train")[0]).dtype == np.uint32
@@ -321,6 +321,16 @@ def test_a_source_without_text_leaves_no_folder_behind(make_data, byte_tokenizer
         prepare(open_source(data), byte_tokenizer, data)
     assert ("1 rows without text left out" in str(caught.value)) == (None in texts)
     assert not [path for path in Path(data.cache_dir).iterdir() if path.is_dir()]
+
+
+def test_a_long_preparation_says_how_far_it_is(stories, make_data, byte_tokenizer, monkeypatch):
+    monkeypatch.setattr(preparation, "TELL_EVERY", -1.0)
+    data, lines = make_data(stories(1000)), []
+    prepare(open_source(data), byte_tokenizer, data, report=lines.append)
+    told = [line for line in lines if line.endswith(" tokens read")]
+    counts = [int(line.split()[1].replace(",", "")) for line in told]
+    assert len(counts) > 2
+    assert counts == sorted(counts)
 
 
 # Processes
