@@ -24,18 +24,19 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from rich.progress import Progress, TaskID
-
 from kanlm.config import Config
 from kanlm.errors import Interrupted, UserError
 from kanlm.experiments.sweep import has_diverged
 from kanlm.reading import parse_object
 from kanlm.training.folder import claim, is_finished, write_config
+from kanlm.training.progress import Display, Task, figures, time_left
 from kanlm.training.stopping import EXIT_CODES, SIGNALS
-from kanlm.training.tracking import progress_bar, say, training_status
+from kanlm.training.tracking import console, say
 
 #: Seconds between looks at the processes.
 _PATIENCE = 0.2
+#: Bytes at the end of a metrics file in which its last line is looked for.
+_TAIL = 1 << 18
 #: What a progress bar shows of a line.
 _SHOWN = ("step", "loss", "bits_per_byte", "tokens_per_second")
 
@@ -46,6 +47,7 @@ def run_chains(
     parallel: int,
     launcher: str | None,
     root: Path,
+    whole: "Whole | None" = None,
     or_give_up: bool = False,
 ) -> None:
     """Bring all runs to their end: those of a chain in order, chains side by side.
@@ -58,6 +60,7 @@ def run_chains(
         parallel: processes at a time.
         launcher: command that starts a run in place of this Python.
         root: the study's folder, under which runs are named.
+        whole: the study of which these are runs, to say how far it is; None for these alone.
         or_give_up: whether a run may give up because it diverged, which ends its chain alone.
 
     Raises:
@@ -65,17 +68,19 @@ def run_chains(
         Interrupted: a signal stopped the runs in progress, which saved themselves.
     """
     waiting = deque(deque(chain) for chain in chains)
+    whole = whole or Whole([run for chain in chains for run in chain])
     active: list[_Process] = []
-    with _signals_passed_on(active) as received, _bars(parallel) as bars:
+    with _signals_passed_on(active) as received, _display(parallel, whole) as display:
         try:
             while waiting or active:
                 while waiting and len(active) < parallel and not received:
-                    _start_next(waiting, active, parallel, launcher, root, bars)
+                    _start_next(waiting, active, parallel, launcher, root, display, whole)
                     if received and active:
                         # It came while the process was started, and was not passed on to it.
                         active[-1].popen.terminate()
                 for process in [p for p in active if p.ended()]:
                     active.remove(process)
+                    whole.end(process.config)
                     if code := process.check(asked=bool(received), or_give_up=or_give_up):
                         received.append(code)
                     elif not is_finished(Path(process.config.output_dir)):
@@ -85,6 +90,7 @@ def run_chains(
                 if received and not active:
                     raise Interrupted(received[0])
                 if parallel > 1:
+                    whole.show([process.config for process in active])
                     time.sleep(_PATIENCE)
         except UserError:
             for process in active:
@@ -106,8 +112,10 @@ class _Process:
     launched: bool
     later: deque[Config]
     parallel: int
-    bars: Progress
-    task: TaskID | None
+    display: Display
+    task: Task | None
+    #: When a line was first seen, and its step.
+    first: tuple[float, int] | None = None
 
     def ended(self) -> bool:
         """Whether the process is over; one that has the terminal to itself is waited for."""
@@ -150,15 +158,25 @@ class _Process:
                 f"to run it alone: {shlex.join(self.command)}"
             )
         if self.task is not None:
-            self.bars.remove_task(self.task)
+            self.display.remove(self.task)
             if not gave_up:
                 say(f"{self.name} is done")
         return None
 
     def _show(self) -> None:
         line = _last_training_line(Path(self.config.output_dir) / "metrics.jsonl")
-        if self.task is not None and line is not None:
-            self.bars.update(self.task, completed=line["step"], status=training_status(line))
+        if self.task is None or line is None:
+            return
+        self.task.figures = figures(line)
+        if line["step"] != self.task.done:
+            now = time.monotonic()
+            # Two lines of this start tell its pace, evaluation and checkpoints included.
+            if self.first is None:
+                self.first = now, line["step"]
+            began, first = self.first
+            pace = (now - began) / max(line["step"] - first, 1) if line["step"] > first else None
+            left = None if pace is None else pace * (self.task.total - line["step"])
+            self.display.update(self.task, line["step"], left)
 
 
 def _start_next(
@@ -167,7 +185,8 @@ def _start_next(
     parallel: int,
     launcher: str | None,
     root: Path,
-    bars: Progress,
+    display: Display,
+    whole: "Whole",
 ) -> None:
     """Start the first run of the first chain, unless it is finished."""
     chain = waiting.popleft()
@@ -177,6 +196,7 @@ def _start_next(
     folder = Path(config.output_dir)
     claim(folder, config)
     if is_finished(folder):
+        whole.end(config, now=False)
         waiting.appendleft(chain)
         return
     write_config(folder, config)
@@ -185,16 +205,17 @@ def _start_next(
     command = [*python, "-m", "kanlm", verb, str(folder / "config.yaml")]
     name = str(folder.relative_to(root))
     task = None
+    say(f"{whole.position(config)}: {name}, {time_left(whole.seconds_left([]))} in all")
     if parallel == 1:
         popen = subprocess.Popen(command)
     else:
-        task = bars.add_task(name, total=config.training.steps, status="starting")
+        task = display.add(name, config.training.steps)
         with (folder / "log.txt").open("ab") as log:
             popen = subprocess.Popen(
                 command, env=_environment(parallel), stdout=log, stderr=subprocess.STDOUT
             )
     active.append(
-        _Process(config, name, popen, command, bool(launcher), chain, parallel, bars, task)
+        _Process(config, name, popen, command, bool(launcher), chain, parallel, display, task)
     )
 
 
@@ -209,8 +230,9 @@ def _last_training_line(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 4096))
-        whole = file.read().split(b"\n")[1:-1]
+        start = max(0, path.stat().st_size - _TAIL)
+        file.seek(start)
+        whole = file.read().split(b"\n")[1 if start else 0 : -1]
     for line in reversed(whole):
         if line.startswith(b'{"kind": "train"'):
             with suppress(ValueError):
@@ -220,12 +242,70 @@ def _last_training_line(path: Path) -> dict[str, Any] | None:
     return None
 
 
+class Whole:
+    """How far all the runs of a study are, and how long they will yet take.
+
+    Arguments:
+        runs: their configurations.
+    """
+
+    def __init__(self, runs: Sequence[Config]) -> None:
+        self.expect(runs)
+        self.ended: set[str] = set()
+        self.started: list[str] = []
+        self.began = time.monotonic()
+        #: Steps done since then by runs that have ended, and what those had before it.
+        self.done = 0
+        self.before: dict[str, int] = {}
+        self.task: Task | None = None
+
+    def expect(self, runs: Sequence[Config]) -> None:
+        """Say which runs there are, where that was not known before."""
+        self.steps = {run.output_dir: run.training.steps for run in runs}
+
+    def end(self, run: Config, *, now: bool = True) -> None:
+        """Count a run as over: one that was in progress `now`, or was before."""
+        if now and run.output_dir not in self.ended:
+            self.done += run.training.steps - self.before.get(run.output_dir, 0)
+        self.ended.add(run.output_dir)
+
+    def position(self, run: Config) -> str:
+        """Which of the runs this is that begins: `run 7 of 18`."""
+        self.before[run.output_dir] = _step(run)
+        self.started.append(run.output_dir)
+        over = self.ended - set(self.started)
+        return f"run {len(over) + len(self.started)} of {len(self.steps)}"
+
+    def seconds_left(self, active: Sequence[Config]) -> float | None:
+        """By the steps done since the start, runs in progress included; None before the first."""
+        present = {run.output_dir: _step(run) for run in active}
+        done = self.done + sum(step - self.before[name] for name, step in present.items())
+        if done <= 0:
+            return None
+        left = sum(n for name, n in self.steps.items() if name not in self.ended)
+        left -= sum(present.values())
+        return (time.monotonic() - self.began) / done * left
+
+    def show(self, active: Sequence[Config]) -> None:
+        """Bring the display's last line up to date."""
+        if self.task is not None:
+            self.task.done, self.task.total = len(self.ended), len(self.steps)
+            self.task.left, self.task.since = self.seconds_left(active), time.monotonic()
+
+
+def _step(run: Config) -> int:
+    """Updates that a run has logged so far."""
+    line = _last_training_line(Path(run.output_dir) / "metrics.jsonl")
+    return 0 if line is None else min(int(line["step"]), run.training.steps)
+
+
 @contextmanager
-def _bars(parallel: int) -> Iterator[Progress]:
-    """Progress bars, unless the one run draws its own."""
-    bars = progress_bar(disable=parallel == 1)
-    with bars:
-        yield bars
+def _display(parallel: int, whole: Whole) -> Iterator[Display]:
+    """Bars and a line about the whole, unless the one run draws its own."""
+    with Display(console, disable=parallel == 1) as display:
+        if parallel > 1:
+            whole.task = display.whole = Task("all runs", len(whole.steps))
+        yield display
 
 
 @contextmanager

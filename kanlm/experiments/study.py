@@ -32,7 +32,7 @@ from kanlm.data.corpus import Corpus, check_few_documents, open_corpus, open_tok
 from kanlm.errors import UserError
 from kanlm.evaluation.references import cached_references
 from kanlm.experiments import sweep
-from kanlm.experiments.launch import run_chains
+from kanlm.experiments.launch import Whole, run_chains
 from kanlm.files import replacing
 from kanlm.model.matching import Cost, has_width, solve_widths, total_cost
 from kanlm.model.settings import ModelSettings
@@ -128,12 +128,30 @@ def run(config: Config, stages: list[dict[str, Any]]) -> Finished:
         check_runs(arm, stages)
     write_config(folder, config)
     study = config.study
-    start = partial(run_chains, parallel=study.parallel_runs, launcher=study.launcher, root=folder)
+
+    def configs_of(owners: list[tuple[Arm, int]]) -> list[list[Config]]:
+        return [
+            _stage_configs(arm, chosen.get(arm.name, arm.trials[0]), seed, stages, folder)
+            for arm, seed in owners
+        ]
+
     trials = {arm.name: _trial_configs(arm, stages, folder, study) for arm in arms}
     tried = [[trial] for trial in itertools.chain(*trials.values())]
     _check_folders(tried)
-    start([[trial] for [trial] in tried if not sweep.has_diverged(trial)], or_give_up=True)
     chosen, sweeps = {}, {}
+    everyone = study.seeds if study.finalists is None else study.seeds[:1]
+    owners = list(itertools.product(arms, everyone))
+    # Whoever the finalists will be, there are as many.
+    later = list(itertools.product(arms[: study.finalists], study.seeds[len(everyone) :]))
+    whole = Whole([*itertools.chain(*tried, *configs_of(owners + later))])
+    start = partial(
+        run_chains,
+        parallel=study.parallel_runs,
+        launcher=study.launcher,
+        root=folder,
+        whole=whole,
+    )
+    start([[trial] for [trial] in tried if not sweep.has_diverged(trial)], or_give_up=True)
     for arm in arms:
         chosen[arm.name] = arm.trials[0]
         if trials[arm.name]:
@@ -143,19 +161,16 @@ def run(config: Config, stages: list[dict[str, Any]]) -> Finished:
             say(f"{arm.name}: {sweep.sentence(outcomes)}")
 
     def chains_of(owners: list[tuple[Arm, int]]) -> list[list[Config]]:
-        chains = [
-            _stage_configs(arm, chosen[arm.name], seed, stages, folder) for arm, seed in owners
-        ]
+        chains = configs_of(owners)
         _check_folders(chains)
         start(chains)
         return chains
 
-    everyone = study.seeds if study.finalists is None else study.seeds[:1]
-    owners = list(itertools.product(arms, everyone))
     chains = chains_of(owners)
     if study.finalists is not None:
         finalists = _finalists(arms, chains, study.finalists)
         more = list(itertools.product(finalists, study.seeds[1:]))
+        whole.expect([*itertools.chain(*tried, *configs_of(owners + more))])
         owners, chains = owners + more, chains + chains_of(more)
     runs = [
         Run(arm.name, seed, stage, settings.data.domain, Path(settings.output_dir))

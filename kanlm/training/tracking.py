@@ -13,13 +13,13 @@ from types import TracebackType
 from typing import Any, Literal, Self, get_args
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from kanlm.config import Config, to_tree
 from kanlm.errors import UserError
 from kanlm.faults import point
 from kanlm.files import cannot_write, write_text
 from kanlm.reading import parse_object
+from kanlm.training.progress import Display, figures
 
 #: What may be due after an update, in this order; "polished" is the validation after a polish.
 Duty = Literal["validation", "polish", "polished", "sample"]
@@ -31,27 +31,6 @@ console = Console(highlight=False)
 def say(text: str) -> None:
     """Print a line, above the progress bar where there is one, for the terminal to wrap."""
     console.print(text, markup=False, soft_wrap=True)
-
-
-def progress_bar(*, disable: bool) -> Progress:
-    """A live bar of training steps, with a `status` after it."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[status]}"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=disable,
-    )
-
-
-def training_status(values: Mapping[str, Any]) -> str:
-    """The figures of a training line in metrics.jsonl, for a bar."""
-    return (
-        f"loss {values['loss']:.3f} nats, {values['bits_per_byte']:.3f} bits/byte, "
-        f"{values['tokens_per_second']:,.0f} tokens/s"
-    )
 
 
 class Tracker:
@@ -83,7 +62,7 @@ class Tracker:
         self.pending: Duty | None = pending
         self.wandb_id = wandb_id
         self.wandb_run: Any = None
-        self.progress = progress_bar(disable=not main)
+        self.display = Display(console, disable=not main)
 
     def __enter__(self) -> Self:
         if not self.main:
@@ -99,13 +78,9 @@ class Tracker:
             raise cannot_write(path, error) from None
         if self.config.tracking.wandb != "disabled":
             self._start_wandb()
-        self.progress.start()
-        self.task = self.progress.add_task(
-            self.config.data.domain,
-            total=self.config.training.steps,
-            completed=self.step,
-            status="",
-        )
+        total = self.config.training.steps
+        self.task = self.display.add(self.config.data.domain, total, self.step)
+        self.display.__enter__()
         return self
 
     def __exit__(
@@ -116,7 +91,7 @@ class Tracker:
     ) -> None:
         if not self.main:
             return
-        self.progress.stop()
+        self.display.__exit__(kind, error, trace)
         self.file.close()
         if self.wandb_run is not None:
             self.wandb_run.finish(exit_code=0 if kind is None else 1)
@@ -150,10 +125,15 @@ class Tracker:
             }
             self.wandb_run.log({"step": step, **numbers})
 
-    def show(self, step: int, status: str) -> None:
-        """Move the progress bar."""
+    def show(self, done: float, left: float | None) -> None:
+        """Move the progress bar: updates done, and seconds that the run will yet take."""
         if self.main:
-            self.progress.update(self.task, completed=step, status=status)
+            self.display.update(self.task, done, left)
+
+    def show_figures(self, values: Mapping[str, Any]) -> None:
+        """Put the figures of a training line beside the bar."""
+        if self.main:
+            self.task.figures = figures(values)
 
     def note(self, text: str) -> None:
         """Print a line above the progress bar."""

@@ -39,12 +39,13 @@ from kanlm.training.optimizer import learning_rates, set_learning_rate
 from kanlm.training.phases import Phases
 from kanlm.training.polish import coefficients, polish
 from kanlm.training.processes import in_all, on_main, part, sum_over_processes, told_elsewhere
+from kanlm.training.progress import Pace
 from kanlm.training.saving import Saving
 from kanlm.training.schedule import learning_rate_ratio
 from kanlm.training.sharding import gathered_copy, place, reshard, shards, synchronised
 from kanlm.training.stopping import EXIT_CODES, Stop
 from kanlm.training.stored import load_weights
-from kanlm.training.tracking import DUTIES, Duty, Tracker, say, training_status
+from kanlm.training.tracking import DUTIES, Duty, Tracker, say
 from kanlm.training.updates import measured_update
 
 
@@ -157,6 +158,8 @@ class Trainer:
                 row had to be left out.
         """
         self.tracker = self._tracker()
+        self.pace = Pace(self.state.seconds / self.state.step if self.state.step else None)
+        self.update_began = time.perf_counter()
         with ExitStack() as stack:
 
             def start() -> None:
@@ -168,9 +171,13 @@ class Trainer:
             if self.state.pending is not None:
                 self._attend()
             while not self._finished():
+                self.update_began = time.perf_counter()
+                self._show()
                 self._change_grids()
                 self.train_step()
+                self.pace.add("update", time.perf_counter() - self.update_began)
                 self._after_step()
+            self._show()
             self._finish_saving()
         if self.config.training.early_stopping_patience is not None:
             best = on_main(self.accelerator, self._best_checkpoint)
@@ -229,6 +236,8 @@ class Trainer:
                     loss, auxiliary_loss = output.loss, output.auxiliary_loss
                     # Logits are as large as anything, and backward has no use for them.
                     del output
+                    # Backward is two products where forward is one.
+                    self._show((start + (min(start + size, rows) - start) / 3) / rows)
                     with self.phases.of("backward"):
                         # Gradients are averaged over processes; the loss is a share of a sum.
                         accelerator.backward(loss * accelerator.num_processes)
@@ -436,7 +445,7 @@ class Trainer:
             UserError: nothing can be written, or the text has changed meanwhile, so that the
                 steps since the last checkpoint count for nothing.
         """
-        with self.phases.of("checkpoint"):
+        with self.phases.of("checkpoint"), self.pace.of("checkpoint"):
             self._save()
 
     def _save(self) -> None:
@@ -643,6 +652,34 @@ class Trainer:
 
     # Logging
 
+    def _show(self, share: float = 0.0) -> None:
+        """Show how far training is and how long it will take.
+
+        Arguments:
+            share: of the present update that is done.
+        """
+        if share and self.phases.on_gpu:
+            # Python is ahead of the device there.
+            return
+        step, training = self.state.step, self.config.training
+
+        def coming(every: int | None) -> int:
+            """Of what is done every so many updates, and at the end."""
+            if step == training.steps:
+                return 0
+            if every is None:
+                return 1
+            return -(-training.steps // every) - step // every
+
+        parts = {
+            "update": training.steps - step,
+            "validation": coming(training.evaluate_every),
+            "sample": coming(training.sample_every),
+            "checkpoint": coming(training.checkpoint_every),
+        }
+        begun = time.perf_counter() - self.update_began
+        self.tracker.show(step + share, self.pace.seconds_left(parts, begun=begun, share=share))
+
     def _record(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Write a line of metrics, all processes together: where it fails, all of them end."""
         on_main(self.accelerator, lambda: self.tracker.log(kind, step, values))
@@ -678,11 +715,11 @@ class Trainer:
         if means["auxiliary_loss"]:
             values["auxiliary_loss"] = means["auxiliary_loss"]
         self._record("train", self.state.step, values)
-        self.tracker.show(self.state.step, training_status(values))
+        self.tracker.show_figures(values)
 
     def _validate(self) -> None:
         """Evaluate, log, and remember the best nats per token of the domain trained on."""
-        with self.phases.of("validation"):
+        with self.phases.of("validation"), self.pace.of("validation"):
             figures = self.validate(self.bare_model, self._heed_stop)
         for values in figures:
             self._record("validation", self.state.step, values)
@@ -718,7 +755,7 @@ class Trainer:
         text, alone = None, self.accelerator.num_processes == 1
         # A shared model needs all processes, which draw the same tokens.
         if self.accelerator.is_main_process or self._sharded:
-            with self.phases.of("sample"):
+            with self.phases.of("sample"), self.pace.of("sample"):
                 text = self.sample(self.bare_model, self._heed_stop if alone else _go_on)
         prompt = self.config.generation.prompt
         self._record("sample", self.state.step, {"prompt": prompt, "text": text})

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from kanlm.config import Config, from_tree
 from kanlm.errors import Interrupted, UserError
 from kanlm.experiments import launch
 from kanlm.experiments.launch import run_chains
+from kanlm.training.progress import figures
 from kanlm.training.resolve import resolve
-from kanlm.training.tracking import training_status
 
 
 @pytest.fixture
@@ -189,4 +190,43 @@ def test_a_bar_shows_the_last_line_that_can_be_shown(last: bytes, tmp_path: Path
     line = launch._last_training_line(path)
     assert line is not None
     assert line == TRAINED
-    assert "loss 2.500 nats" in training_status(line)
+    assert "loss 2.500 nats" in figures(line)
+
+
+def test_how_far_a_study_is(
+    configs: list[Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of runs that are over, whenever that was, and of those in progress."""
+    clock = [100.0]
+    monkeypatch.setattr(launch.time, "monotonic", lambda: clock[0])
+    runs = [
+        replace(configs[0], output_dir=str(tmp_path / name), training=replace(training, steps=100))
+        for name, training in zip("abcd", [configs[0].training] * 4, strict=True)
+    ]
+    whole = launch.Whole(runs)
+    whole.end(runs[0], now=False)
+    assert whole.position(runs[1]) == "run 2 of 4"
+    assert whole.seconds_left([]) is None
+    (tmp_path / "b").mkdir()
+    log = tmp_path / "b" / "metrics.jsonl"
+    log.write_text(json.dumps({**TRAINED, "step": 50}) + "\n")
+    clock[0] += 25.0
+    # Half a second a step, of which there are 50 and 200 to come.
+    assert whole.seconds_left([runs[1]]) == pytest.approx(125.0)
+    clock[0] += 25.0
+    whole.end(runs[1])
+    assert whole.position(runs[2]) == "run 3 of 4"
+    assert whole.seconds_left([]) == pytest.approx(100.0)
+    # A resumed run's steps before this start took none of its time.
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "metrics.jsonl").write_text(json.dumps({**TRAINED, "step": 90}) + "\n")
+    assert whole.position(runs[3]) == "run 4 of 4"
+    assert whole.seconds_left(runs[2:]) == pytest.approx(0.5 * 110)
+
+
+def test_a_long_line_of_figures_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps({**TRAINED, "use": [0.5] * 20_000}) + "\n")
+    line = launch._last_training_line(path)
+    assert line is not None
+    assert line["step"] == 3
