@@ -205,7 +205,8 @@ def _start_next(
     command = [*python, "-m", "kanlm", verb, str(folder / "config.yaml")]
     name = str(folder.relative_to(root))
     task = None
-    say(f"{whole.position(config)}: {name}, {time_left(whole.seconds_left([]))} in all")
+    position, left = whole.position(config), whole.seconds_left([])
+    say(f"{position}: {name}{'' if left is None else f', {time_left(left)} in all'}")
     if parallel == 1:
         popen = subprocess.Popen(command)
     else:

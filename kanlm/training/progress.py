@@ -17,8 +17,8 @@ from rich.text import Text
 
 #: Seconds between plain lines.
 SPARSE = 60.0
-#: Characters of a name beside a bar; a longer one shows its end, which tells runs apart.
-NAME = 24
+#: Share of the width for a name; a longer one shows its end, which tells runs apart.
+NAME = 1 / 3
 #: Of the bar, at least and at most.
 BAR = (8, 24)
 
@@ -114,7 +114,8 @@ def line(task: Task, width: int, *, bar: bool = True) -> str:
 
     Count and time left are always there; figures that do not fit are left out, whole.
     """
-    name = task.name if len(task.name) <= NAME else f"…{task.name[1 - NAME :]}"
+    longest = max(2, int(NAME * width))
+    name = task.name if len(task.name) <= longest else f"…{task.name[1 - longest :]}"
     parts = [f"{int(task.done):,}/{task.total:,}", time_left(task.seconds_left())]
     if len(", ".join([name, *parts])) > width:
         name = ""

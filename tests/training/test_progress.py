@@ -43,7 +43,7 @@ def test_at_80_columns_a_run_shows_all_of_it():
 @given(
     st.text(st.characters(codec="ascii", exclude_categories=["C"]), max_size=60),
     st.integers(0, 10**15),
-    st.integers(60, 200),
+    st.integers(80, 200),
     st.one_of(st.none(), st.floats(0, 1e10)),
 )
 def test_no_line_is_wider_than_the_terminal(name: str, total: int, width: int, left: float | None):
