@@ -35,13 +35,14 @@ def measure_generate(settings: DecodeBenchmark, report: Callable[[str], object])
         report(f"{dtype}, generate, {vocab_size:,} tokens")
         first = (dtype, vocab_size) == (settings.dtypes[0], settings.generated_vocab_sizes[0])
         blocks = (*settings.generated, *(settings.other_generated if first else ()))
-        rows += [_measure_model(settings, spec, dtype, vocab_size) for spec in blocks]
+        torch.manual_seed(0)
+        peer = llama(_config(settings, "swiglu", vocab_size))
+        rows += [_measure_model(settings, spec, dtype, vocab_size, peer) for spec in blocks]
     return rows
 
 
-def _measure_model(settings: DecodeBenchmark, spec: Any, dtype: str, vocab_size: int) -> dict:
-    torch.manual_seed(0)
-    config = KanLMConfig(
+def _config(settings: DecodeBenchmark, spec: Any, vocab_size: int) -> KanLMConfig:
+    return KanLMConfig(
         vocab_size=vocab_size,
         d_model=settings.d_model,
         n_layers=settings.n_layers,
@@ -49,7 +50,13 @@ def _measure_model(settings: DecodeBenchmark, spec: Any, dtype: str, vocab_size:
         feed_forward=matched_spec(spec, settings.d_model),
         dropout=0.0,
     )
-    model, peer = KanLMForCausalLM(config), llama(config)
+
+
+def _measure_model(
+    settings: DecodeBenchmark, spec: Any, dtype: str, vocab_size: int, peer: nn.Module
+) -> dict:
+    config = _config(settings, spec, vocab_size)
+    model = KanLMForCausalLM(config)
     prompts = torch.randint(vocab_size, (256, 1, _PROMPT)).unbind()
     runs = {}
     for name, each in (("own", model), ("llama", peer)):
