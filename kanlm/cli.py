@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from kanlm.errors import Interrupted, UserError
+from kanlm.patience import saying_imports
 from kanlm.version import version
 
 _OVERRIDES = "section.key=value"
@@ -34,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        with _signals_interrupt():
+        with _signals_interrupt(), saying_imports():
             parsed.call(parsed)
     except UserError as error:
         _tell(error)

@@ -9,9 +9,11 @@ from kanlm.errors import UserError
 from kanlm.experiments import study
 from kanlm.experiments.collect import collect
 from kanlm.model.accounting import account
+from kanlm.patience import saying
 from kanlm.reporting.page import write_report
 from kanlm.reporting.table import print_accounting, print_results
 from kanlm.training.lock import held
+from kanlm.training.tracking import say
 
 
 def compare(config: Config) -> Path:
@@ -41,8 +43,10 @@ def check_stages(config: Config) -> None:
 def conclude(config: Config, finished: study.Finished) -> Path:
     """Write results.json and report.html of a study, print the tables, say where."""
     folder = Path(config.output_dir)
-    collect(config, finished)
-    report = write_report(folder)
+    with saying("putting the results of all runs together", say):
+        collect(config, finished)
+    with saying("writing the report", say):
+        report = write_report(folder)
     print_results(folder / "results.json")
     print(f"results  {folder / 'results.json'}\nreport   {report}")
     return folder

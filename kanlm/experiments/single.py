@@ -10,6 +10,7 @@ from kanlm.evaluation.references import cached_references
 from kanlm.experiments import provenance
 from kanlm.experiments.results import Note, Place, Record, derive, write_results
 from kanlm.model.accounting import Accounting
+from kanlm.patience import saying
 from kanlm.reporting.page import write_report
 from kanlm.training.folder import change_of_length, claim, is_finished
 from kanlm.training.lock import held
@@ -45,8 +46,10 @@ def train(config: Config) -> Path | None:
             outcome = run(config, keep)
             if outcome is None:
                 return None
-            _write_results(config, outcome)
-        write_report(folder)
+            with saying("computing references, intervals and results", say):
+                _write_results(config, outcome)
+        with saying("writing the report", say):
+            write_report(folder)
     return folder
 
 

@@ -36,6 +36,7 @@ from kanlm.experiments.launch import Whole, run_chains
 from kanlm.files import replacing
 from kanlm.model.matching import Cost, has_width, solve_widths, total_cost
 from kanlm.model.settings import ModelSettings
+from kanlm.patience import saying
 from kanlm.training.folder import claim, read_config_tree, write_config
 from kanlm.training.inheritance import check_inherited
 from kanlm.training.resolve import at_last_grid, resolve, shrunk_part
@@ -120,7 +121,8 @@ def run(config: Config, stages: list[dict[str, Any]]) -> Finished:
         UserError: a run failed, or the folder holds a single run or another study.
         Interrupted: a signal stopped the run in progress, which saved itself.
     """
-    arms = plan(config)
+    with saying("resolving every arm's model", say):
+        arms = plan(config)
     assert config.study is not None
     folder = Path(config.output_dir)
     claim(folder, config, study=True)
@@ -210,7 +212,8 @@ def check_runs(arm: Arm, stages: list[dict[str, Any]]) -> None:
                 corpora[key] = open_corpus(data, tokenizer, report=print)
             check_corpus(corpora[key], settings)
             # Now, and not by several runs at once at their end.
-            cached_references(corpora[key], settings.evaluation.split)
+            with saying(f"computing references of {data.domain}", say):
+                cached_references(corpora[key], settings.evaluation.split)
 
 
 def check_settings(arm: Arm, stages: list[dict[str, Any]]) -> list[Config]:

@@ -34,6 +34,7 @@ from kanlm.faults import point
 from kanlm.model import KanLMForCausalLM
 from kanlm.model.accounting import Accounting, account
 from kanlm.model.grids import with_grid_size
+from kanlm.patience import saying
 from kanlm.training.arithmetic import arithmetic
 from kanlm.training.compilation import compile_model
 from kanlm.training.folder import claim, write_config
@@ -103,27 +104,31 @@ def _run(config: Config, accelerator: Accelerator, stop: Stop, folder: Path) -> 
         tokenizer, corpora = prepared[0] if prepared else _text(config, _silent)
         built.append((tokenizer, corpora, _model(config, tokenizer)))
 
-    in_all(accelerator, build)
+    report = say if accelerator.is_main_process else _silent
+    with saying("building the model", report):
+        in_all(accelerator, build)
     ((tokenizer, corpora, model),) = built
-    trainer = _trainer(config, accelerator, model, tokenizer, corpora, stop, folder)
+    with saying("placing the model and looking for a checkpoint", report):
+        trainer = _trainer(config, accelerator, model, tokenizer, corpora, stop, folder)
     # Nothing is wrong with the settings: the folder becomes this run's.
     point("before-config")
     on_main(accelerator, lambda: write_config(folder, config))
     try:
         trainer.train()
-        evaluations = {
-            data.domain: _evaluate(
-                trainer.bare_model, corpus, config.evaluation.split, config, accelerator
-            )
-            for corpus, data in zip(corpora, _domains(config), strict=True)
-        }
+        split, evaluations = config.evaluation.split, {}
+        for corpus, data in zip(corpora, _domains(config), strict=True):
+            with saying(f"evaluating on {data.domain} ({split})", report):
+                evaluations[data.domain] = _evaluate(
+                    trainer.bare_model, corpus, split, config, accelerator
+                )
         model = trainer.whole_model()
 
         def save() -> None:
             assert model is not None
             write_model(folder, model, tokenizer)
 
-        on_main(accelerator, save)
+        with saying("writing the model", report):
+            on_main(accelerator, save)
     finally:
         trainer.leave()
     if model is None:

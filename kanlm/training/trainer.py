@@ -10,7 +10,7 @@ import gc
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,6 +30,7 @@ from kanlm.kan.penalties import penalty
 from kanlm.kan.sharding import gathered
 from kanlm.model import KanLMForCausalLM
 from kanlm.model.grids import adapt_model, first_sequences, occupancies, refine_model
+from kanlm.patience import saying
 from kanlm.training import checkpoint as checkpoints
 from kanlm.training.compilation import compile_seconds
 from kanlm.training.grids import carry_optimizer, changes_at, grid_size_at
@@ -170,11 +171,14 @@ class Trainer:
             stack.callback(self.saving.abandon)
             if self.state.pending is not None:
                 self._attend()
+            first = saying("making the first update, which may compile kernels", self.tracker.note)
             while not self._finished():
                 self.update_began = time.perf_counter()
                 self._show()
-                self._change_grids()
-                self.train_step()
+                with first:
+                    self._change_grids()
+                    self.train_step()
+                first = nullcontext()
                 self.pace.add("update", time.perf_counter() - self.update_began)
                 self._after_step()
             self._show()

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportAttributeAccessIssue]
 
+from kanlm import patience
 from kanlm.config import Config, from_tree, merge, to_tree
 from kanlm.errors import UserError
+from kanlm.experiments.single import train
 from kanlm.training import run as runs
 from kanlm.training.resolve import resolve
 from kanlm.training.tracking import Tracker, lines_up_to
@@ -194,3 +196,21 @@ def test_a_line_that_was_not_written_here_ends_a_resumption(line: bytes, tmp_pat
     path.write_bytes(b'{"step": 1}\n' + line + b"\n")
     with pytest.raises(UserError, match=r"metrics\.jsonl, line 2: expected a JSON object with a"):
         lines_up_to(path, 3)
+
+
+def test_a_run_says_what_takes_long(
+    config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(patience, "PATIENCE", 0.0)
+    train(config)
+    said = capsys.readouterr().out
+    for what in (
+        "building the model",
+        "looking for a checkpoint",
+        "making the first update",
+        "evaluating on words (test)",
+        "writing the model",
+        "computing references",
+        "writing the report",
+    ):
+        assert what in said

@@ -9,6 +9,7 @@ number to put here.
 
 import bisect
 import math
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -20,6 +21,7 @@ from kanlm.experiments import study
 from kanlm.experiments.planning.memory import LAYOUTS, RESERVE, Layout, Memory, cache_bytes, memory
 from kanlm.model import KanLMConfig
 from kanlm.model.accounting import Accounting, account
+from kanlm.patience import saying
 from kanlm.reporting.numbers import count, duration
 from kanlm.reporting.table import Table, print_table
 from kanlm.training.gpus import GPU, gpu
@@ -188,7 +190,13 @@ def _layouts(devices: Devices) -> Iterator[Layout]:
 
 
 def _memory(config: Config, vocab_size: int, layout: Layout, devices: Devices) -> Memory:
-    return memory(config, vocab_size, layout, devices=devices.count, node_devices=devices.node)
+    rows = _rows(config, devices)
+    with saying(f"tracing a step of {rows:,} sequences without memory", _to_terminal):
+        return memory(config, vocab_size, layout, devices=devices.count, node_devices=devices.node)
+
+
+def _to_terminal(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _remedies(config: Config, vocab_size: int, devices: Devices, now: int) -> dict[str, int]:
