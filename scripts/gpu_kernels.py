@@ -20,6 +20,7 @@ import io
 import json
 import os
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -35,6 +36,7 @@ import torch
 import triton
 from triton import knobs
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas_version
 from triton.compiler import ASTSource
 from triton.experimental.gluon._runtime import GluonASTSource
 
@@ -43,6 +45,8 @@ from kanlm.kan.bases import Basis
 from kanlm.kan.kernels import triton_launches
 from kanlm.kan.kernels.fused import formula_of
 from kanlm.kan.kernels.triton_launches import Launch, Target
+
+HERE = Path(__file__).parent
 
 BASES: dict[str, tuple[Basis, str]] = {
     "hermite3": (Hermite(degree=3), "none"),
@@ -173,7 +177,7 @@ def build(case: Case, launch: Launch, config: triton.Config) -> Build:
     }[case.kernel]
     about = {
         **case._asdict(),
-        "config": sizes | {"warps": config.num_warps, "stages": config.num_stages},
+        "config": _about(config),
         "tile": (sizes[tile[0]], sizes[tile[1]]),
     }
     log, start = io.StringIO(), time.monotonic()
@@ -212,6 +216,10 @@ def build(case: Case, launch: Launch, config: triton.Config) -> Build:
         copies=_largest(r"async_wait.*num = (\d+)", loops),
         seconds=round(time.monotonic() - start, 2),
     )
+
+
+def _about(config: triton.Config) -> dict[str, int]:
+    return config.kwargs | {"warps": config.num_warps, "stages": config.num_stages}
 
 
 def _source(launch: Launch, sizes: dict[str, int]) -> ASTSource:
@@ -286,6 +294,77 @@ def line(one: Build) -> str:
     )
 
 
+def report(found: Sequence[Build]) -> str:
+    """scripts/gpu_kernels.md."""
+    tokens, inputs, outputs = SHAPE
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE
+    ).stdout.strip()
+    rows = [
+        "| GPU | kernel | dtype | basis | configurations | largest tile | registers | spills "
+        "| serialised | shared, KiB | products pending | copies in flight |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for case in sorted({_case(one) for one in found}, reverse=True):
+        some = [one for one in found if _case(one) == case]
+        tile = max((one.tile for one in some), key=lambda sides: sides[0] * sides[1])
+        rows.append(
+            f"| sm_{case.architecture} | {case.kernel} | {case.dtype} | {case.basis} | {len(some)} "
+            f"| {tile[0]} × {tile[1]} | {_range(one.registers for one in some)} "
+            f"| {max(one.spills for one in some)} "
+            f"| {sum(bool(one.serialised) for one in some)} "
+            f"| {_range(one.shared // 1024 for one in some)} "
+            f"| {_range(one.pending for one in some)} | {_range(one.copies for one in some)} |"
+        )
+    wrong = faults(found)
+    return "\n".join(
+        [
+            "# What the Triton kernels are compiled to",
+            "",
+            f"Written by `./scripts/gpu_kernels` at commit {commit}, with Triton "
+            f"{triton.__version__} and ptxas {_version(get_ptxas_version())}, for {tokens} tokens, {inputs} "
+            f"inputs and {outputs} outputs. {len(found)} builds, {len(wrong)} of them with a "
+            "fault. No GPU has run them: this says what they ask of one, not how fast they are.",
+            "",
+            "A range is over the configurations that the autotuner may choose among. Products "
+            "pending are those that go on in the inner loop while other work is done "
+            "(`ttng.warp_group_dot_wait`), copies in flight are groups of asynchronous copies "
+            "(`ttg.async_wait`). Rows and columns of a tile are outputs; gradients hold one sum "
+            "for each of several functions at every output.",
+            "",
+            *rows,
+            *(["", "Faults:", ""] + [f"- {each}" for each in wrong] if wrong else []),
+            "",
+        ]
+    )
+
+
+def _case(one: Build) -> Case:
+    return Case(one.architecture, one.kernel, one.basis, one.dtype)
+
+
+def _range(numbers: Iterable[int]) -> str:
+    low, *_, high = [*sorted(numbers)] * 2
+    return str(low) if low == high else f"{low}–{high}"
+
+
+def _version(said: str) -> str:
+    found = re.search(r"V([\d.]+)", said)
+    return found[1] if found else "of an unknown version"
+
+
+def _offered(one: Build) -> bool:
+    """Whether a configuration is still one that is offered."""
+    return any(_about(config) == one.config for config in launch_of(_case(one)).configs)
+
+
+def _read(files: Sequence[Path]) -> list[Build]:
+    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    tuples = ("tile", "serialised")
+    found = [Build(**line | {name: tuple(line[name]) for name in tuples}) for line in lines]
+    return [one for one in found if _offered(one)]
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="gpu_kernels", description="Compile the triton backend's kernels for real GPUs."
@@ -297,8 +376,13 @@ def main(arguments: list[str] | None = None) -> int:
             f"--{name}", nargs="+", choices=list(choices), type=type(next(iter(choices)))
         )
     parser.add_argument("--jsonl", type=Path, help="append a line of JSON for each build")
+    parser.add_argument(
+        "--read", type=Path, nargs="+", metavar="JSONL",
+        help="write the report from such lines, for configurations still offered",
+    )  # fmt: skip
     parser.add_argument("--jobs", type=int, default=1, help="processes that compile")
     options = parser.parse_args(arguments)
+    chosen = (options.architecture, options.kernel, options.basis, options.dtype)
     cases = [
         Case(architecture, kernel, basis, dtype)
         for architecture in options.architecture or ARCHITECTURES
@@ -306,15 +390,20 @@ def main(arguments: list[str] | None = None) -> int:
         for basis in options.basis or BASES
         for dtype in options.dtype or DTYPES
     ]
-    found = []
+    found = _read(options.read or [])
+    missing = [case for case in cases if case not in {_case(one) for one in found}]
     with ProcessPoolExecutor(options.jobs) as pool:
-        for some in pool.map(_all_builds, cases):
+        for some in pool.map(_all_builds, missing):
             for one in some:
                 print(line(one), flush=True)
                 if options.jsonl:
                     with options.jsonl.open("a") as file:
                         file.write(json.dumps(asdict(one)) + "\n")
             found += some
+    if chosen == (None,) * 4:
+        HERE.joinpath("gpu_kernels.md").write_text(report(found))
+        lines = [json.dumps(asdict(one)) for one in found]
+        HERE.joinpath("gpu_kernels.json").write_text("[\n" + ",\n".join(lines) + "\n]\n")
     wrong = faults(found)
     print(f"{len(found)} builds, {len(wrong)} faults")
     for each in wrong:
