@@ -322,9 +322,9 @@ def report(found: Sequence[Build]) -> str:
             "# What the Triton kernels are compiled to",
             "",
             f"Written by `./scripts/gpu_kernels` at commit {commit}, with Triton "
-            f"{triton.__version__} and ptxas {_version(get_ptxas_version())}, for {tokens} tokens, {inputs} "
-            f"inputs and {outputs} outputs. {len(found)} builds, {len(wrong)} of them with a "
-            "fault. No GPU has run them: this says what they ask of one, not how fast they are.",
+            f"{triton.__version__} and ptxas {_version(get_ptxas_version())}, for {tokens} tokens, "
+            f"{inputs} inputs and {outputs} outputs. {len(found)} builds, {len(wrong)} faults. No "
+            "GPU has run them: this says what they ask of one, not how fast they are.",
             "",
             "A range is over the configurations that the autotuner may choose among. Products "
             "pending are those that go on in the inner loop while other work is done "
