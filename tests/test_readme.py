@@ -91,7 +91,7 @@ def started_here(command: str) -> bool:
 def test_the_readme_shows_every_verb():
     shown = {command.split("kanlm ")[1].split()[0] for command in COMMANDS}
     assert shown == {
-        "pretrain", "finetune", "evaluate", "compare", "continual", "generate", "data", "plan"
+        "pretrain", "finetune", "evaluate", "compare", "continual", "generate", "data", "plan", "runs"
     }  # fmt: skip
 
 
@@ -102,7 +102,7 @@ def test_commands_that_run_in_this_process(here: Path, capsys: pytest.CaptureFix
         # Verbs that take finished runs, which were shrunk, read neither; a plan is of the whole.
         shrunk = (
             []
-            if words[0] in READ_BY or words[0] == "plan"
+            if words[0] in (*READ_BY, "plan", "runs")
             else ["shrink=true", "tracking.wandb=disabled"]
         )
         main([*words, *shrunk])
@@ -112,6 +112,8 @@ def test_commands_that_run_in_this_process(here: Path, capsys: pytest.CaptureFix
         elif words[0] == "evaluate":
             assert "runs/pretrain" in printed
             assert "runs/finetune" in printed
+        elif words[0] == "runs":
+            assert "finetune" in printed
         elif words[0] == "generate":
             assert "The return value" in printed
         elif words[0] == "data":
