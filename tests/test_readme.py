@@ -91,7 +91,8 @@ def started_here(command: str) -> bool:
 def test_the_readme_shows_every_verb():
     shown = {command.split("kanlm ")[1].split()[0] for command in COMMANDS}
     assert shown == {
-        "pretrain", "finetune", "evaluate", "compare", "continual", "generate", "data", "plan", "runs"
+        "pretrain", "finetune", "evaluate", "compare", "continual", "generate", "data", "plan",
+        "runs",
     }  # fmt: skip
 
 
