@@ -55,9 +55,10 @@ from kanlm.reporting import page
 from kanlm.reporting.contents import read_run_results
 from kanlm.reporting.study import read_study
 from kanlm.training.checkpoint import checkpoint_to_resume, read_state
+from kanlm.training.progress import figures
 from kanlm.training.resolve import resolve
 from kanlm.training.stored import StoredTensors, load_weights
-from kanlm.training.tracking import lines_up_to, training_status
+from kanlm.training.tracking import lines_up_to
 from kanlm.training.trained import load_tokenizer, load_trained, write_model
 from kanlm.training.trainer import Progress
 
@@ -300,7 +301,7 @@ class Readers:
         path.write_bytes(content)
         line = _last_training_line(path)
         if line is not None:
-            training_status(line)
+            figures(line)
         lines_up_to(path, 2)
 
     def log(self, content: bytes) -> None:
