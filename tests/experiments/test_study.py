@@ -47,10 +47,10 @@ LAW = ["whereas", "party", "shall", "hereby", "clause", "§", "thereof", "and"]
 
 @dataclass
 class Started:
-    """The runs that a study started, in order, and the batches they trained on."""
+    """The runs that a study started, in order, and by step the batches they trained on."""
 
     folders: list[Path] = field(default_factory=list)
-    batches: dict[Path, list[str]] = field(default_factory=lambda: defaultdict(list))
+    batches: dict[Path, dict[int, str]] = field(default_factory=lambda: defaultdict(dict))
 
 
 @pytest.fixture(scope="module")
@@ -78,13 +78,18 @@ def here() -> Iterator[Started]:
     def noted(self: Batches, step: int, rank: int = 0, world_size: int = 1) -> Any:
         batch = whole(self, step, rank, world_size)
         digest = hashlib.sha256(batch["input_ids"].numpy().tobytes()).hexdigest()
-        started.batches[started.folders[-1]].append(digest)
+        started.batches[started.folders[-1]][step] = digest
         return batch
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch, "subprocess", SimpleNamespace(Popen=Process))
         patch.setattr(Batches, "batch", noted)
         yield started
+
+
+def files(folder: Path) -> list[Path]:
+    """What is in a folder, but for the lock, which may stay where something has begun."""
+    return sorted(path for path in folder.rglob("*") if path.name != ".lock")
 
 
 def write(folder: Path, tree: dict[str, Any]) -> Path:
@@ -115,7 +120,7 @@ class Study:
     path: Path
     folder: Path
     started: list[Path]
-    batches: dict[Path, list[str]]
+    batches: dict[Path, dict[int, str]]
 
     @property
     def results(self) -> dict[str, Any]:
@@ -336,7 +341,7 @@ def test_all_arms_train_on_the_same_batches_and_seeds_on_others(compared):
     assert {seed: len(runs) for seed, runs in by_seed.items()} == {0: 4, 1: 2}
     for runs in by_seed.values():
         assert all(len(run) == 6 and run == runs[0] for run in runs)
-    assert not set(by_seed[0][0]) & set(by_seed[1][0])
+    assert not set(by_seed[0][0].values()) & set(by_seed[1][0].values())
 
 
 # Starting again
@@ -610,7 +615,9 @@ def test_a_folder_that_holds_another_study_is_refused(compared, capsys, here):
     with pytest.raises(SystemExit) as caught:
         main(["compare", str(compared.path), "training.steps=7"])
     assert caught.value.code == 2
-    assert "holds a run with training.steps = 6, not 7" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "training.steps = 6" in error
+    assert "the runs of a study keep their length" in error
     assert len(here.folders) == started
 
 
@@ -631,7 +638,7 @@ def test_a_run_and_a_study_do_not_share_a_folder(begun, tmp_path, make_tree, cap
         (run, "a single run", "a study", ["continual", str(path), stage]),
         (whole, "a study", "a single run", ["pretrain", str(path)]),
     ):
-        before = sorted(folder.rglob("*"))
+        before = files(folder)
         with pytest.raises(SystemExit) as caught:
             main([*words, f"output_dir={folder}"])
         assert caught.value.code == 2
@@ -639,7 +646,7 @@ def test_a_run_and_a_study_do_not_share_a_folder(begun, tmp_path, make_tree, cap
             f"kanlm: output_dir = {folder} holds {held}, where {wanted} is to be written; "
             "choose another output_dir\n"
         )
-        assert sorted(folder.rglob("*")) == before
+        assert files(folder) == before
     assert len(here.folders) == started
     claim(run, config)
     claim(whole, config, study=True)
