@@ -33,9 +33,7 @@ def check_free(folder: Path) -> None:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Keep other jobs out of a folder, which is made if it is not there.
-
-    Where nothing has begun in it by the end, nothing is left there.
+    """Keep other jobs out of a folder, which is made if it is not there and goes if it is empty.
 
     Raises:
         UserError: another job is at work there, or the folder cannot be written.
@@ -53,8 +51,7 @@ def held(folder: Path) -> Iterator[None]:
             try:
                 yield
             finally:
-                if not (folder / "config.yaml").exists():
-                    path.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
     finally:
         with suppress(OSError):
             for place in made:

@@ -170,6 +170,8 @@ class Trainer:
             stack.enter_context(self.stop.noted(self.tracker.note))
             stack.callback(self.saving.abandon)
             if self.state.pending is not None:
+                rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+                self.latest_batch = self.batches.batch(self.state.step - 1, rank, ranks)
                 self._attend()
             first = saying("making the first update, which may compile kernels", self.tracker.note)
             while not self._finished():
@@ -226,6 +228,7 @@ class Trainer:
                     self.state.step, accelerator.process_index, accelerator.num_processes
                 )
             )
+        self.latest_batch: Mapping[str, torch.Tensor] = batch
         tokens = sum_over_processes(accelerator, (batch["shift_labels"] != -100).sum())
 
         rows = batch["input_ids"].shape[0]
@@ -743,9 +746,7 @@ class Trainer:
 
     def _log_occupancy(self) -> None:
         """Log where the inputs of KAN layers fall, on some of each process's latest batch."""
-        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
-        latest = self.batches.batch(self.state.step - 1, rank, ranks)
-        batch = first_sequences(latest, self.accelerator.device)
+        batch = first_sequences(self.latest_batch, self.accelerator.device)
         found = occupancies(self.bare_model, batch)
         values: dict[str, Any] = {}
         for name, occupancy in found.items():
