@@ -87,7 +87,8 @@ def digest(benchmarks: Mapping[str, Results]) -> str:
         what = f"generate, vocabulary {row['vocab_size']:,}, {row['dtype']}, × Llama's tokens/s"
         rows.append([what, *speeds, ""])
     heads = ["", "`kan`", "`kan-local`", "floor"]
-    return "\n".join([_made_with(benchmarks), "", _table(heads, rows)])
+    shown = {name: benchmarks[name] for name in ("layers", "step", "decode")}
+    return "\n".join([_made_with(shown), "", _table(heads, rows)])
 
 
 def _of(results: Results, block: str, **values: Any) -> list[Mapping[str, Any]]:
@@ -123,12 +124,20 @@ def written(readme: str, text: str) -> str:
 
 
 def _made_with(benchmarks: Mapping[str, Results]) -> str:
-    made = next(iter(benchmarks.values()))["provenance"]
-    commits = sorted({str(r["provenance"]["commit"])[:7] for r in benchmarks.values()})
-    hardware = made["hardware"]
+    made: dict[str, list[str]] = {}
+    for name, results in benchmarks.items():
+        provenance = results["provenance"]
+        hardware = provenance["hardware"]
+        where = (
+            f"at commit {str(provenance['commit'])[:7]}: {hardware['cpu']}, "
+            f"{hardware['cores']} cores, torch {provenance['versions']['torch']}"
+        )
+        made.setdefault(where, []).append(name)
+    places = [
+        where if len(made) == 1 else f"{', '.join(names)} {where}" for where, names in made.items()
+    ]
     return (
-        f"Written by `./scripts/benchmarks` at commit {', '.join(commits)}: {hardware['cpu']}, "
-        f"{hardware['cores']} cores, torch {made['versions']['torch']}. Times are medians of "
+        f"Written by `./scripts/benchmarks` {'; '.join(places)}. Times are medians of "
         "ratios of what took turns in one process; repeated, they move by about 0.05. The floor "
         "stands beside what has one."
     )

@@ -91,10 +91,14 @@ def _hardware() -> dict[str, Any]:
 
 
 def _cpu_model() -> str:
-    """Name of the processor as the operating system gives it."""
+    """Name of the processor as the operating system gives it, and the instructions that torch uses.
+
+    Machines of one name may be generations apart.
+    """
+    name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+        lines = info.read_text().splitlines()
+        found = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        name = next(found, name)
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
