@@ -58,11 +58,15 @@ for _name, _pattern, _first in (
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what readers of YAML 1.1 or of 1.2 would take for no text."""
+    """Quotes what readers of YAML 1.1 or of 1.2 would take for no text, and escapes line breaks.
+
+    Within '…' a break is folded, and U+0085, U+2028 and U+2029 are breaks to some readers only.
+    """
 
     def represent_text(self, text: str) -> yaml.ScalarNode:
         plain = _RESOLVER.resolve(yaml.ScalarNode, text, (True, False)) == _TEXT
-        return self.represent_scalar(_TEXT, text, style=None if plain else "'")
+        breaks = set(text) & set("\r\n\x85\u2028\u2029\ufeff")
+        return self.represent_scalar(_TEXT, text, style='"' if breaks else None if plain else "'")
 
 
 _Dumper.add_representer(str, _Dumper.represent_text)

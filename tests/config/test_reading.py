@@ -23,6 +23,7 @@ from kanlm.config import (
     to_tree,
     to_yaml,
 )
+from kanlm.config.plain_yaml import read_yaml, write_yaml
 from kanlm.errors import UserError
 from kanlm.training.resolve import resolve
 
@@ -194,6 +195,13 @@ def test_printed_settings_read_back_as_the_same_config(tmp_path_factory, tree):
     path.write_text(to_yaml(config))
     assert load(path) == config
     assert from_tree(to_tree(config)) == config
+
+
+@pytest.mark.parametrize("text", ["\x85", "\u2028", " \u2029", "\n", "a\r\nb", "\ufeff", "\t", "1"])
+def test_line_breaks_of_every_kind_are_printed_so_that_they_read_back(text):
+    printed = write_yaml({"prompt": text})
+    assert read_yaml(printed) == {"prompt": text}
+    assert len(printed.splitlines()) == 1
 
 
 @given(trees(), trees())
