@@ -15,6 +15,7 @@ from kanlm.data.corpus import Corpus, CorpusSource, Split, open_corpus
 from kanlm.data.duplicates import distinct_shingles
 from kanlm.data.splits import BLOCK_CHARACTERS, SPLITS
 from kanlm.data.tokenizer import tokenizer_hash, vocabulary_size
+from kanlm.errors import UserError
 
 #: Shingles of a split or source that are held in memory to measure overlap.
 OVERLAP_SHINGLES = 2**22
@@ -30,7 +31,8 @@ def describe(data: DataSettings, tokenizer: PreTrainedTokenizerFast) -> dict[str
         `weights` by the update from which on they hold, `near_duplicates`, `empty_documents`,
         `missing_documents` and hashes; `splits` over all sources; `overlap`, from "A in B" to
         the share of A's distinct 8-token shingles that occur in B, between the splits and
-        between the sources; and a `sample` of training text.
+        between the sources; `problems`, a line for each held-out split that holds nothing, for
+        which a run would be refused; and a `sample` of training text.
 
     Raises:
         UserError: as `open_corpus`.
@@ -47,6 +49,7 @@ def describe(data: DataSettings, tokenizer: PreTrainedTokenizerFast) -> dict[str
             name: _sizes([entry.splits[name] for entry in corpus.sources]) for name in SPLITS
         },
         "overlap": _overlap(corpus),
+        "problems": _problems(corpus),
         "sample": train.text(train.n_documents // 2)[:SAMPLE_CHARACTERS],
     }
 
@@ -63,6 +66,8 @@ def print_description(data: DataSettings, tokenizer: PreTrainedTokenizerFast) ->
     console.print(_table(found))
     for names, share in found["overlap"].items():
         console.print(f"overlap: {share:.2%} of the 8-token sequences of {names}", highlight=False)
+    for problem in found["problems"]:
+        console.print(Text(f"warning: {problem}", style="bold"), soft_wrap=True)
     console.rule("a sample of training text")
     console.print(Text(found["sample"]))
 
@@ -95,6 +100,17 @@ def _sizes(splits: list[Split]) -> dict[str, Any]:
         "tokens": tokens,
         "bytes_per_token": size / tokens if tokens else None,
     }
+
+
+def _problems(corpus: Corpus) -> list[str]:
+    """What a run would be refused for."""
+    problems = []
+    for name in SPLITS:
+        try:
+            corpus.split(name)
+        except UserError as error:
+            problems.append(str(error))
+    return problems
 
 
 def _overlap(corpus: Corpus) -> dict[str, float]:

@@ -83,6 +83,10 @@ def sweep_figure(
     axes = figure.subplots()
     ordered = sorted(values) if all(map(is_number, values)) else list(values)
     places = _places(axes, axis, ordered)
+    if len(ordered) == 1:
+        (place,) = places.values()
+        around = (place / 2, 2 * place) if axes.get_xscale() == "log" else (place - 1, place + 1)
+        axes.set_xlim(*around)
     for arm, trials in by_arm.items():
         style = arm_style(study.arms, arm)
         points = [(places[written(trial["settings"][axis])], trial) for trial in trials]
@@ -117,10 +121,6 @@ def sweep_figure(
         axes.set_ylim(low - room, high + (3 if len(losses) < len(every) else 1) * room)
     axes.set_xlabel(axis)
     axes.set_ylabel("bits per byte")
-    if len(ordered) == 1:
-        (place,) = places.values()
-        around = (place / 2, 2 * place) if axes.get_xscale() == "log" else (place - 1, place + 1)
-        axes.set_xlim(*around)
     ticks = partial(_ticks, axes, [places[written(value)] for value in ordered])
     numbers = not all(map(is_number, values))
     names = [written(value) for value in ordered]

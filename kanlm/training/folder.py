@@ -139,6 +139,16 @@ def change_of_length(folder: Path, config: Config) -> str | None:
     return f"{folder}: {word} from {before:,} to {after:,} steps; {done}"
 
 
+def stated_warmup(folder: Path) -> int | None:
+    """Steps of warm-up that the run in a folder has; None without a run that can be read."""
+    try:
+        schedule = read_config_tree(folder).get("schedule")
+    except UserError:
+        return None
+    steps = schedule.get("warmup_steps") if isinstance(schedule, dict) else None
+    return steps if isinstance(steps, int) else None
+
+
 def _length_before(folder: Path) -> Any:
     if not (folder / "config.yaml").exists():
         return None

@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -32,6 +33,7 @@ from kanlm.model.grids import grid_sizes, with_grid_size
 from kanlm.model.matching import resolve_feed_forward
 from kanlm.model.settings import LARGEST, ModelSettings
 from kanlm.training.arithmetic import tf32_is_on
+from kanlm.training.folder import stated_warmup
 from kanlm.training.polish import coefficients
 
 _T = TypeVar("_T")
@@ -109,10 +111,16 @@ def _shrunk_schedule(schedule: ScheduleSettings) -> ScheduleSettings:
 
 
 def resolve_schedule(config: Config) -> ScheduleSettings:
-    """State the warm-up in steps. Of a study it stays open, as stages may differ in theirs."""
+    """State the warm-up in steps. Of a study it stays open, as stages may differ in theirs.
+
+    A run that began in the folder keeps its own, so that it can get another length.
+    """
     if config.schedule.warmup_steps != "auto" or config.study is not None:
         return config.schedule
-    return replace(config.schedule, warmup_steps=min(50, config.training.steps // 10))
+    steps = stated_warmup(Path(config.output_dir))
+    if steps is None or steps > config.training.steps:
+        steps = min(50, config.training.steps // 10)
+    return replace(config.schedule, warmup_steps=steps)
 
 
 def _ends(schedule: Mapping[int, _T]) -> dict[int, _T]:

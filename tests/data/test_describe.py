@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import re
 
 import pytest
 
 from kanlm.data.corpus import open_corpus
 from kanlm.data.describe import describe, print_description
 from kanlm.data.splits import split_of_digest
+from kanlm.errors import UserError
 
 
 def split_of(text):
@@ -72,3 +74,16 @@ def test_weights_that_change_are_printed(make_data, byte_tokenizer, stories, cap
     printed = capsys.readouterr().out
     assert "part0.jsonl (1 file, column text), weight 1, 0.25 from update 500 on\n" in printed
     assert "part1.jsonl (1 file, column text), weight 3\n" in printed
+
+
+def test_a_held_out_split_without_documents_is_warned_of(
+    make_data, byte_tokenizer, stories, capsys
+):
+    data = make_data(stories(30), test_fraction=0.0)
+    (problem,) = describe(data, byte_tokenizer)["problems"]
+    print_description(data, byte_tokenizer)
+    assert f"warning: {problem}" in capsys.readouterr().out
+    assert "data.test_fraction = 0" in problem
+    with pytest.raises(UserError, match=re.escape(problem)):
+        open_corpus(data, byte_tokenizer).split("test")
+    assert describe(make_data(stories(80)), byte_tokenizer)["problems"] == []

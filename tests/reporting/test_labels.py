@@ -4,6 +4,7 @@ import itertools
 from typing import Any
 
 import matplotlib as mpl
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
@@ -96,7 +97,10 @@ def test_rows_and_columns_of_a_heat_map(domains: list[str]) -> None:
     st.lists(st.floats(1e-6, 10), min_size=1, max_size=20, unique=True)
     | st.lists(st.text("abcW{}", min_size=1, max_size=40), min_size=1, max_size=12, unique=True)
 )
+@example([1e-6])
+@example(["a"])
 @settings(max_examples=12)
+@pytest.mark.filterwarnings("error")
 def test_values_of_a_sweep(values: list[Any]) -> None:
     name = "optimizer.learning_rate" if isinstance(values[0], float) else "schedule.kind"
     trials = [

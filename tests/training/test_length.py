@@ -65,6 +65,15 @@ def validations(config: Config) -> dict[int, float]:
     return {line["step"]: line["nats_per_token"] for line in lines if line["kind"] == "validation"}
 
 
+def test_a_warm_up_left_to_auto_stays_what_the_run_began_with(make):
+    auto = {"schedule": {"warmup_steps": "auto"}}
+    train(make(20, **auto))
+    train(make(40, **auto))
+    assert read_config_tree(Path(make(40).output_dir))["schedule"]["warmup_steps"] == 2
+    train(make(40, "whole"))
+    assert outcome(make(40)) == outcome(make(40, "whole"))
+
+
 def test_a_finished_run_that_is_lengthened_equals_a_longer_one(make, capsys):
     train(make(12))
     before = outcome(make(12))
