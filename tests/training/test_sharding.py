@@ -47,6 +47,9 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 COMMON = {
     "model": {"dropout": 0.0, "tie_embeddings": True},
+    # Adam divides a gradient by its own size: where one cancels to 1e-8, as one of an embedding
+    # does here, float32's rounding would move a weight by as much as a gradient does.
+    "optimizer": {"epsilon": 1e-5},
     "training": {"steps": 20, "log_every": 1, "evaluate_every": 10, "checkpoint_every": None},
 }
 
