@@ -266,7 +266,6 @@ def _complete(
 
 
 def _pretrain(arguments: argparse.Namespace) -> None:
-    _check_free(arguments)
     config = _load(arguments)
     if config is None:
         return
@@ -276,12 +275,10 @@ def _pretrain(arguments: argparse.Namespace) -> None:
 
 
 def _finetune(arguments: argparse.Namespace) -> None:
-    _check_free(arguments)
-    from kanlm import config as configs
+    tree = _tree(arguments)
     from kanlm.training.inheritance import inherit
 
-    tree = configs.read_tree(arguments.paths[0], arguments.overrides)
-    config = _resolved(inherit(configs.merge(tree, _stated_data(arguments))), arguments)
+    config = _resolved(inherit(tree), arguments)
     if config is not None:
         from kanlm.experiments.single import train
 
@@ -289,7 +286,6 @@ def _finetune(arguments: argparse.Namespace) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    _check_free(arguments)
     config = _load(arguments)
     if config is None:
         return
@@ -303,7 +299,6 @@ def _compare(arguments: argparse.Namespace) -> None:
 
 
 def _continual(arguments: argparse.Namespace) -> None:
-    _check_free(arguments)
     config = _load(arguments)
     if config is None:
         return
@@ -318,13 +313,12 @@ def _continual(arguments: argparse.Namespace) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> None:
-    from kanlm import config as configs
+    tree = _tree(arguments)
+    from kanlm.config import from_tree
     from kanlm.training.inheritance import inherit
 
-    tree = configs.read_tree(arguments.paths[0], arguments.overrides)
-    tree = configs.merge(tree, _stated_data(arguments))
     start = tree.get("initialize_from")
-    config = _resolved(inherit(tree) if start else configs.from_tree(tree), arguments)
+    config = _resolved(inherit(tree) if start else from_tree(tree), arguments)
     if config is not None:
         from kanlm.experiments.planning.run import Devices, print_plans
 
@@ -402,25 +396,31 @@ def _prepare(arguments: argparse.Namespace) -> None:
 # Helpers
 
 
-def _check_free(arguments: argparse.Namespace) -> None:
-    """Refuse a folder that another job is at work in, before torch is imported for seconds."""
+def _tree(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Read the config file with overrides and `--data` on top.
+
+    Raises:
+        UserError: it cannot be read, or another job is at work in the folder that the verb
+            would write to, which is found out before torch is imported for seconds.
+    """
     from kanlm import config as configs
     from kanlm.training.lock import check_free
 
-    if arguments.print_config or getattr(arguments, "dry_run", False):
-        return
     tree = configs.read_tree(arguments.paths[0], arguments.overrides)
     folder = tree.get("output_dir", configs.Config.output_dir)
-    if isinstance(folder, str):
+    only_shows = arguments.print_config or getattr(arguments, "dry_run", False)
+    writes = arguments.call in (_pretrain, _finetune, _compare, _continual) and not only_shows
+    if writes and isinstance(folder, str):
         check_free(Path(folder))
+    return configs.merge(tree, _stated_data(arguments))
 
 
 def _load(arguments: argparse.Namespace) -> Any:
     """The resolved configuration, or None where it was only to be printed."""
-    from kanlm import config as configs
+    tree = _tree(arguments)
+    from kanlm.config import from_tree
 
-    over = _stated_data(arguments)
-    return _resolved(configs.load(arguments.paths[0], arguments.overrides, over), arguments)
+    return _resolved(from_tree(tree), arguments)
 
 
 def _stated_data(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -1,11 +1,19 @@
 """The configuration: its schema, and how it is read, merged, checked and written.
 
-Torch is not imported here, so that `--help` and `--print-config` answer at once.
+Torch is not imported here, so that mistakes in a config are told at once.
 """
 
 from kanlm.config.checking import check, check_options
+from kanlm.config.load import (
+    from_tree,
+    load,
+    parse_override,
+    read_file,
+    read_tree,
+    to_tree,
+    to_yaml,
+)
 from kanlm.config.merging import leaves, lies_in, merge, nested
-from kanlm.config.reading import from_tree, load, parse_override, read_tree, to_tree, to_yaml
 from kanlm.config.schema import (
     Config,
     DataSettings,
@@ -19,7 +27,7 @@ from kanlm.config.schema import (
     TrackingSettings,
     TrainingSettings,
 )
-from kanlm.config.weights import mixture_stages
+from kanlm.config.schema.mixture import mixture_stages
 
 __all__ = [
     "Config",
@@ -43,6 +51,7 @@ __all__ = [
     "mixture_stages",
     "nested",
     "parse_override",
+    "read_file",
     "read_tree",
     "to_tree",
     "to_yaml",

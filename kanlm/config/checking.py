@@ -5,6 +5,7 @@ import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import field
+from functools import cache
 from typing import Any
 
 from kanlm.errors import UserError, nearest
@@ -12,11 +13,49 @@ from kanlm.errors import UserError, nearest
 #: Characters of a wrong value that are shown.
 LONGEST_VALUE = 200
 
-#: Why some values that are to be expected are none.
+#: Why some values that are to be expected are refused.
 REASONS = {
     'training.precision = "fp16"': "float16 has gradients vanish unless losses are scaled, and a "
     "scale that moves with what overflowed would make numbers depend on it; bf16 is as fast",
 }
+
+
+def check(schema: Any, tree: Mapping[str, Any], setting: str, beside: Sequence[str] = ()) -> Any:
+    """Check a nested dictionary against a dataclass or typed dictionary, and make one of it.
+
+    Types are checked strictly. Dataclasses, those within them included, refuse unknown names;
+    typed dictionaries pass over them.
+
+    Args:
+        setting: where the tree stands, for errors.
+        beside: names to suggest that are not the dataclass's own.
+
+    Raises:
+        UserError: naming the first setting that is unknown, of a wrong type, or impossible.
+    """
+    from pydantic import ValidationError
+
+    try:
+        # JSON mode is strict about types and still reads a list as a tuple.
+        return _adapter(schema).validate_json(json.dumps(tree), strict=True)
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+        # A misspelt name is often the cause of a missing one.
+        unknown = (p for p in problems if p["type"] == "unexpected_keyword_argument")
+        problem = next(unknown, problems[0])
+        raise UserError(_explain(problem, tree, schema, setting, beside)) from None
+    except (TypeError, RecursionError) as error:
+        raise UserError(f"{setting or 'config'}: {error}") from None
+
+
+@cache
+def _adapter(schema: Any) -> Any:
+    from pydantic import TypeAdapter, with_config
+
+    if dataclasses.is_dataclass(schema) and "__pydantic_config__" not in vars(schema):
+        # The dataclasses within inherit it.
+        with_config(extra="forbid")(schema)
+    return TypeAdapter(schema)
 
 
 def check_options(
@@ -31,48 +70,24 @@ def check_options(
     Raises:
         UserError: an option is unknown, missing or of a wrong type; `setting` names where.
     """
-    parameters = [
-        parameter
-        for parameter in inspect.signature(factory, eval_str=True).parameters.values()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    ]
-    fields = []
-    for parameter in parameters:
-        kind = Any if parameter.annotation is inspect.Parameter.empty else parameter.annotation
-        if parameter.default is inspect.Parameter.empty:
-            fields.append((parameter.name, kind))
-        else:
-            default = parameter.default
-            fields.append((parameter.name, kind, field(default_factory=lambda d=default: d)))
-    schema = dataclasses.make_dataclass("Options", fields, kw_only=True)
-    schema.__pydantic_config__ = {"extra": "forbid", "arbitrary_types_allowed": True}
-    checked = check(schema, options, setting, beside)
+    checked = check(_options_schema(factory), options, setting, beside)
     return json.loads(json.dumps(dataclasses.asdict(checked)))
 
 
-def check(schema: Any, tree: Mapping[str, Any], setting: str, beside: Sequence[str] = ()) -> Any:
-    """Check a nested dictionary against a dataclass, and make one of it.
-
-    Arguments:
-        setting: where the tree stands, for errors.
-        beside: names to suggest that are not the dataclass's own.
-
-    Raises:
-        UserError: naming the first setting that is unknown, mistyped or impossible.
-    """
-    from pydantic import TypeAdapter, ValidationError
-
-    try:
-        # JSON mode is strict about types and still reads a list as a tuple.
-        return TypeAdapter(schema).validate_json(json.dumps(tree), strict=True)
-    except ValidationError as error:
-        problems = error.errors(include_url=False)
-        # A misspelt name is often the cause of a missing one.
-        unknown = (p for p in problems if p["type"] == "unexpected_keyword_argument")
-        problem = next(unknown, problems[0])
-        raise UserError(_explain(problem, tree, schema, setting, beside)) from None
-    except TypeError as error:
-        raise UserError(f"{setting or 'config'}: {error}") from None
+@cache
+def _options_schema(factory: Any) -> type:
+    fields = []
+    for parameter in inspect.signature(factory, eval_str=True).parameters.values():
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+            continue
+        kind = Any if parameter.annotation is inspect.Parameter.empty else parameter.annotation
+        default = parameter.default
+        required = default is inspect.Parameter.empty
+        filled = () if required else (field(default_factory=lambda value=default: value),)
+        fields.append((parameter.name, kind, *filled))
+    schema = dataclasses.make_dataclass("Options", fields, kw_only=True)
+    schema.__pydantic_config__ = {"extra": "forbid", "arbitrary_types_allowed": True}
+    return schema
 
 
 def _explain(problem: Any, tree: Any, schema: Any, setting: str, beside: Sequence[str]) -> str:
@@ -81,7 +96,7 @@ def _explain(problem: Any, tree: Any, schema: Any, setting: str, beside: Sequenc
     location = _location(problem["loc"], tree, missing)
     path = ".".join([setting, *location] if setting else location)
     if not path.isprintable():
-        # A key of somebody else's may hold the end of a line.
+        # A key in somebody's file may hold the end of a line.
         path = repr(path)[1:-1]
     if problem["type"] == "unexpected_keyword_argument":
         known = [*_known_keys(schema, location), *beside]

@@ -16,6 +16,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from annotated_types import Ge, Gt, Le, Lt
+
 #: Stands for a default where there is none.
 REQUIRED = object()
 
@@ -43,7 +45,7 @@ class Setting:
 def fields_of(schema: type) -> list[Setting]:
     """The settings of a dataclass, but for those that are sections themselves."""
     comments = _comments(schema)
-    hints = typing.get_type_hints(schema)
+    hints = typing.get_type_hints(schema, include_extras=True)
     found = []
     for field in dataclasses.fields(schema):
         if section_of(hints[field.name]) is not None:
@@ -98,7 +100,7 @@ def describe_type(hint: Any) -> str:
     """A type as somebody who writes YAML would say it."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
-        return describe_type(arguments[0])
+        return " ".join([describe_type(arguments[0]), _limits(arguments[1:])])
     if hint is type(None):
         return "null"
     if origin is Literal:
@@ -113,6 +115,17 @@ def describe_type(hint: Any) -> str:
         return "mapping"
     names = {int: "whole number", float: "number", str: "text", bool: "`true` or `false`"}
     return names.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _limits(constraints: Iterable[Any]) -> str:
+    """The range of a number: `≥ 0, < 1`."""
+    signs = {Gt: ">", Ge: "≥", Lt: "<", Le: "≤"}
+    return ", ".join(
+        f"{sign} {getattr(each, kind.__name__.lower())}"
+        for each in constraints
+        for kind, sign in signs.items()
+        if isinstance(each, kind)
+    )
 
 
 def _is_union(hint: Any) -> bool:

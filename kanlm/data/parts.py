@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import IO, ClassVar, NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -63,8 +63,6 @@ DOCUMENT = np.dtype(
 @dataclass
 class Part:
     """How much a part holds."""
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     documents: int = 0
     tokens: int = 0

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -101,8 +101,6 @@ class Reading(Protocol):
 @dataclass
 class Progress:
     """What a killed preparation leaves behind."""
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     single_document: bool
     cursor: Cursor | None = None

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import IO, Any
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -39,8 +39,6 @@ class Shard:
         ValueError: a name that is not one of ours, which could lead out of the folder.
     """
 
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
     split: str
     name: str
     tokens: int
@@ -60,8 +58,6 @@ class Shard:
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What a folder of shards was made of."""
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     format_version: int
     #: Of the source: what decides reuse, what it is, and the hash of the text read.

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -35,8 +35,6 @@ class Document:
 @dataclass(frozen=True)
 class LeftOut:
     """How many documents of a source hold no text."""
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     #: Nothing but white space.
     empty: int = 0

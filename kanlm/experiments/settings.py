@@ -97,7 +97,7 @@ def settings_text(name: str | None = None) -> str:
 def _sections() -> Iterator[Section]:
     """The parts of the page, in its order."""
     yield Section("top", "## Top level", summary(Config), _by_name(fields_of(Config)))
-    hints = typing.get_type_hints(Config)
+    hints = typing.get_type_hints(Config, include_extras=True)
     for field in dataclasses.fields(Config):
         schema = section_of(hints[field.name])
         if schema is not None:

@@ -18,7 +18,7 @@ from kanlm.config import (
     lies_in,
     merge,
     parse_override,
-    read_tree,
+    read_file,
     to_tree,
     to_yaml,
 )
@@ -190,7 +190,7 @@ def read_config_tree(folder: Path) -> dict[str, Any]:
     """
     if not (folder / "config.yaml").exists():
         raise UserError(f"{folder} is no run folder: it holds no config.yaml")
-    return read_tree(folder / "config.yaml", [])
+    return read_file(folder / "config.yaml")
 
 
 def check_weights(folder: Path) -> None:

@@ -9,26 +9,20 @@ same when a default has changed.
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from kanlm.config import Config, DataSettings, ScheduleSettings, check_options
+from kanlm.config import Config, DataSettings, ScheduleSettings, check_options, from_tree
 from kanlm.data.sources import check_source
 from kanlm.errors import UserError, nearest
-from kanlm.kan import BASES
 from kanlm.kan.penalties import penalty
 from kanlm.model import KanLMConfig, KanLMForCausalLM
 from kanlm.model.decoder import KanLMDecoderLayer
-from kanlm.model.feed_forward import (
-    FEED_FORWARDS,
-    map_nested,
-    nested_problem,
-    over_default_basis,
-)
+from kanlm.model.feed_forward import complete_feed_forward
 from kanlm.model.grids import grid_sizes, with_grid_size
 from kanlm.model.matching import resolve_feed_forward
 from kanlm.model.settings import LARGEST, ModelSettings
@@ -43,11 +37,14 @@ _MOST_OF_AN_OPTION = 10_000
 
 
 def resolve(config: Config) -> Config:
-    """Check and complete the settings that belong to registries.
+    """Check all settings, and complete those that belong to registries.
 
     Raises:
-        UserError: an unknown kind or option, or a model that cannot be built.
+        UserError: a setting that a config file could not state either, an unknown kind or
+            option, or a model that cannot be built.
     """
+    # What was made in Python has not been checked yet.
+    config = from_tree(asdict(config))
     if config.shrink:
         config = _shrunk(config)
     model = resolve_model(at_last_grid(config))
@@ -205,13 +202,10 @@ def complete_model(settings: ModelSettings) -> ModelSettings:
     if isinstance(settings.feed_forward, list):
         # One of many equal layers stands for all.
         each = {json.dumps(spec): (i, spec) for i, spec in enumerate(settings.feed_forward)}
-        found = {
-            key: _resolve_feed_forward(spec, f"model.feed_forward.{i}")
-            for key, (i, spec) in each.items()
-        }
+        found = {key: _complete(spec, f"model.feed_forward.{i}") for key, (i, spec) in each.items()}
         completed: Any = [dict(found[json.dumps(spec)]) for spec in settings.feed_forward]
     else:
-        completed = _resolve_feed_forward(settings.feed_forward, "model.feed_forward")
+        completed = _complete(settings.feed_forward, "model.feed_forward")
     return replace(settings, feed_forward=completed)
 
 
@@ -256,43 +250,27 @@ def _check_coefficients(config: Config, settings: ModelSettings) -> None:
         )
 
 
-def _resolve_feed_forward(spec: Any, setting: str) -> dict[str, Any]:
+def _complete(spec: Any, setting: str) -> dict[str, Any]:
+    try:
+        return complete_feed_forward(spec, setting, _checked_spec)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _checked_spec(
+    registry: Mapping[str, type], spec: Any, setting: str, beside: Sequence[str]
+) -> dict[str, Any]:
+    """Check a spec's kind, and names, types and sizes of its options."""
     if not isinstance(spec, Mapping):
         raise UserError(f"{setting} = {spec!r}: expected a kind with its options")
-    spec = dict(spec)
-    kind = _registered(FEED_FORWARDS, spec.pop("kind", None), f"{setting}.kind")
-    hidden = spec.pop("hidden", None)
-    if hidden is not None and (isinstance(hidden, bool) or not isinstance(hidden, int)):
-        raise UserError(f"{setting}.hidden = {hidden!r}: expected a whole number or null")
-    factory = FEED_FORWARDS[kind]
-    if hidden is not None and not factory.has_width:
-        raise UserError(f"{setting}.hidden = {hidden}: kind '{kind}' has no width to set")
-    options = check_options(factory, spec, setting, beside=("kind", "hidden"))
-    _check_sizes({"hidden": hidden, **options}, setting)
-    if "basis" in options:
-        basis = over_default_basis(factory, options["basis"])
-        options["basis"] = _resolve_basis(basis, f"{setting}.basis")
-    options = map_nested(options, setting, _resolve_nested)
-    width = {"hidden": hidden} if factory.has_width else {}
-    return {"kind": kind, **width, **options}
-
-
-def _resolve_nested(spec: Any, setting: str) -> dict[str, Any]:
-    """A block within a block, whose width is the outer one's."""
-    resolved = _resolve_feed_forward(spec, setting)
-    if "hidden" not in spec:
-        resolved.pop("hidden", None)
-    if (problem := nested_problem(resolved)) is not None:
-        raise UserError(f"{setting}{problem}")
-    return resolved
-
-
-def _resolve_basis(spec: Mapping[str, Any], setting: str) -> dict[str, Any]:
-    spec = dict(spec)
-    kind = _registered(BASES, spec.pop("kind", None), f"{setting}.kind")
-    options = check_options(BASES[kind], spec, setting, beside=("kind",))
-    _check_sizes(options, setting)
-    return {"kind": kind, **options}
+    kind = spec.get("kind")
+    if not isinstance(kind, str) or kind not in registry:
+        raise UserError(f"{setting}.kind = {kind!r} is unknown{nearest(str(kind), registry)}")
+    around = {name: value for name, value in spec.items() if name in ("kind", *beside)}
+    own = {name: value for name, value in spec.items() if name not in around}
+    checked = {**check_options(registry[kind], own, setting, beside=("kind", *beside)), **around}
+    _check_sizes(checked, setting)
+    return checked
 
 
 def _check_sizes(options: Mapping[str, Any], setting: str) -> None:
@@ -309,9 +287,3 @@ def _resolve_data(data: DataSettings, setting: str) -> DataSettings:
         for i, spec in enumerate(data.sources)
     ]
     return replace(data, sources=sources)
-
-
-def _registered(registry: Mapping[str, Any], kind: Any, setting: str) -> str:
-    if not isinstance(kind, str) or kind not in registry:
-        raise UserError(f"{setting} = {kind!r} is unknown{nearest(str(kind), registry)}")
-    return kind

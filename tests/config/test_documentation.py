@@ -1,9 +1,10 @@
 """What is read off the code of its settings."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
+from annotated_types import Ge, Gt, Lt
 
 from kanlm.config.documentation import (
     REQUIRED,
@@ -95,6 +96,8 @@ def test_a_summary_is_the_first_paragraph():
     [
         (tuple[float, float], "[number, number]"),
         (dict[str, Any] | list[str], "mapping or list of text"),
+        (Annotated[int, Gt(0)] | None, "whole number > 0 or null"),
+        (Annotated[float, Ge(0), Lt(1)], "number ≥ 0, < 1"),
         (Literal["off", "on"] | None, "`off` or `on` or null"),
     ],
 )

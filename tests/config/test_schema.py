@@ -7,11 +7,8 @@ from dataclasses import asdict
 
 import pytest
 
-from kanlm.config import (
-    PenaltySettings,
-    from_tree,
-    nested,
-)
+from kanlm.config import Config, PenaltySettings, TrainingSettings, from_tree, nested
+from kanlm.errors import UserError
 from kanlm.kan.penalties import PENALTIES
 from kanlm.training.resolve import resolve
 
@@ -51,26 +48,31 @@ from kanlm.training.resolve import resolve
         ({"study": {"arms": {"a": {"seed": 3}}}}, "study: arms.a sets seed = 3, which a study sets for each of its runs: give study.seeds instead"),
         ({"study": {"arms": {"a": {"output_dir": "x"}}}}, "study: arms.a sets output_dir = x, which a study sets for each of its runs: leave it out"),
         ({"study": {"arms": {"a": {}}, "stages": [{"seed": 3}]}}, "study: stages.0 sets seed = 3, which"),
-        ({"training": {"steps": 0}}, "training: steps = 0: expected a positive number"),
-        ({"optimizer": {"learning_rate": float("nan")}}, "optimizer: learning_rate = nan: expected a positive number"),
-        ({"optimizer": {"learning_rate": float("inf")}}, "optimizer: learning_rate = inf: expected a positive number"),
-        ({"optimizer": {"weight_decay": float("nan")}}, "optimizer: weight_decay = nan: expected 0 or more"),
-        ({"optimizer": {"basis_learning_rate_ratio": 0.0}}, "optimizer: basis_learning_rate_ratio = 0.0: expected a positive number"),
+        ({"training": {"steps": 0}}, "training.steps = 0: input should be greater than 0"),
+        ({"optimizer": {"learning_rate": float("nan")}}, "optimizer.learning_rate = NaN: input should be a finite number"),
+        ({"optimizer": {"learning_rate": float("inf")}}, "optimizer.learning_rate = Infinity: input should be a finite number"),
+        ({"optimizer": {"weight_decay": float("nan")}}, "optimizer.weight_decay = NaN: input should be a finite number"),
+        ({"optimizer": {"basis_learning_rate_ratio": 0.0}}, "optimizer.basis_learning_rate_ratio = 0.0: input should be greater than 0"),
         ({"optimizer": {"muon_learning_rate": 0.01}}, "optimizer: muon_learning_rate = 0.01 belongs to kind muon: kind = adamw"),
         ({"optimizer": {"muon_coefficients": True}}, "optimizer: muon_coefficients = True belongs to kind muon"),
-        ({"penalties": {"l1": -1.0}}, "penalties: l1 = -1.0: expected 0 or more"),
-        ({"penalties": {"l2": float("inf")}}, "penalties: l2 = inf: expected 0 or more"),
+        ({"penalties": {"l1": -1.0}}, "penalties.l1 = -1.0: input should be greater than or equal to 0"),
+        ({"penalties": {"l2": float("inf")}}, "penalties.l2 = Infinity: input should be a finite number"),
         ({"penalties": {"curvature": 0.1}, "model": {"feed_forward": "kan-local"}}, "penalties: curvature of bspline1-g6: degree = 1 has no second derivative"),
         ({"penalties": {"smoothness": 0.1}, "model": {"feed_forward": {"kind": "kan", "basis": "chebyshev"}}}, "penalties: smoothness of chebyshev4: expected a basis whose functions stand in a row"),
         ({"penalties": {"l1": 0.1}, "model": {"feed_forward": "gelu"}}, "penalties: the model has no KAN layer"),
-        ({"training": {"polish_steps": -1}}, "training: polish_steps = -1: expected 0 or more"),
+        ({"training": {"polish_steps": -1}}, "training.polish_steps = -1: input should be greater than or equal to 0"),
         ({"training": {"polish_batch_size": 16}}, "training: polish_batch_size = 16 needs polish_steps above 0"),
         ({"training": {"polish_steps": 5, "polish_batch_size": 24}}, "training: polish_batch_size = 24: expected a multiple of batch_size = 16"),
         ({"training": {"polish_steps": 5, "early_stopping_patience": 2}}, "training: polish_steps = 5: early stopping keeps the best model"),
         ({"training": {"polish_steps": 5}, "model": {"feed_forward": "gelu"}}, "training.polish_steps = 5: the model has no KAN layer"),
-        ({"seed": -1}, "seed = -1: expected"),
-        ({"seed": 2**32}, "seed = 4294967296: expected"),
-        ({"study": {"arms": {"a": {}}, "seeds": [0, -1]}}, "study: seeds = [0, -1]: expected"),
+        ({"seed": -1}, "seed = -1: input should be greater than or equal to 0"),
+        ({"optimizer": {"betas": [0.9, 1.0]}}, "optimizer.betas.1 = 1.0: input should be less than 1"),
+        ({"schedule": {"warmup_steps": -1}}, "schedule.warmup_steps = -1: input should be greater than or equal to 0"),
+        ({"schedule": {"final_ratio": 1.5}}, "schedule.final_ratio = 1.5: input should be less than or equal to 1"),
+        ({"training": {"grid_schedule": {0: 0}}}, "training.grid_schedule.0 = 0: input should be greater than 0"),
+        ({"tokenizer": {"kind": "bpe", "vocab_size": 256}}, "tokenizer.vocab_size = 256: input should be greater than or equal to 257"),
+        ({"seed": 2**32}, "seed = 4294967296: input should be less than 4294967296"),
+        ({"study": {"arms": {"a": {}}, "seeds": [0, -1]}}, "study.seeds.1 = -1: input should be greater than or equal to 0"),
     ],
 )  # fmt: skip
 def test_an_impossible_combination_is_refused(refusal, tree, beginning):
@@ -143,3 +145,12 @@ def test_penalties_and_polish_are_kept_where_they_can_act():
     assert (config.training.polish_steps, config.training.polish_batch_size) == (5, 32)
     shrunk = resolve(from_tree({**tree, "shrink": True}))
     assert (shrunk.training.polish_steps, shrunk.training.polish_batch_size) == (2, None)
+
+
+def test_a_configuration_made_in_python_is_checked_where_it_is_resolved():
+    for config, said in (
+        (Config(training=TrainingSettings(steps=0)), "training.steps = 0: input should be greater"),
+        (Config(seed="one"), 'seed = "one": input should be a valid integer'),  # pyright: ignore[reportArgumentType]
+    ):
+        with pytest.raises(UserError, match=said):
+            resolve(config)

@@ -288,7 +288,7 @@ def test_compiled_without_a_break_it_computes_and_counts_the_same(training: bool
         ({"experts": [{"kind": "conv-kan"}]}, "looks at more than one token"),
         (
             {"experts": [{"kind": "kann"}]},
-            r"experts.0.kind = 'kann' is unknown; did you mean 'kan'",
+            r"experts.0.kind = 'kann' is unknown; expected one of",
         ),
         ({"experts": [{"kind": "kan", "hidden": 3}]}, "the width is that of the block around it"),
     ],

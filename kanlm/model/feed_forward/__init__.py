@@ -20,7 +20,7 @@ from .convolution import ConvKAN
 from .kan import KAN, KANGLU, KANLocal, KANSingle
 from .mlp import GELU, ReLU2, SwiGLU
 from .moe import MoE
-from .options import NESTED, complete, map_nested, over_default_basis
+from .options import NESTED, Check, complete, map_nested, over_default_basis
 from .shared import KAT, LowRankKAN, SplineMLP
 
 #: Feed-forward kinds by the `kind` of their settings.
@@ -40,45 +40,51 @@ FEED_FORWARDS: dict[str, type[FeedForward]] = {
 }
 
 
-def complete_feed_forward(spec: Mapping[str, Any], setting: str = "feed_forward") -> dict[str, Any]:
+def complete_feed_forward(
+    spec: Mapping[str, Any], setting: str = "feed_forward", check: Check | None = None
+) -> dict[str, Any]:
     """State every option of `{"kind": …, "hidden": …, **options}`, defaults included.
 
     A saved model then means the same when a default has changed. A kind without a width is
     left without `hidden`.
 
-    Arguments:
+    Args:
         setting: where the spec stands, for errors.
+        check: what to check of each spec, those of bases and inner blocks included, before it
+            is completed.
 
     Raises:
         ValueError: the kind, an option, or the basis is unknown, or a width is stated
             where there is none to state.
     """
-    completed = complete(setting, FEED_FORWARDS, spec, beside=("hidden",))
-    factory = FEED_FORWARDS[completed["kind"]]
-    if not factory.has_width and completed.pop("hidden", None) is not None:
-        raise ValueError(f"{setting}.hidden: kind {completed['kind']!r} has no width to set")
+    completed = complete(setting, FEED_FORWARDS, spec, beside=("hidden",), check=check)
+    kind, hidden = completed["kind"], completed.get("hidden")
+    factory = FEED_FORWARDS[kind]
+    if hidden is not None and (isinstance(hidden, bool) or not isinstance(hidden, int)):
+        raise ValueError(f"{setting}.hidden = {hidden!r}: expected a whole number or null")
+    if not factory.has_width:
+        completed.pop("hidden", None)
+        if hidden is not None:
+            raise ValueError(f"{setting}.hidden = {hidden}: kind {kind!r} has no width to set")
     if "basis" in completed:
         basis = over_default_basis(factory, completed["basis"])
-        completed["basis"] = complete(f"{setting}.basis", BASES, basis)
+        completed["basis"] = complete(f"{setting}.basis", BASES, basis, check=check)
         if completed.get("base") == "auto":
             completed["base"] = BASES[completed["basis"]["kind"]].default_base
-    return map_nested(completed, setting, _complete_nested)
 
+    def complete_inner(spec: Any, setting: str) -> dict[str, Any]:
+        inner = complete_feed_forward(spec, setting, check)
+        if not FEED_FORWARDS[inner["kind"]].has_width:
+            raise ValueError(
+                f"{setting}.kind = {inner['kind']!r} has no width, and the block around it sets one"
+            )
+        if "hidden" in inner:
+            raise ValueError(
+                f"{setting}.hidden = {inner['hidden']}: the width is that of the block around it"
+            )
+        return inner
 
-def _complete_nested(spec: Any, setting: str) -> dict[str, Any]:
-    completed = complete_feed_forward(spec, setting)
-    if (problem := nested_problem(completed)) is not None:
-        raise ValueError(f"{setting}{problem}")
-    return completed
-
-
-def nested_problem(spec: Mapping[str, Any]) -> str | None:
-    """Why a block cannot stand within a block, to be put after its setting; None if it can."""
-    if not FEED_FORWARDS[spec["kind"]].has_width:
-        return f".kind = {spec['kind']!r} has no width, and the block around it sets one"
-    if "hidden" in spec:
-        return f".hidden = {spec['hidden']}: the width is that of the block around it"
-    return None
+    return map_nested(completed, setting, complete_inner)
 
 
 def width_multiple(spec: Mapping[str, Any]) -> int:
@@ -115,6 +121,7 @@ __all__ = [
     "KANGLU",
     "KAT",
     "NESTED",
+    "Check",
     "Context",
     "ConvKAN",
     "FeedForward",
@@ -128,7 +135,5 @@ __all__ = [
     "complete_feed_forward",
     "make_feed_forward",
     "map_nested",
-    "nested_problem",
-    "over_default_basis",
     "width_multiple",
 ]

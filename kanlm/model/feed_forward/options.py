@@ -1,6 +1,5 @@
 """Options of classes in a registry, read off their signatures."""
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -9,22 +8,34 @@ from typing import Any
 #: them. Their width is the outer block's, so that they state none.
 NESTED = ("experts", "block")
 
+#: Checks a spec as strictly as its source asks for before it is completed. It is called with the
+#: registry, the spec, where that stands, and names that may stand in it beside the class's own,
+#: and returns the spec with values of the annotated types.
+Check = Callable[[Mapping[str, type], Any, str, Sequence[str]], Mapping[str, Any]]
+
 
 def complete(
-    setting: str, registry: Mapping[str, type], spec: Mapping[str, Any], beside: Sequence[str] = ()
+    setting: str,
+    registry: Mapping[str, type],
+    spec: Mapping[str, Any],
+    beside: Sequence[str] = (),
+    check: Check | None = None,
 ) -> dict[str, Any]:
     """Lay the options of `spec` over the defaults of the class in `registry` it names.
 
-    Arguments:
+    Args:
         setting: where the spec stands, for errors.
         beside: names that may stand in the spec and are not the class's own.
+        check: what to check before; null trusts the types of values.
 
     Raises:
         ValueError: the kind or an option is unknown.
     """
+    if check is not None:
+        spec = check(registry, spec, setting, beside)
     kind = spec.get("kind") if isinstance(spec, Mapping) else spec
     if not isinstance(spec, Mapping) or not isinstance(kind, str) or kind not in registry:
-        raise ValueError(f"{setting}.kind = {kind!r} is unknown{_nearest(str(kind), registry)}")
+        raise ValueError(f"{setting}.kind = {kind!r} is unknown; {_one_of(registry)}")
     defaults = {
         name: list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
         for name, parameter in inspect.signature(registry[kind]).parameters.items()
@@ -33,7 +44,7 @@ def complete(
     for name in spec:
         if name not in (known := ["kind", *beside, *defaults]):
             raise ValueError(
-                f"{setting}.{name} is no option of kind {kind!r}{_nearest(name, known)}"
+                f"{setting}.{name} is not an option of kind {kind!r}; {_one_of(known)}"
             )
     return {**defaults, **spec}
 
@@ -66,7 +77,5 @@ def map_nested(
     return changed
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean '{close[0]}'?" if close else f"; expected one of: {', '.join(known)}"
+def _one_of(names: Iterable[str]) -> str:
+    return f"expected one of: {', '.join(names)}"

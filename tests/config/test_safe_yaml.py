@@ -10,11 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kanlm.config import load, parse_override
-from kanlm.config.plain_yaml import read_yaml, write_yaml
+from kanlm.config.safe_yaml import read_yaml, write_yaml
 from kanlm.errors import UserError
 
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)
+)
+
+CHAIN = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in range(1, 60))
+MERGES = "a0: &a0 {x: 1}\n" + "".join(
+    f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 12)
 )
 
 
@@ -28,6 +33,8 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("model: {d_model: 1, d_model: 2}", "found duplicate key d_model in line 1"),
         ("output_dir: ${oc.env:HOME}", "'${' in line 1"),
         ("model: &a {feed_forward: *a}", "an alias of itself"),
+        (CHAIN, "more than 50 levels"),
+        (MERGES, "more than 50000 values"),
         (BOMB, "more than 50000 values"),
         ("seed: " + "[" * 60 + "]" * 60, "more than 50 levels"),
         ("seed: " + "[" * 100_000, "more than 50 levels"),
@@ -57,6 +64,15 @@ def test_aliases_and_merges_that_stand_for_little_are_taken(tmp_path: Path):
     study = load(path).study
     assert study is not None
     assert study.arms["b"]["optimizer"] == {"learning_rate": 0.5, "epsilon": 1e-6}
+
+
+def test_text_that_looks_like_interpolation_is_text_where_it_is_quoted(tmp_path: Path):
+    path = tmp_path / "config.yaml"
+    path.write_text("generation: {prompt: '${x}'}")
+    assert load(path).generation.prompt == "${x}"
+    assert load(path, ["generation.prompt='${y}'"]).generation.prompt == "${y}"
+    with pytest.raises(UserError, match=r"prompt=\$\{y\}': '\$\{' .* not replaced by anything"):
+        load(path, ["generation.prompt=${y}"])
 
 
 def test_a_file_starts_no_program_and_the_command_line_may(tmp_path: Path):
@@ -133,7 +149,9 @@ def test_leading_zeros_count_for_nothing(tmp_path):
 
 
 @given(
-    st.text() | st.sampled_from([*CORE]) | st.from_regex(r"[-+0-9a-foxn.:_~]{1,6}", fullmatch=True)
+    st.text()
+    | st.sampled_from([*CORE, "${a}"])
+    | st.from_regex(r"[-+0-9a-foxn.:_~]{1,6}", fullmatch=True)
 )
 def test_written_text_is_text_to_readers_of_either_version(text):
     assert read_yaml(write_yaml({"a": text})) == {"a": text}

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from kanlm.config import DataSettings, load, mixture_stages, to_yaml
-from kanlm.config.weights import weight_schedule
+from kanlm.config.schema.mixture import weight_schedule
 
 
 @pytest.mark.parametrize(
