@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kanlm.reporting.numbers import count, fixed
+from kanlm.reporting.format import count, fixed
 
 ROOT = Path(__file__).resolve().parent.parent
 JSON = ROOT / "scripts" / "benchmarks.json"

@@ -39,21 +39,15 @@ from kanlm.data.tokenizer import build_tokenizer, end_of_document
 from kanlm.errors import UserError
 from kanlm.evaluation.perplexity import Evaluation
 from kanlm.experiments import sweep
+from kanlm.experiments.derive import derive
 from kanlm.experiments.launch import _last_training_line
-from kanlm.experiments.results import (
-    Note,
-    Place,
-    Record,
-    derive,
-    read_documents,
-    records_of,
-    write_results,
-)
+from kanlm.experiments.result_files import read_documents, write_results
 from kanlm.model import KanLMConfig, KanLMForCausalLM
 from kanlm.model.accounting import account
 from kanlm.reporting import page
-from kanlm.reporting.contents import read_run_results
 from kanlm.reporting.study import read_study
+from kanlm.results.read import read_run_results, records_of
+from kanlm.results.schema import EvaluationKey, Note, Record, References, Trial
 from kanlm.training.checkpoint import checkpoint_to_resume, read_state
 from kanlm.training.progress import figures
 from kanlm.training.resolve import resolve
@@ -410,18 +404,18 @@ def make_study(folder: Path, config: Config) -> None:
         "accounting": asdict(accounting),
     }
     trials = [
-        sweep.Trial({"optimizer.learning_rate": 0.001}, "finished", 2.5, 9),
-        sweep.Trial({"optimizer.learning_rate": 0.003}, "diverged", None, 4),
+        Trial({"optimizer.learning_rate": 0.001}, "finished", 2.5, 9, chosen=False),
+        Trial({"optimizer.learning_rate": 0.003}, "diverged", None, 4, chosen=False),
     ]
     tried = sweep.record(sweep.choose(trials, "kan"), seed=0, domain="words", others=1)
     domains, draw = ["words", "code"], np.random.default_rng(0)
-    evaluations: dict[Place, Evaluation] = {}
+    evaluations: dict[EvaluationKey, Evaluation] = {}
     for arm, seed, stage, domain in product(("kan", "gelu"), (0, 1), (0, 1), domains):
-        place = Place(
+        key = EvaluationKey(
             arm=arm, seed=seed, strategy="plain", stage=stage, domain=domain, step=9, split="test"
         )
         counts = {"tokens": [50, 40, 60], "words": [9, 8, 11], "bytes": [48, 39, 57]}
-        evaluations[place] = Evaluation(
+        evaluations[key] = Evaluation(
             nats=draw.uniform(50, 100, 3), **{k: np.array(v) for k, v in counts.items()}
         )
     everything = [*evaluations.items()]
@@ -431,14 +425,17 @@ def make_study(folder: Path, config: Config) -> None:
         (folder / "kan" / "seed-0" / "stage-0-words", ("kan",), first),
     ):
         found = dict(some)
-        present = [d for d in domains if any(place.domain == d for place in found)]
+        present = [d for d in domains if any(key.domain == d for key in found)]
         results = derive(
-            [Record.of(evaluation, place) for place, evaluation in some],
+            [Record.of(key, evaluation.sums()) for key, evaluation in some],
             {arm: facts | ({"sweep": tried} if len(arms) > 1 else {}) for arm in arms},
             domains=present,
             documents=found,
-            references={d: {"bigram": 3.1, "bigram_discount": 0.8, "xz": 2.5} for d in present},
-            notes=[Note(domain="words", note="3 rows without a text"), Note(arm="kan", note="?")],
+            references={d: vars(References(3.1, 0.8, 10, 2.5, 20, 30)) for d in present},
+            notes=[
+                Note(arm=None, domain="words", note="3 rows without a text"),
+                Note(arm="kan", domain=None, note="?"),
+            ],
             provenance={"commit": None, "dirty": None, "data_hash": dict.fromkeys(present, "ab")},
             resamples=20,
         )

@@ -52,7 +52,11 @@ def check(schema: Any, tree: Mapping[str, Any], setting: str, beside: Sequence[s
 def _adapter(schema: Any) -> Any:
     from pydantic import TypeAdapter, with_config
 
-    if dataclasses.is_dataclass(schema) and "__pydantic_config__" not in vars(schema):
+    if (
+        isinstance(schema, type)
+        and dataclasses.is_dataclass(schema)
+        and "__pydantic_config__" not in vars(schema)
+    ):
         # The dataclasses within inherit it.
         with_config(extra="forbid")(schema)
     return TypeAdapter(schema)

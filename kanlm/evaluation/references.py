@@ -20,6 +20,7 @@ from kanlm.data.tokenizer import tokenizer_hash, vocabulary_size
 from kanlm.evaluation.perplexity import HeldOut
 from kanlm.files import write_text
 from kanlm.reading import read_object
+from kanlm.results.schema import References
 
 #: Training tokens that the bigram counts, spread evenly over the split.
 BIGRAM_TOKENS = 10_000_000
@@ -44,19 +45,6 @@ class Corpus(Protocol):
     def tokenizer(self) -> Any: ...
 
     def split(self, name: str) -> Readable: ...
-
-
-@dataclass(frozen=True)
-class References:
-    """Bits per byte of both references, with what they were made of."""
-
-    bigram: float
-    #: Discount that did best on validation.
-    bigram_discount: float
-    bigram_training_tokens: int
-    xz: float
-    xz_training_bytes: int
-    xz_heldout_bytes: int
 
 
 def references(corpus: Corpus, split: str) -> References:

@@ -13,19 +13,12 @@ from typing import Any
 from kanlm.config import Config
 from kanlm.errors import UserError
 from kanlm.evaluation.perplexity import Evaluation
+from kanlm.experiments.derive import derive
 from kanlm.experiments.provenance import collect as collect_provenance
-from kanlm.experiments.results import (
-    Note,
-    Place,
-    Record,
-    derive,
-    notes_of,
-    read_documents,
-    records_of,
-    write_results,
-)
+from kanlm.experiments.result_files import read_documents, write_results
 from kanlm.experiments.study import Finished, Run
-from kanlm.reporting.contents import read_run_results
+from kanlm.results.read import notes_of, read_run_results, records_of
+from kanlm.results.schema import ArmFacts, EvaluationKey, Note, Record
 
 
 def collect(config: Config, finished: Finished) -> Path:
@@ -36,7 +29,7 @@ def collect(config: Config, finished: Finished) -> Path:
     """
     folder = Path(config.output_dir)
     records: list[Record] = []
-    documents: dict[Place, Evaluation] = {}
+    documents: dict[EvaluationKey, Evaluation] = {}
     by_seed: dict[str, dict[int, list[Any]]] = {}
     outcomes: list[dict[str, Any]] = []
     notes: list[Note] = []
@@ -48,10 +41,12 @@ def collect(config: Config, finished: Finished) -> Path:
         by_document = read_documents(run.folder / "documents.jsonl")
         _check_sums(run.folder, found, by_document)
         notes += [replace(n, arm=n.arm and run.arm) for n in notes_of(outcome)]
-        records += [Record(**{**asdict(record), **_place(run)}) for record in found]
-        for place, evaluation in by_document.items():
-            documents[replace(place, **_place(run))] = evaluation
-    arms = {name: combine_facts(list(seeds.values())) for name, seeds in by_seed.items()}
+        records += [Record(**{**asdict(record), **_key_of(run)}) for record in found]
+        for key, evaluation in by_document.items():
+            documents[replace(key, **_key_of(run))] = evaluation
+    arms: dict[str, dict[str, Any]] = {
+        name: {**combine_facts(list(seeds.values()))} for name, seeds in by_seed.items()
+    }
     for name, tried in finished.sweeps.items():
         arms[name]["sweep"] = tried
     references, data_hash = _of_domains(outcomes)
@@ -78,11 +73,11 @@ def collect(config: Config, finished: Finished) -> Path:
 
 
 def _check_sums(
-    folder: Path, records: Sequence[Record], documents: Mapping[Place, Evaluation]
+    folder: Path, records: Sequence[Record], documents: Mapping[EvaluationKey, Evaluation]
 ) -> None:
     """Check that a run's two files say the same, which one with a wrong digit would not."""
     for record in records:
-        evaluation = documents.get(record.place)
+        evaluation = documents.get(record.key)
         if evaluation is None:
             raise UserError(f"{folder / 'documents.jsonl'}: nothing on {record.domain}")
         sums = evaluation.sums()
@@ -94,11 +89,11 @@ def _check_sums(
             )
 
 
-def _place(run: Run) -> dict[str, Any]:
+def _key_of(run: Run) -> dict[str, Any]:
     return {"arm": run.arm, "seed": run.seed, "strategy": "plain", "stage": run.stage}
 
 
-def combine_facts(by_seed: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+def combine_facts(by_seed: Sequence[Sequence[Mapping[str, Any]]]) -> ArmFacts:
     """An arm's facts from those of its runs, [seed][stage].
 
     Tokens and seconds are what one seed took for all stages, on average over seeds, so that
@@ -110,17 +105,22 @@ def combine_facts(by_seed: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, A
     seconds = sum(fact["train_seconds"] for fact in facts) / len(by_seed)
     # Runs of before this was counted have none.
     compiling = sum(fact.get("compile_seconds", 0.0) for fact in facts) / len(by_seed)
-    kept = ("feed_forward", "parameters", "feed_forward_parameters", "flops_per_token")
-    return {
-        **{name: facts[0][name] for name in (*kept, "bytes_per_decoded_token", "accounting")},
-        "train_tokens": tokens,
-        "train_seconds": seconds,
-        "compile_seconds": compiling,
-        "tokens_per_second": tokens / seconds,
-        "peak_memory_bytes": max(fact["peak_memory_bytes"] for fact in facts),
-        "steps": sum(fact["steps"] for fact in facts),
-        "skipped_steps": sum(fact["skipped_steps"] for fact in facts),
-    }
+    first = facts[0]
+    return ArmFacts(
+        feed_forward=first["feed_forward"],
+        parameters=first["parameters"],
+        feed_forward_parameters=first["feed_forward_parameters"],
+        flops_per_token=first["flops_per_token"],
+        bytes_per_decoded_token=first["bytes_per_decoded_token"],
+        accounting=first["accounting"],
+        train_tokens=tokens,
+        train_seconds=seconds,
+        compile_seconds=compiling,
+        tokens_per_second=tokens / seconds,
+        peak_memory_bytes=max(fact["peak_memory_bytes"] for fact in facts),
+        steps=sum(fact["steps"] for fact in facts),
+        skipped_steps=sum(fact["skipped_steps"] for fact in facts),
+    )
 
 
 def _of_domains(outcomes: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, str]]:

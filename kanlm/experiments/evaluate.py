@@ -22,8 +22,8 @@ from kanlm.data.sources import parse_source_argument
 from kanlm.errors import UserError
 from kanlm.evaluation.perplexity import Evaluation, evaluate
 from kanlm.evaluation.references import cached_references, references
+from kanlm.experiments.derive import derive
 from kanlm.experiments.provenance import collect
-from kanlm.experiments.results import Note, Place, Record, derive
 from kanlm.experiments.single import arm_facts
 from kanlm.experiments.training_text import (
     cut_as_known,
@@ -34,8 +34,9 @@ from kanlm.experiments.training_text import (
 )
 from kanlm.model import KanLMForCausalLM
 from kanlm.model.accounting import account
-from kanlm.reporting.contents import read_run_results
 from kanlm.reporting.table import print_table, quality_table
+from kanlm.results.read import read_run_results
+from kanlm.results.schema import EvaluationKey, Note, Record
 from kanlm.training.checkpoint import read_state
 from kanlm.training.folder import load_config
 from kanlm.training.resolve import resolve
@@ -125,12 +126,12 @@ def evaluate_runs(
         if domains.count(domain) > 1:
             raise UserError(f"--data: two texts have the name '{domain}'; give each once")
     texts = [_text(subjects, each) for each in settings]
-    places, facts = {}, {}
+    evaluations, facts = {}, {}
     for subject in subjects:
         model = load_newest(subject.weights, subject.tokenizer)
         facts[subject.name] = _facts(subject.weights, model)
         for text in texts:
-            place = Place(
+            key = EvaluationKey(
                 arm=subject.name,
                 seed=subject.config.seed,
                 strategy="plain",
@@ -139,13 +140,13 @@ def evaluate_runs(
                 step=subject.weights.step or 0,
                 split=split,
             )
-            places[place] = _evaluate(subject, model, text)
+            evaluations[key] = _evaluate(subject, model, text)
     try:
         results = derive(
-            [Record.of(evaluation, place) for place, evaluation in places.items()],
+            [Record.of(key, evaluation.sums()) for key, evaluation in evaluations.items()],
             facts,
             domains=domains,
-            documents=places,
+            documents=evaluations,
             references={text.domain: text.references(split) for text in texts},
             provenance=collect(
                 first,
@@ -221,7 +222,9 @@ def _text(subjects: Sequence[_Subject], settings: Sequence[DataSettings]) -> _Te
         raise UserError(f"these runs cannot stand side by side: documents of {domain}: {counts}")
     first = next(iter(splits.values()))
     seen, by = np.zeros(first.n_documents, dtype=bool), []
-    notes = [Note(domain=domain, note=line) for line in next(iter(corpora.values())).notes]
+    notes = [
+        Note(arm=None, domain=domain, note=line) for line in next(iter(corpora.values())).notes
+    ]
     for subject in subjects:
         corpus = corpora[subject.name]
         try:
@@ -246,7 +249,7 @@ def _text(subjects: Sequence[_Subject], settings: Sequence[DataSettings]) -> _Te
         f"{seen.sum():,} of {len(seen):,} documents, {share:.1%} of the bytes, are left out, for "
         f"they stand in what was trained on by {who}"
     )
-    notes.insert(0, Note(domain=domain, note=left_out))
+    notes.insert(0, Note(arm=None, domain=domain, note=left_out))
     splits = {name: each.only(~seen) for name, each in splits.items()}
     return _Text(domain, corpora, splits, notes, whole=False)
 

@@ -104,7 +104,7 @@ def print_runs(folder: Path, *, as_json: bool) -> None:
     if not entries:
         print(f"no runs below {folder}")
         return
-    from kanlm.reporting.numbers import duration, fixed
+    from kanlm.reporting.format import duration, fixed
     from kanlm.reporting.table import Table, print_table
 
     rows = [

@@ -3,15 +3,17 @@
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from kanlm.config import Config
 from kanlm.evaluation.references import cached_references
 from kanlm.experiments import provenance
-from kanlm.experiments.results import Note, Place, Record, derive, write_results
-from kanlm.model.accounting import Accounting
+from kanlm.experiments.derive import derive
+from kanlm.experiments.result_files import write_results
+from kanlm.model import accounting as models
 from kanlm.patience import saying
 from kanlm.reporting.page import write_report
+from kanlm.results.schema import Accounting, ArmFacts, EvaluationKey, Note, Record
 from kanlm.training.folder import change_of_length, claim, is_finished
 from kanlm.training.lock import held
 from kanlm.training.processes import is_first
@@ -58,7 +60,7 @@ def _write_results(config: Config, outcome: Outcome) -> None:
     arm = outcome.accounting.feed_forward
     step, split = outcome.progress.step, config.evaluation.split
     documents = {
-        Place(
+        EvaluationKey(
             arm=arm,
             seed=config.seed,
             strategy="plain",
@@ -70,7 +72,7 @@ def _write_results(config: Config, outcome: Outcome) -> None:
         for domain, evaluation in outcome.evaluations.items()
     }
     results = derive(
-        [Record.of(evaluation, place) for place, evaluation in documents.items()],
+        [Record.of(key, evaluation.sums()) for key, evaluation in documents.items()],
         {arm: arm_facts(outcome.accounting, outcome.progress, outcome.peak_memory_bytes)},
         domains=list(outcome.evaluations),
         documents=documents,
@@ -81,7 +83,7 @@ def _write_results(config: Config, outcome: Outcome) -> None:
             config, {name: corpus.fingerprint for name, corpus in outcome.corpora.items()}
         ),
         notes=[
-            Note(domain=name, note=line)
+            Note(arm=None, domain=name, note=line)
             for name, corpus in outcome.corpora.items()
             for line in corpus.notes
         ],
@@ -91,24 +93,24 @@ def _write_results(config: Config, outcome: Outcome) -> None:
 
 
 def arm_facts(
-    accounting: Accounting, progress: Progress, peak_memory_bytes: int | None
-) -> dict[str, Any]:
+    accounting: models.Accounting, progress: Progress, peak_memory_bytes: int | None
+) -> ArmFacts:
     """What results.json says of an arm beside its losses."""
     # The window holds what came since the last log line.
     tokens = progress.tokens + progress.window.tokens
-    return {
-        "feed_forward": accounting.feed_forward,
-        "parameters": accounting.parameters["total"],
-        "feed_forward_parameters": accounting.parameters["feed_forward"],
-        "flops_per_token": accounting.flops_per_token["total"],
-        "bytes_per_decoded_token": accounting.bytes_per_decoded_token(),
-        "train_tokens": tokens,
-        "train_seconds": progress.seconds,
-        "compile_seconds": progress.compile_seconds,
-        "tokens_per_second": tokens / progress.seconds,
-        "peak_memory_bytes": peak_memory_bytes,
-        "steps": progress.step,
-        "skipped_steps": progress.health.skipped_steps,
-        "best_validation": {"nats_per_token": progress.best_loss, "step": progress.best_step},
-        "accounting": asdict(accounting),
-    }
+    return ArmFacts(
+        feed_forward=accounting.feed_forward,
+        parameters=accounting.parameters["total"],
+        feed_forward_parameters=accounting.parameters["feed_forward"],
+        flops_per_token=accounting.flops_per_token["total"],
+        bytes_per_decoded_token=accounting.bytes_per_decoded_token(),
+        train_tokens=tokens,
+        train_seconds=progress.seconds,
+        compile_seconds=progress.compile_seconds,
+        tokens_per_second=tokens / progress.seconds,
+        peak_memory_bytes=peak_memory_bytes,
+        steps=progress.step,
+        skipped_steps=progress.health.skipped_steps,
+        best_validation={"nats_per_token": progress.best_loss, "step": progress.best_step},
+        accounting=cast(Accounting, asdict(accounting)),
+    )

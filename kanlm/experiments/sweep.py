@@ -7,29 +7,17 @@ tried and is never chosen.
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from kanlm.config import Config
 from kanlm.errors import UserError
-from kanlm.reporting.contents import read_lines, read_run_results
-from kanlm.reporting.sweep import edges
+from kanlm.results.log import read_lines
+from kanlm.results.read import read_run_results
+from kanlm.results.schema import Trial
+from kanlm.results.sweep import edges
 from kanlm.training.folder import is_finished
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One trial of an arm's grid, once it is over."""
-
-    #: By dotted name.
-    settings: dict[str, Any]
-    state: Literal["finished", "diverged"]
-    #: Validation loss of the model that the trial ended with; None of one that diverged.
-    bits_per_byte: float | None
-    #: Updates after which it was measured; of a trial that gave up, the last one.
-    step: int
-    chosen: bool = False
 
 
 def has_diverged(config: Config) -> bool:
@@ -86,11 +74,11 @@ def outcome(settings: dict[str, Any], config: Config) -> Trial:
     """
     if has_diverged(config):
         *_, last = read_lines(Path(config.output_dir) / "metrics.jsonl")
-        return Trial(settings, "diverged", None, last["step"])
+        return Trial(settings, "diverged", None, last["step"], chosen=False)
     loss, step = final_loss(config)
     if not math.isfinite(loss):
-        return Trial(settings, "diverged", None, step)
-    return Trial(settings, "finished", loss, step)
+        return Trial(settings, "diverged", None, step, chosen=False)
+    return Trial(settings, "finished", loss, step, chosen=False)
 
 
 def choose(trials: Sequence[Trial], arm: str) -> list[Trial]:
@@ -112,7 +100,7 @@ def choose(trials: Sequence[Trial], arm: str) -> list[Trial]:
 def record(trials: Sequence[Trial], *, seed: int, domain: str, others: int) -> dict[str, Any]:
     """A sweep as results.json holds it.
 
-    Arguments:
+    Args:
         seed: of all trials.
         domain: whose validation split was measured.
         others: trials in the folder that the grid does not name.

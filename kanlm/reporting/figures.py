@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from kanlm.reporting import labels
-from kanlm.reporting.numbers import fixed, signed
+from kanlm.reporting.format import fixed, signed
 from kanlm.reporting.study import Study
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

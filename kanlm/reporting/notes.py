@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kanlm.reporting.sweep import short_names
+from kanlm.reporting.format import short_names
 
 
 @dataclass

@@ -15,9 +15,9 @@ from markupsafe import Markup
 from kanlm.files import write_text
 from kanlm.reporting import figures, sweep_figure
 from kanlm.reporting.figures import GLYPHS, Picture, arm_style
-from kanlm.reporting.finding import findings
-from kanlm.reporting.numbers import count, fixed
+from kanlm.reporting.format import count, fixed
 from kanlm.reporting.study import Study, read_study
+from kanlm.reporting.summary import findings
 from kanlm.reporting.sweep_table import sweep_tables
 from kanlm.reporting.table import accounting_tables, result_tables
 from kanlm.reporting.terminal import Table

@@ -11,7 +11,8 @@ from typing import Any
 
 from kanlm.errors import UserError
 from kanlm.reading import read_text
-from kanlm.reporting.contents import read_lines, read_results
+from kanlm.results.log import read_lines
+from kanlm.results.read import read_results
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from matplotlib.text import Text
 
 from kanlm.reporting import labels
 from kanlm.reporting.figures import STYLE, Picture, arm_style, svg_of
+from kanlm.reporting.format import setting_value, short_names
 from kanlm.reporting.study import Study
-from kanlm.reporting.sweep import is_number, setting_values, short_names, written
+from kanlm.results.sweep import is_number, setting_values
 
 #: Panels of one sweep; its table has all.
 PANELS = 12
@@ -35,7 +36,7 @@ def sweep_pictures(study: Study) -> list[Picture]:
     panels: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
     for arm, trial in [(name, trial) for name in trials for trial in trials[name]]:
         at = ", ".join(
-            f"{short[name]} {written(trial['settings'][name])}"
+            f"{short[name]} {setting_value(trial['settings'][name])}"
             for name in others
             if name in trial["settings"]
         )
@@ -49,7 +50,9 @@ def sweep_pictures(study: Study) -> list[Picture]:
                 Picture(
                     f"Loss by {short[axis]}{f', {at}' if at else ''}",
                     svg_of(figure, f"sweep-{number}"),
-                    key=labels.key([written(value) for value in values[axis]]) if numbered else "",
+                    key=labels.key([setting_value(value) for value in values[axis]])
+                    if numbered
+                    else "",
                 )
             )
     return pictures
@@ -89,7 +92,7 @@ def sweep_figure(
         axes.set_xlim(*around)
     for arm, trials in by_arm.items():
         style = arm_style(study.arms, arm)
-        points = [(places[written(trial["settings"][axis])], trial) for trial in trials]
+        points = [(places[setting_value(trial["settings"][axis])], trial) for trial in trials]
         points.sort(key=lambda point: point[0])
         finished = [(x, t["bits_per_byte"]) for x, t in points if t["state"] == "finished"]
         xs, losses = [x for x, _ in finished], [loss for _, loss in finished]
@@ -121,20 +124,20 @@ def sweep_figure(
         axes.set_ylim(low - room, high + (3 if len(losses) < len(every) else 1) * room)
     axes.set_xlabel(axis)
     axes.set_ylabel("bits per byte")
-    ticks = partial(_ticks, axes, [places[written(value)] for value in ordered])
+    ticks = partial(_ticks, axes, [places[setting_value(value)] for value in ordered])
     numbers = not all(map(is_number, values))
-    names = [written(value) for value in ordered]
+    names = [setting_value(value) for value in ordered]
     return figure, labels.fitting(axes, names, ticks, within=False, numbers=numbers)
 
 
 def _places(axes: Axes, axis: str, ordered: Sequence[Any]) -> dict[str, float]:
     """Where values stand; numbers by their size, others side by side."""
     if not all(map(is_number, ordered)):
-        return {written(value): float(place) for place, value in enumerate(ordered)}
+        return {setting_value(value): float(place) for place, value in enumerate(ordered)}
     low, high = float(ordered[0]), float(ordered[-1])
     if low > 0 and (axis.endswith("learning_rate") or high / low >= _SPAN):
         axes.set_xscale("log")
-    return {written(value): float(value) for value in ordered}
+    return {setting_value(value): float(value) for value in ordered}
 
 
 def _ticks(axes: Axes, places: Sequence[float], names: Sequence[str]) -> list[Text]:

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from kanlm.reporting.format import fixed, setting_value, short_names
 from kanlm.reporting.notes import edge_warning
-from kanlm.reporting.numbers import fixed
-from kanlm.reporting.sweep import setting_values, short_names, written
 from kanlm.reporting.terminal import CHOSEN, Table
+from kanlm.results.sweep import setting_values
 
 
 def sweep_tables(results: Mapping[str, Any]) -> list[Table]:
@@ -28,7 +28,7 @@ def _table(sweeps: Mapping[str, Mapping[str, Any]]) -> Table:
     settings = list(setting_values(first["trials"]))
     rows = [
         [
-            *(written(trial["settings"][name]) for name in settings),
+            *(setting_value(trial["settings"][name]) for name in settings),
             *(_cell(sweep["trials"][i]) for sweep in sweeps.values()),
         ]
         for i, trial in enumerate(first["trials"])

@@ -7,13 +7,13 @@ from typing import Any
 
 from rich.console import Console
 
-from kanlm.reporting.contents import read_results
-from kanlm.reporting.finding import findings
+from kanlm.reporting.format import MISSING, count, duration, fixed, signed, significant, span
 from kanlm.reporting.notes import Notes
-from kanlm.reporting.numbers import MISSING, count, duration, fixed, signed, significant, span
 from kanlm.reporting.study import stage_count
+from kanlm.reporting.summary import findings
 from kanlm.reporting.sweep_table import sweep_tables
 from kanlm.reporting.terminal import Table, print_table
+from kanlm.results.read import read_results
 
 DIFFERENCES = "Differences"
 #: What an interval says; how often it is right was simulated (kanlm/evaluation/statistics.py).

@@ -96,7 +96,7 @@ def test_a_summary_is_the_first_paragraph():
     [
         (tuple[float, float], "[number, number]"),
         (dict[str, Any] | list[str], "mapping or list of text"),
-        (Annotated[int, Gt(0)] | None, "whole number > 0 or null"),
+        (Annotated[int, Gt(0)] | str, "whole number > 0 or text"),
         (Annotated[float, Ge(0), Lt(1)], "number ≥ 0, < 1"),
         (Literal["off", "on"] | None, "`off` or `on` or null"),
     ],

@@ -31,7 +31,7 @@ from kanlm.experiments import launch, study
 from kanlm.experiments.collect import combine_facts
 from kanlm.model.accounting import account
 from kanlm.model.matching import feed_forward_cost
-from kanlm.reporting.numbers import count
+from kanlm.reporting.format import count
 from kanlm.training.folder import claim, write_config
 from kanlm.training.resolve import resolve
 

@@ -12,7 +12,7 @@ from kanlm.config import Config, from_tree
 from kanlm.errors import UserError
 from kanlm.experiments import sweep
 from kanlm.experiments.sweep import Trial
-from kanlm.reporting.sweep import edges
+from kanlm.results.sweep import edges
 
 RATE = "optimizer.learning_rate"
 
@@ -59,7 +59,7 @@ def test_a_run_that_has_not_begun_has_not_diverged(tmp_path):
 
 
 def trial(loss: float | None, **settings: Any) -> Trial:
-    return Trial(settings, "finished" if loss else "diverged", loss, 9)
+    return Trial(settings, "finished" if loss else "diverged", loss, 9, chosen=False)
 
 
 @given(st.lists(st.none() | st.floats(0.5, 9.0), min_size=1, max_size=8))

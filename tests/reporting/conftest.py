@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from kanlm.evaluation.perplexity import Evaluation
-from kanlm.experiments.results import Place, Record, derive, write_results
-from kanlm.reporting.sweep import edges
+from kanlm.experiments.derive import derive
+from kanlm.experiments.result_files import write_results
+from kanlm.results.schema import EvaluationKey, Record
+from kanlm.results.sweep import edges
 
 DOMAINS = ("prose", "code")
 LABELS = {"kan": "kan/bspline1-g6-silu", "swiglu": "swiglu", "gelu": "gelu"}
@@ -42,7 +44,7 @@ def make_study(
             for stage in range(stages):
                 for j, domain in enumerate(DOMAINS[:2]):
                     bits = losses[arm][stage][j] + shift + rng.normal(0, 0.004)
-                    place = Place(
+                    key = EvaluationKey(
                         arm=arm,
                         seed=seed,
                         strategy="fine-tuning",
@@ -53,7 +55,7 @@ def make_study(
                     )
                     noise = hardness + rng.normal(0, 0.01, 60)
                     noise *= bytes.sum() / (bytes * noise).sum()
-                    evaluations[place] = Evaluation(
+                    evaluations[key] = Evaluation(
                         nats=bits * log(2) * bytes * noise,
                         tokens=bytes // 3,
                         words=bytes // 6,
@@ -61,7 +63,7 @@ def make_study(
                     )
                 write_run(folder, arm, seed, stage, losses[arm], rng)
     results = derive(
-        [Record.of(evaluation, place) for place, evaluation in evaluations.items()],
+        [Record.of(key, evaluation.sums()) for key, evaluation in evaluations.items()],
         {arm: arm_facts(arm) for arm in arms},
         domains=DOMAINS,
         documents=evaluations,

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from kanlm.reporting.figures import PALETTE, STYLE
+from kanlm.reporting.format import setting_value, short_names
 from kanlm.reporting.notes import all_notes
 from kanlm.reporting.study import Study, read_study
-from kanlm.reporting.sweep import short_names, written
 from kanlm.reporting.sweep_figure import axis_setting, sweep_figure, sweep_pictures
 from kanlm.reporting.sweep_table import sweep_tables
 from kanlm.reporting.table import print_results, quality_table
@@ -129,6 +129,6 @@ def test_settings_have_short_names_and_values_are_told_apart() -> None:
     twice = ["a.kind", "b.kind"]
     assert short_names(twice) == {"a.kind": "a.kind", "b.kind": "b.kind"}
     values = [0.003, 0.0030000001, 3, "cosine", True, None, {"kind": "kan"}]
-    assert [written(value) for value in values] == [
+    assert [setting_value(value) for value in values] == [
         *("0.003", "0.0030000001", "3", "cosine", "true", "null", '{"kind": "kan"}'),
     ]

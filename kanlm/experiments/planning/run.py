@@ -22,7 +22,7 @@ from kanlm.experiments.planning.memory import LAYOUTS, RESERVE, Layout, Memory, 
 from kanlm.model import KanLMConfig
 from kanlm.model.accounting import Accounting, account
 from kanlm.patience import saying
-from kanlm.reporting.numbers import count, duration
+from kanlm.reporting.format import count, duration
 from kanlm.reporting.table import Table, print_table
 from kanlm.training.gpus import GPU, gpu
 from kanlm.training.resolve import count_parameters

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kanlm.reporting.bench.parts import rules, where
-from kanlm.reporting.numbers import count, fixed, span
+from kanlm.reporting.format import count, fixed, span
 from kanlm.reporting.table import Table
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from kanlm.reporting.bench.parts import lines, rules, where
 from kanlm.reporting.figures import Picture
-from kanlm.reporting.numbers import count, duration, fixed, span
+from kanlm.reporting.format import count, duration, fixed, span
 from kanlm.reporting.table import Table
 
 

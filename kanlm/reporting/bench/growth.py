@@ -5,7 +5,7 @@ from typing import Any
 
 from kanlm.reporting.bench.parts import lines, rules, where
 from kanlm.reporting.figures import Picture
-from kanlm.reporting.numbers import duration, fixed
+from kanlm.reporting.format import duration, fixed
 from kanlm.reporting.table import Table
 
 _AXES = ("tokens", "d_model", "grid_size")

@@ -1,95 +1,25 @@
-"""results.json: long records, and everything that is derived from them.
+"""From records to everything that results.json holds.
 
-A `Record` is one evaluation: sums of nats, tokens, words and bytes of one split, with
-where it stands in the study. Sums by document lie beside in documents.jsonl, for
-intervals. `derive` turns records into the matrices, means and differences that tables and
-figures show, and nothing else ever computes them.
+`derive` turns records into the matrices, means and differences that tables and figures show, and
+nothing else ever computes them. Sums by document, which intervals are made of, stand beside it in
+documents.jsonl.
 """
 
 import itertools
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Self
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 
-from kanlm.errors import UserError
 from kanlm.evaluation.perplexity import Evaluation
 from kanlm.evaluation.statistics import Interval, bootstrap_interval, paired_interval
 from kanlm.experiments.continual import metrics
-from kanlm.files import write_text
-from kanlm.reading import parse_object, read_bytes
-from kanlm.reporting.contents import SCHEMA_VERSION
-
-#: What `derive` is told of an arm; None where it is not known.
-ARM_FACTS = (
-    "feed_forward",
-    "parameters",
-    "feed_forward_parameters",
-    "flops_per_token",
-    "train_tokens",
-    "train_seconds",
-    "compile_seconds",
-    "tokens_per_second",
-    "peak_memory_bytes",
-    "steps",
-    "skipped_steps",
-)
+from kanlm.results.schema import ARM_FACTS, SCHEMA_VERSION, EvaluationKey, Note, Record
 
 #: Fewest documents that show any variation.
 _LEAST_DOCUMENTS = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where an evaluation stands in a study."""
-
-    arm: str
-    seed: int
-    strategy: str
-    #: Stages trained so far, pretraining being 0.
-    stage: int
-    #: Domain of the held-out text.
-    domain: str
-    #: Updates of that stage.
-    step: int
-    split: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Record(Place):
-    """One evaluation: sums over a split."""
-
-    nats: float
-    tokens: int
-    words: int
-    bytes: int
-
-    @classmethod
-    def of(cls, evaluation: Evaluation, place: Place) -> Self:
-        """Sum an evaluation over its documents."""
-        return cls(**asdict(place), **evaluation.sums())
-
-    @property
-    def place(self) -> Place:
-        return Place(**{name: getattr(self, name) for name in Place.__dataclass_fields__})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Note:
-    """What a reader must know of figures, in words: what was left out, or is not as usual."""
-
-    #: None is every arm.
-    arm: str | None = None
-    #: None is every domain.
-    domain: str | None = None
-    note: str
-
-
-# Deriving
 
 
 def derive(
@@ -97,7 +27,7 @@ def derive(
     arms: Mapping[str, Mapping[str, Any]],
     *,
     domains: Sequence[str],
-    documents: Mapping[Place, Evaluation],
+    documents: Mapping[EvaluationKey, Evaluation],
     references: Mapping[str, Mapping[str, Any]],
     provenance: Mapping[str, Any],
     notes: Sequence[Note] = (),
@@ -148,7 +78,7 @@ class _ArmResults:
         self,
         records: Sequence[Record],
         domains: Sequence[str],
-        documents: Mapping[Place, Evaluation],
+        documents: Mapping[EvaluationKey, Evaluation],
         resamples: int,
     ) -> None:
         self.domains = list(domains)
@@ -168,9 +98,9 @@ class _ArmResults:
             self.nats_per_token[cell] = record.nats / record.tokens
             self.nats_per_word[cell] = record.nats / record.words if record.words else np.nan
         self.documents = {
-            key: documents[record.place]
+            key: documents[record.key]
             for key, record in self.last.items()
-            if record.place in documents
+            if record.key in documents
         }
 
     def derived(self) -> dict[str, Any]:
@@ -341,76 +271,3 @@ def _nested(array: Any) -> Any:
     if np.ndim(array):
         return [_nested(part) for part in array]
     return float(array) if np.isfinite(array) else None
-
-
-# Files
-
-
-def write_results(
-    folder: Path, results: Mapping[str, Any], documents: Mapping[Place, Evaluation]
-) -> None:
-    """Write documents.jsonl and then results.json, each whole or not at all.
-
-    Raises:
-        UserError: a loss is no finite number, the folder cannot be written, or the disk is full.
-    """
-    for place, evaluation in documents.items():
-        if not np.isfinite(evaluation.nats).all():
-            raise UserError(
-                f"{folder}: the loss of {place.arm} on {place.domain} is no finite number, and "
-                "there are no results to write"
-            )
-    write_documents(folder / "documents.jsonl", documents)
-    write_text(folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
-
-
-def notes_of(results: Mapping[str, Any]) -> list[Note]:
-    """The notes in what results.json holds."""
-    return [
-        Note(**{key: note[key] for key in ("arm", "domain", "note")}) for note in results["notes"]
-    ]
-
-
-def records_of(results: Mapping[str, Any]) -> list[Record]:
-    """The records in what results.json holds."""
-    names = Record.__dataclass_fields__
-    return [Record(**{name: record[name] for name in names}) for record in results["records"]]
-
-
-def write_documents(path: Path, documents: Mapping[Place, Evaluation]) -> None:
-    """Write sums by document, one line an evaluation."""
-    lines = [
-        json.dumps({**asdict(place), **evaluation.by_document()})
-        for place, evaluation in documents.items()
-    ]
-    write_text(path, "".join(f"{line}\n" for line in lines))
-
-
-def read_documents(path: Path) -> dict[Place, Evaluation]:
-    """Read what `write_documents` wrote.
-
-    Raises:
-        UserError: the file cannot be read, or a line is none that was written here.
-    """
-    *lines, rest = read_bytes(path).split(b"\n")
-    documents = {}
-    for number, line in enumerate([*lines, rest] if rest else lines, 1):
-        try:
-            values = parse_object(line, finite=True)
-            place = Place(**{name: values[name] for name in Place.__dataclass_fields__})
-            documents[place] = _evaluation(values)
-        except (ValueError, KeyError, TypeError, OverflowError):
-            raise UserError(f"{path}, line {number}: expected sums by document") from None
-    return documents
-
-
-def _evaluation(values: Mapping[str, Any]) -> Evaluation:
-    """Sums by document: equally many of each, one at least."""
-    nats = np.array(values["nats"])
-    counts = {name: np.array(values[name]) for name in ("tokens", "words", "bytes")}
-    if nats.ndim != 1 or not len(nats) or nats.dtype.kind not in "fi":
-        raise ValueError("nats are no list of numbers")
-    for counted in counts.values():
-        if counted.shape != nats.shape or counted.dtype != np.int64 or counted.min() < 0:
-            raise ValueError("counts are not those of the same documents")
-    return Evaluation(nats=nats.astype(np.float64), **counts)

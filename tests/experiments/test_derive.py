@@ -11,18 +11,10 @@ import pytest
 from kanlm.errors import UserError
 from kanlm.evaluation.perplexity import Evaluation
 from kanlm.evaluation.statistics import bootstrap_interval
-from kanlm.experiments.results import (
-    ARM_FACTS,
-    SCHEMA_VERSION,
-    Note,
-    Place,
-    Record,
-    derive,
-    notes_of,
-    read_documents,
-    records_of,
-    write_results,
-)
+from kanlm.experiments.derive import derive
+from kanlm.experiments.result_files import read_documents, write_results
+from kanlm.results.read import notes_of, records_of
+from kanlm.results.schema import ARM_FACTS, SCHEMA_VERSION, EvaluationKey, Note, Record
 
 DOMAINS = ["prose", "code"]
 #: Bits per byte by (arm, seed): [stage][domain].
@@ -36,8 +28,8 @@ BITS = {
 DOCUMENTS = 4
 
 
-def place_of(arm: str, seed: int, stage: int, domain: str) -> Place:
-    return Place(
+def key_of(arm: str, seed: int, stage: int, domain: str) -> EvaluationKey:
+    return EvaluationKey(
         arm=arm,
         seed=seed,
         strategy="fine-tuning",
@@ -48,13 +40,13 @@ def place_of(arm: str, seed: int, stage: int, domain: str) -> Place:
     )
 
 
-def make_evaluations() -> dict[Place, Evaluation]:
+def make_evaluations() -> dict[EvaluationKey, Evaluation]:
     evaluations = {}
     for (arm, seed), matrix in BITS.items():
         for stage, row in enumerate(matrix):
             for domain, bits in zip(DOMAINS, row, strict=True):
                 share = np.array([0.7, 0.9, 1.1, 1.3])
-                evaluations[place_of(arm, seed, stage, domain)] = Evaluation(
+                evaluations[key_of(arm, seed, stage, domain)] = Evaluation(
                     nats=bits * log(2) * 100 * share,
                     tokens=np.full(DOCUMENTS, 50),
                     words=np.full(DOCUMENTS, 25),
@@ -63,8 +55,8 @@ def make_evaluations() -> dict[Place, Evaluation]:
     return evaluations
 
 
-def make_records(evaluations: dict[Place, Evaluation]) -> list[Record]:
-    return [Record.of(evaluation, place) for place, evaluation in evaluations.items()]
+def make_records(evaluations: dict[EvaluationKey, Evaluation]) -> list[Record]:
+    return [Record.of(key, evaluation.sums()) for key, evaluation in evaluations.items()]
 
 
 def facts(label: str) -> dict:
@@ -124,7 +116,7 @@ def test_forgetting_gain_and_transfer() -> None:
 def test_intervals_are_those_of_the_documents() -> None:
     kan = derived()["arms"]["kan"]
     evaluations = make_evaluations()
-    nats = [evaluations[place_of("kan", seed, 1, "code")].nats for seed in (0, 1)]
+    nats = [evaluations[key_of("kan", seed, 1, "code")].nats for seed in (0, 1)]
     interval = bootstrap_interval(
         np.mean(nats, axis=0), np.full(DOCUMENTS, 100), resamples=200, seed=0
     )
@@ -154,9 +146,9 @@ def test_only_shared_seeds_are_compared() -> None:
 
 def test_what_was_not_measured_is_null() -> None:
     evaluations = make_evaluations()
-    left_out = place_of("kan", 0, 0, "code")
+    left_out = key_of("kan", 0, 0, "code")
     records = make_records({k: v for k, v in evaluations.items() if k != left_out})
-    del evaluations[place_of("kan", 1, 1, "prose")]
+    del evaluations[key_of("kan", 1, 1, "prose")]
     results = derived(records, documents=evaluations)
     kan = results["arms"]["kan"]
     assert kan["bits_per_byte"][0][1] is None
@@ -220,9 +212,9 @@ def test_records_that_do_not_belong_together_are_refused(change: dict, message: 
 
 def test_notes_are_kept_once_and_of_what_is_there() -> None:
     note = Note(arm="kan", domain="code", note="trained on this text")
-    results = derived(notes=[note, note, Note(note="of all")])
-    assert notes_of(results) == [note, Note(note="of all")]
-    for strange in (Note(arm="mlp", note="?"), Note(domain="law", note="?")):
+    results = derived(notes=[note, note, Note(arm=None, domain=None, note="of all")])
+    assert notes_of(results) == [note, Note(arm=None, domain=None, note="of all")]
+    for strange in (Note(arm="mlp", domain=None, note="?"), Note(arm=None, domain="law", note="?")):
         with pytest.raises(ValueError, match="not announced"):
             derived(notes=[strange])
 
@@ -232,7 +224,7 @@ def test_arms_must_state_their_facts_and_read_the_same_text() -> None:
     with pytest.raises(ValueError, match="lacks parameters"):
         derived(arms={**ARMS, "kan": less})
     evaluations = make_evaluations()
-    evaluations[place_of("kan", 0, 0, "prose")].bytes[0] = 99
+    evaluations[key_of("kan", 0, 0, "prose")].bytes[0] = 99
     with pytest.raises(ValueError, match="different text of prose"):
         derived(make_records(evaluations), documents=evaluations)
 
@@ -279,13 +271,13 @@ def test_a_line_of_documents_that_was_not_written_here_is_named(change, tmp_path
 
 def test_a_loss_that_is_no_number_gives_no_results(tmp_path: Path) -> None:
     evaluations = make_evaluations()
-    evaluations[place_of("kan", 1, 1, "prose")].nats[2] = np.nan
+    evaluations[key_of("kan", 1, 1, "prose")].nats[2] = np.nan
     with pytest.raises(UserError, match="the loss of kan on prose is no finite number"):
         write_results(tmp_path, derived(make_records(evaluations)), evaluations)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_record_names_its_place() -> None:
-    place = place_of("kan", 0, 1, "prose")
-    record = Record(**asdict(place), nats=1.0, tokens=2, words=3, bytes=4)
-    assert record.place == place
+def test_a_record_names_what_was_evaluated() -> None:
+    key = key_of("kan", 0, 1, "prose")
+    record = Record(**asdict(key), nats=1.0, tokens=2, words=3, bytes=4)
+    assert record.key == key

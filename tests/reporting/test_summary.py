@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kanlm.reporting.finding import findings
+from kanlm.reporting.summary import findings
 
 
 @pytest.fixture

@@ -9,9 +9,8 @@ pairs of tokens, or behind a compressor, the first sentence says that, too.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kanlm.reporting.numbers import fixed, signed, span
+from kanlm.reporting.format import fixed, setting_value, signed, span
 from kanlm.reporting.study import stage_count
-from kanlm.reporting.sweep import written
 
 #: Reference → what it is, for whom it is ahead of a model.
 REFERENCES = {
@@ -54,7 +53,7 @@ def _edges(results: Mapping[str, Any]) -> list[str]:
     for name, arm in results["arms"].items():
         for edge in arm.get("sweep", {"edges": []})["edges"]:
             at = arms.setdefault((edge["edge"], edge["setting"]), [])
-            at.append(f"{name} ({written(edge['value'])})")
+            at.append(f"{name} ({setting_value(edge['value'])})")
     return [
         f"At the edge of what was tried: the {edge} {setting} of its grid was best for "
         f"{listed(names)}. A {FURTHER[edge]} one was not tried and may be better."

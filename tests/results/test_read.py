@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from kanlm.errors import UserError
-from kanlm.reporting.contents import read_lines, read_results, read_run_results
 from kanlm.reporting.page import write_report
+from kanlm.results.log import read_lines
+from kanlm.results.read import read_results, read_run_results
 
 NOTE = {"arm": None, "domain": None, "note": "3 rows without a text"}
 

@@ -1,6 +1,10 @@
-"""Numbers as people read them: sensible digits, units, and a dash for what is missing."""
+"""Numbers and settings as people read them: digits, units, and a dash for what is missing."""
 
+import json
 from collections.abc import Sequence
+from typing import Any
+
+from kanlm.results.sweep import is_number
 
 MISSING = "–"
 
@@ -60,3 +64,19 @@ def span(ends: Sequence[float | None] | None, digits: int = 3) -> str:
         return MISSING
     low, high = (fixed(end, digits) for end in ends)
     return f"{low} to {high}" if "−" in low + high else f"{low}–{high}"
+
+
+def short_names(settings: Sequence[str]) -> dict[str, str]:
+    """Dotted setting → its last part, where that names no other."""
+    last = [name.rpartition(".")[2] for name in settings]
+    return {
+        name: short if last.count(short) == 1 else name
+        for name, short in zip(settings, last, strict=True)
+    }
+
+
+def setting_value(value: Any) -> str:
+    """A setting's value as a user would write it."""
+    if is_number(value):
+        return f"{value:g}" if float(f"{value:g}") == value else str(value)
+    return value if isinstance(value, str) else json.dumps(value)

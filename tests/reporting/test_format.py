@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kanlm.reporting.numbers import MISSING, count, duration, fixed, signed, significant, span
+from kanlm.reporting.format import MISSING, count, duration, fixed, signed, significant, span
 
 
 def test_missing_numbers_are_a_dash() -> None:
