@@ -31,6 +31,9 @@ hypothesis.settings.load_profile("kanlm")
 
 MakeTree = Callable[..., dict[str, Any]]
 
+#: In tests/plugins.
+pytest_plugins = ("study_folders",)
+
 
 @pytest.fixture(autouse=True)
 def compiled_afresh() -> Iterator[None]:
