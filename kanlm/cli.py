@@ -189,28 +189,6 @@ def _parser() -> argparse.ArgumentParser:
     listed.add_argument("folder", nargs="?", default="runs", metavar="FOLDER", help="default: runs")
     listed.add_argument("--json", action="store_true", help="print JSON instead of a table")
     listed.set_defaults(call=_runs, paths=None, overrides=None)
-    bench = verbs.add_parser("bench", help="measure speed and memory beside a floor")
-    benchmarks = bench.add_subparsers(required=True, metavar="BENCHMARK")
-    for name, text in (
-        ("layers", "forward and backward of a block, and what it keeps for it"),
-        ("step", "a training step of a whole model beside SwiGLU's"),
-        ("decode", "feed-forward blocks over new inputs by batch size, and whole models"),
-        ("data", "preparing text beside the tokenizer alone, and cutting batches"),
-        ("peers", "a KAN layer beside those of other repositories"),
-        ("growth", "exponents by which time grows with tokens, width and grid"),
-    ):
-        verb = benchmarks.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-        verb.add_argument(
-            "overrides", nargs="*", metavar="setting=value", help="settings laid over the defaults"
-        )
-        if name == "peers":
-            verb.add_argument(
-                "--peer",
-                action="append",
-                metavar="NAME=PATH",
-                help="a checkout of inkan, pykan, efficient-kan or fast-kan; may be repeated",
-            )
-        verb.set_defaults(call=_bench, benchmark=name, paths=None)
     data = verbs.add_parser("data", help="look at or prepare the text of a config")
     actions = data.add_subparsers(required=True, metavar="ACTION")
     _add_config_verb(actions, "describe", _describe, "show what a config would train on")
@@ -361,15 +339,6 @@ def _runs(arguments: argparse.Namespace) -> None:
     from kanlm.experiments.runs import print_runs
 
     print_runs(Path(arguments.folder), as_json=arguments.json)
-
-
-def _bench(arguments: argparse.Namespace) -> None:
-    from kanlm.experiments.bench.run import bench
-
-    overrides = arguments.overrides
-    for peer in getattr(arguments, "peer", None) or ():
-        overrides = [*overrides, f"peers.{peer}"]
-    print(bench(arguments.benchmark, overrides) / "results.json")
 
 
 def _describe(arguments: argparse.Namespace) -> None:

@@ -107,10 +107,10 @@ def describe_type(hint: Any) -> str:
         return " or ".join(f"`{value}`" for value in arguments)
     if _is_union(hint):
         return " or ".join(dict.fromkeys(describe_type(argument) for argument in arguments))
+    if origin is list or (origin is tuple and arguments[-1] is ...):
+        return f"list of {describe_type(arguments[0])}"
     if origin is tuple:
         return f"[{', '.join(describe_type(argument) for argument in arguments)}]"
-    if origin is list:
-        return f"list of {describe_type(arguments[0])}"
     if origin in (dict, Mapping) or hint is dict:
         return "mapping"
     names = {int: "whole number", float: "number", str: "text", bool: "`true` or `false`"}

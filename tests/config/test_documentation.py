@@ -95,6 +95,7 @@ def test_a_summary_is_the_first_paragraph():
     ("hint", "words"),
     [
         (tuple[float, float], "[number, number]"),
+        (tuple[int, ...], "list of whole number"),
         (dict[str, Any] | list[str], "mapping or list of text"),
         (Annotated[int, Gt(0)] | str, "whole number > 0 or text"),
         (Annotated[float, Ge(0), Lt(1)], "number ≥ 0, < 1"),

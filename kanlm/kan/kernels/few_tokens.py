@@ -28,7 +28,7 @@ from ..bases.formulas import Formulas
 from ..native import holds_floats, is_plain, load_library
 
 #: Most tokens at a time that are few: for which this was faster than other products at every width
-#: and grid tried (`kanlm bench decode`). Torch's embedding_bag is for fewer.
+#: and grid tried (`./scripts/bench decode`). Torch's embedding_bag is for fewer.
 MOST_TOKENS, MOST_TOKENS_OF_TORCH = 64, 4
 
 #: Functions of a local basis that may differ from zero at an input in few_tokens.cpp.

@@ -14,7 +14,7 @@ import scipy.interpolate
 import scipy.special
 import torch
 
-from kanlm.experiments.bench.saved import saved_bytes
+from benchmarks.measure import saved_bytes
 from kanlm.kan import BSpline, Chebyshev, Hermite, KANLinear, Legendre
 from kanlm.kan.kernels import edge_sums, fused, use_backend
 

@@ -5,7 +5,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
 
-from kanlm.experiments.bench.saved import saved_bytes
+from benchmarks.measure import saved_bytes
 from kanlm.kan import RBF, BSpline, Chebyshev, Fourier, Hermite, KANLinear, Legendre
 from kanlm.kan.kernels import recompute, use_backend
 from kanlm.kan.kernels.recompute import contract_recomputing

@@ -8,17 +8,19 @@ import copy
 import functools
 import itertools
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from kanlm.experiments.bench.blocks import REFERENCE, matched_spec
-from kanlm.experiments.bench.bytes_read import bytes_read
-from kanlm.experiments.bench.settings import DecodeBenchmark
-from kanlm.experiments.bench.timing import interleaved, ratio
+from benchmarks.blocks import REFERENCE, matched_spec
+from benchmarks.measure import bytes_read, interleaved, ratio
 from kanlm.kan import decoding
 from kanlm.model import KanLMConfig, KanLMForCausalLM
 from kanlm.model.accounting import account
+
+if TYPE_CHECKING:
+    from benchmarks.decode import Settings
 
 #: Tokens in the cache before the first that is timed.
 _PROMPT = 16
@@ -27,7 +29,7 @@ _TOKENS = 8
 
 
 @torch.inference_mode()
-def measure_models(settings: DecodeBenchmark, report: Callable[[str], object]) -> list[dict]:
+def measure_models(settings: "Settings", report: Callable[[str], object]) -> list[dict]:
     """One row a dtype, vocabulary and block: time over the MLP model's, bytes a token reads."""
     rows = []
     for name in settings.dtypes:
@@ -46,9 +48,7 @@ def model_bytes_read(model: KanLMForCausalLM) -> float:
     return bytes_read(model) - unread + row
 
 
-def _measure_vocabulary(
-    settings: DecodeBenchmark, dtype: torch.dtype, vocab_size: int
-) -> list[dict]:
+def _measure_vocabulary(settings: "Settings", dtype: torch.dtype, vocab_size: int) -> list[dict]:
     torch.manual_seed(0)
     models = {}
     for spec in (REFERENCE, *settings.blocks):

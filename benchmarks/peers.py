@@ -4,7 +4,7 @@
 2. Bytes kept for backward are counted.
 3. Ours and the peer's, eager and compiled, take turns; each is compared with ours in its mode.
 
-A peer comes from the `bench` extra, or from a checkout: `--peer NAME=PATH`.
+A peer comes from the `bench` extra, or from a checkout: `peers.NAME=PATH`.
 """
 
 import functools
@@ -12,7 +12,7 @@ import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.measure import interleaved, ratio, saved_bytes, synchronizer, warn_of_scalar_code
+from benchmarks.report import Results, markdown_table, rules, where
 from kanlm.errors import UserError
-from kanlm.experiments.bench.compiled import warn_of_scalar_code
-from kanlm.experiments.bench.saved import saved_bytes
-from kanlm.experiments.bench.settings import PeerBenchmark
-from kanlm.experiments.bench.timing import interleaved, ratio, synchronizer
 from kanlm.kan import RBF, BSpline, KANLinear
+from kanlm.reporting.format import MISSING, count, duration, fixed, span
+from kanlm.reporting.table import Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Forward and backward of one KAN layer, beside other repositories' layers."""
+
+    in_features: int = 256
+    out_features: int = 256
+    tokens: tuple[int, ...] = (1024, 4096)
+    grid_size: int = 5
+    degree: int = 3
+    #: Name → folder of a checkout; `peers.NAME=PATH` adds one.
+    peers: dict[str, str] = field(default_factory=dict)
+    rounds: int = 5
+    device: str = "cpu"
+    output_dir: str = "runs/bench/peers"
+
+
+# Measuring
 
 
 @dataclass(frozen=True)
@@ -35,7 +54,7 @@ class Peer:
     #: The module to import.
     module: str
     #: The layer, of that module and the settings.
-    make: Callable[[Any, PeerBenchmark], nn.Module]
+    make: Callable[[Any, Settings], nn.Module]
     #: Whether its functions are Gaussians rather than B-splines.
     gaussians: bool = False
 
@@ -51,7 +70,7 @@ class _FirstResult(nn.Module):
         return self.layer(x)[0]
 
 
-def _pykan(module: Any, settings: PeerBenchmark) -> nn.Module:
+def _pykan(module: Any, settings: Settings) -> nn.Module:
     layer = module.KANLayer(
         settings.in_features,
         settings.out_features,
@@ -62,10 +81,10 @@ def _pykan(module: Any, settings: PeerBenchmark) -> nn.Module:
     return _FirstResult(layer)
 
 
-def _splines(name: str) -> Callable[[Any, PeerBenchmark], nn.Module]:
+def _splines(name: str) -> Callable[[Any, Settings], nn.Module]:
     """The layer `name` of a module, with the arguments that two repositories agree on."""
 
-    def make(module: Any, settings: PeerBenchmark) -> nn.Module:
+    def make(module: Any, settings: Settings) -> nn.Module:
         return getattr(module, name)(
             settings.in_features,
             settings.out_features,
@@ -76,7 +95,7 @@ def _splines(name: str) -> Callable[[Any, PeerBenchmark], nn.Module]:
     return make
 
 
-def _fast_kan(module: Any, settings: PeerBenchmark) -> nn.Module:
+def _fast_kan(module: Any, settings: Settings) -> nn.Module:
     return module.FastKANLayer(
         settings.in_features,
         settings.out_features,
@@ -93,7 +112,7 @@ PEERS = {
 }
 
 
-def measure_peers(settings: PeerBenchmark, report: Callable[[str], object]) -> list[dict]:
+def measure(settings: Settings, report: Callable[[str], object]) -> list[dict]:
     """Two rows a peer, number of tokens and mode, ours and theirs: time over ours, bytes kept.
 
     Peers of the `bench` extra are taken where they are installed.
@@ -110,7 +129,7 @@ def measure_peers(settings: PeerBenchmark, report: Callable[[str], object]) -> l
                 module = importlib.import_module(peer.module)
             except ImportError as error:
                 if name in checkouts:
-                    raise UserError(f"--peer {name}={checkouts[name]}: {error}") from None
+                    raise UserError(f"peers.{name}={checkouts[name]}: {error}") from None
                 report(f"{name}: not installed")
                 continue
         for tokens in settings.tokens:
@@ -119,7 +138,7 @@ def measure_peers(settings: PeerBenchmark, report: Callable[[str], object]) -> l
     if not rows:
         raise UserError(
             "no peer to measure: install pip install 'kanlm[bench]', or give a checkout by "
-            "--peer NAME=PATH"
+            "peers.NAME=PATH"
         )
     return rows
 
@@ -129,9 +148,9 @@ def _checkouts(peers: Mapping[str, str]) -> dict[str, Path]:
         if name not in PEERS:
             near = get_close_matches(name, PEERS, n=1)
             hint = f"; did you mean '{near[0]}'" if near else ""
-            raise UserError(f"--peer {name}={path}: expected one of {', '.join(PEERS)}{hint}")
+            raise UserError(f"peers.{name}={path}: expected one of {', '.join(PEERS)}{hint}")
         if not Path(path).is_dir():
-            raise UserError(f"--peer {name}={path}: there is no such folder")
+            raise UserError(f"peers.{name}={path}: there is no such folder")
     return {name: Path(path) for name, path in peers.items()}
 
 
@@ -147,7 +166,7 @@ def _importable(checkout: Path | None) -> Iterator[None]:
             sys.path.remove(folder)
 
 
-def our_layer(settings: PeerBenchmark, peer: Peer) -> KANLinear:
+def our_layer(settings: Settings, peer: Peer) -> KANLinear:
     """Our layer with as many functions of the peer's sort on its grid."""
     if peer.gaussians:
         basis = RBF(centers=settings.grid_size + settings.degree)
@@ -159,7 +178,7 @@ def our_layer(settings: PeerBenchmark, peer: Peer) -> KANLinear:
 
 
 def _measure_peer(
-    settings: PeerBenchmark,
+    settings: Settings,
     name: str,
     peer: Peer,
     module: Any,
@@ -212,3 +231,76 @@ def _step(run: Callable[[Tensor], Tensor], module: nn.Module, x: Tensor) -> None
     module.zero_grad(set_to_none=True)
     x.grad = None
     run(x).sum().backward()
+
+
+# Showing
+
+
+def tables(results: Results) -> list[Table]:
+    """Two rows a peer, number of tokens and mode."""
+    settings = results["settings"]
+    names = ("peer", "tokens", "mode")
+    keys = dict.fromkeys(tuple(row[name] for name in names) for row in results["rows"])
+    groups = [where(results, **dict(zip(names, key, strict=True))) for key in keys]
+
+    def cells(row: Mapping[str, Any], ours: Results) -> list[str]:
+        return [
+            row["layer"],
+            f"{row['tokens']:,}",
+            row["mode"],
+            fixed(row["time_ratio"]["median"], 2),
+            span([row["time_ratio"]["low"], row["time_ratio"]["high"]], 2),
+            duration(row["seconds"]),
+            _times(row["saved_bytes"], ours["saved_bytes"]),
+            count(row["saved_bytes"], "B"),
+            count(row["parameters"]),
+        ]
+
+    table = Table(
+        title=f"Forward and backward of a layer {settings['in_features']} → "
+        f"{settings['out_features']}, {settings['grid_size']} cells, degree {settings['degree']}",
+        columns=[
+            "layer",
+            "tokens",
+            "mode",
+            "× our time",
+            "quartiles",
+            "time",
+            "× our memory",
+            "kept for backward",
+            "parameters",
+        ],
+        rows=[cells(row, group[0]) for group in groups for row in group],
+        note="Above each peer stands kanlm with functions of the same sort: B-splines, or for "
+        "fast-kan as many Gaussians. Memory is what autograd keeps beside the input.",
+        rules=rules(groups),
+    )
+    return [table]
+
+
+def _times(bytes_kept: int, ours: int) -> str:
+    """Over ours, which may be nothing at all."""
+    return fixed(bytes_kept / ours, 1) if ours else MISSING
+
+
+def section(results: Results) -> str:
+    """The benchmark's part of the page, in Markdown."""
+    settings, rows = results["settings"], results["rows"]
+    table = [
+        [
+            row["peer"],
+            f"{row['tokens']:,}",
+            row["mode"],
+            fixed(row["time_ratio"]["median"], 2),
+            count(row["saved_bytes"], "B"),
+            count(ours["saved_bytes"], "B"),
+        ]
+        for ours, row in zip(rows[::2], rows[1::2], strict=True)
+    ]
+    heads = ["layer", "tokens", "mode", "× our time", "keeps for backward", "ours keeps"]
+    return (
+        f"**Other repositories' layers**, {settings['in_features']} → {settings['out_features']}, "
+        f"{settings['grid_size']} cells, degree {settings['degree']}: time over that of a "
+        "`KANLinear` with functions of the same sort, in the same mode.\n\n"
+        + markdown_table(heads, table)
+    )

@@ -12,12 +12,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from benchmarks.measure import interleaved, ratio
+from benchmarks.report import Results, markdown_table, rules, where
 from kanlm.config import DataSettings, TokenizerSettings
 from kanlm.data.corpus import open_corpus
 from kanlm.data.loader import Batches
@@ -25,15 +29,47 @@ from kanlm.data.preparation import prepare
 from kanlm.data.sources import make_source, parse_source_argument
 from kanlm.data.tokenizer import Encoder, build_tokenizer, wrap
 from kanlm.errors import UserError
-from kanlm.experiments.bench.settings import DataBenchmark, TrainedHere
-from kanlm.experiments.bench.timing import interleaved, ratio
+from kanlm.reporting.format import count, fixed, span
+from kanlm.reporting.table import Table
 from kanlm.training.run import peak_resident_bytes
 
+_ROOT = Path(__file__).resolve().parents[1]
 #: Tokens in the batches that are timed as one.
 _TOKENS = 2**20
 
+#: Tokenizers that need no download.
+TrainedHere = Literal["bytes", "characters", "bpe"]
 
-def measure_data(settings: DataBenchmark, report: Callable[[str], object]) -> list[dict]:
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """From text to batches."""
+
+    #: stdlib-prose, stdlib-code, hub:NAME, a path or a glob.
+    source: str = "stdlib-code"
+    #: Of its text, at most.
+    megabytes: float = 12.0
+    #: The first also makes the tokens that batches are cut from.
+    tokenizers: tuple[TrainedHere, ...] = ("bpe", "bytes")
+    #: Of bpe.
+    vocab_size: int = 8192
+    context_lengths: tuple[int, ...] = (128, 512, 2048)
+    #: In a batch.
+    batch_tokens: int = 2**16
+    rounds: int = 5
+    output_dir: str = "runs/bench/data"
+
+    def __post_init__(self) -> None:
+        if not self.tokenizers:
+            raise ValueError("tokenizers = []: expected at least one")
+        if not self.megabytes > 0:
+            raise ValueError(f"megabytes = {self.megabytes}: expected more than 0")
+
+
+# Measuring
+
+
+def measure(settings: Settings, report: Callable[[str], object]) -> list[dict]:
     """One row a tokenizer, then one a context length: speed over that of the floor.
 
     Raises:
@@ -54,7 +90,7 @@ def measure_data(settings: DataBenchmark, report: Callable[[str], object]) -> li
     return rows
 
 
-def _documents(settings: DataBenchmark) -> list[str]:
+def _documents(settings: Settings) -> list[str]:
     """The source's first documents."""
     source = make_source(parse_source_argument(settings.source))
     documents, size = [], 0
@@ -68,9 +104,7 @@ def _documents(settings: DataBenchmark) -> list[str]:
     return documents
 
 
-def _build(
-    settings: DataBenchmark, kind: TrainedHere, documents: list[str]
-) -> PreTrainedTokenizerFast:
+def _build(settings: Settings, kind: TrainedHere, documents: list[str]) -> PreTrainedTokenizerFast:
     size = settings.vocab_size if kind == "bpe" else None
     return build_tokenizer(TokenizerSettings(kind=kind, vocab_size=size), lambda: iter(documents))
 
@@ -84,7 +118,7 @@ def _data(path: Path, cache: str) -> DataSettings:
 
 
 def _measure_preparing(
-    settings: DataBenchmark, kind: TrainedHere, documents: list[str], path: Path
+    settings: Settings, kind: TrainedHere, documents: list[str], path: Path
 ) -> dict:
     tokenizer = _build(settings, kind, documents)
     caches = (f"{kind}-{number}" for number in itertools.count())
@@ -127,11 +161,10 @@ def _memory_of_preparing(tokenizer: PreTrainedTokenizerFast, path: Path, cache: 
     """By how much preparing in a new process raises the largest memory that it has used."""
     saved = path.with_name(f"{cache}.json")
     saved.write_text(tokenizer.backend_tokenizer.to_str())
-    code = (
-        "import sys; from kanlm.experiments.bench.data import print_rise; print_rise(*sys.argv[1:])"
-    )
+    code = "import sys; from benchmarks.data import print_rise; print_rise(*sys.argv[1:])"
     command = [sys.executable, "-c", code, str(saved), str(path), cache]
-    return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=_ROOT)
+    return int(done.stdout)
 
 
 def print_rise(tokenizer: str, path: str, cache: str) -> None:
@@ -143,7 +176,7 @@ def print_rise(tokenizer: str, path: str, cache: str) -> None:
 
 
 def _measure_batches(
-    settings: DataBenchmark, context_length: int, tokenizer: PreTrainedTokenizerFast, path: Path
+    settings: Settings, context_length: int, tokenizer: PreTrainedTokenizerFast, path: Path
 ) -> dict:
     batch_size = max(settings.batch_tokens // context_length, 1)
     batches = Batches(
@@ -184,3 +217,54 @@ def _copy(arrays: list[np.ndarray], count: int) -> None:
     for _ in range(count):
         for array in arrays:
             array.copy()
+
+
+# Showing
+
+
+def tables(results: Results) -> list[Table]:
+    """A row a tokenizer, then one a context length."""
+    groups = [where(results, what=what) for what in ("preparing", "batches")]
+
+    def cells(row: Results) -> list[str]:
+        length = row.get("context_length")
+        return [
+            row["what"] + ("" if length is None else f" of {row['batch_size']} × {length}"),
+            row["tokenizer"],
+            fixed(row["speed_ratio"]["median"], 2),
+            span([row["speed_ratio"]["low"], row["speed_ratio"]["high"]], 2),
+            count(row["tokens_per_second"]),
+            fixed(row.get("megabytes_per_second"), 1),
+            count(row.get("peak_memory_bytes"), "B"),
+        ]
+
+    text = groups[0][0]
+    table = Table(
+        title=f"{text['megabytes']:.1f} MB of {results['settings']['source']} "
+        f"in {text['documents']:,} documents",
+        columns=["what", "tokenizer", "× floor", "quartiles", "tokens/s", "MB/s", "memory"],
+        rows=[cells(row) for group in groups for row in group],
+        note="Speed over that of a floor: for preparing (read, tokenise, write) the tokenizers "
+        "library given all documents at once, on all cores; for batches numpy copying one. "
+        "Memory is what preparing adds to a process at most.",
+        rules=rules(groups),
+    )
+    return [table]
+
+
+def section(results: Results) -> str:
+    """The benchmark's part of the page, in Markdown."""
+    rows = [
+        [
+            row["what"] + (f", context {row['context_length']}" if "context_length" in row else ""),
+            row["tokenizer"],
+            fixed(row["speed_ratio"]["median"], 2),
+            count(row["tokens_per_second"]),
+        ]
+        for row in results["rows"]
+    ]
+    heads = ["what", "tokenizer", "× floor's speed", "tokens/s"]
+    return (
+        "**Text on its way to a model**: preparing, beside `tokenizers` alone on all cores; "
+        "cutting batches, beside numpy copying them.\n\n" + markdown_table(heads, rows)
+    )

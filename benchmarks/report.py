@@ -1,7 +1,7 @@
-"""What the tables and figures of all benchmarks are made of."""
+"""What tables, figures and sections of all benchmarks are made of."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -10,8 +10,11 @@ from matplotlib.ticker import ScalarFormatter
 
 from kanlm.reporting.figures import MARKERS, PALETTE, STYLE, Picture, standalone_svg
 
+#: What a benchmark's results.json holds.
+Results = Mapping[str, Any]
 
-def where(results: Mapping[str, Any], **values: Any) -> list[Any]:
+
+def where(results: Results, **values: Any) -> list[Any]:
     """Rows that have all these values."""
     return [
         row
@@ -61,3 +64,24 @@ def lines(
         axes.set_ylabel(up)
         figure.legend(loc="outside right upper", frameon=False)
         return Picture(name, standalone_svg(figure))
+
+
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def of_block(results: Results, block: str, **values: Any) -> list[Mapping[str, Any]]:
+    """Rows of the first block whose label begins so, that have all these values."""
+    name = next(r["block"] for r in results["rows"] if r["block"].startswith(block))
+    return [
+        row
+        for row in results["rows"]
+        if row["block"] == name and all(row.get(key) == value for key, value in values.items())
+    ]
+
+
+def saved_by_mlp(layers: Results) -> dict[int, int]:
+    """d_model → bytes that the eager MLP keeps for backward."""
+    return {row["d_model"]: row["saved_bytes"] for row in of_block(layers, "gelu", mode="eager")}

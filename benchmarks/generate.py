@@ -8,27 +8,27 @@
 
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from kanlm.experiments.bench.blocks import matched_spec
-from kanlm.experiments.bench.bytes_read import bytes_read
-from kanlm.experiments.bench.decode_model import model_bytes_read
-from kanlm.experiments.bench.llama import llama
-from kanlm.experiments.bench.settings import DecodeBenchmark
-from kanlm.experiments.bench.timing import interleaved, ratio
+from benchmarks.blocks import llama, matched_spec
+from benchmarks.decode_model import model_bytes_read
+from benchmarks.measure import bytes_read, interleaved, ratio
 from kanlm.kan import KANLinear
 from kanlm.model import KanLMConfig, KanLMForCausalLM
 from kanlm.model.accounting import account
+
+if TYPE_CHECKING:
+    from benchmarks.decode import Settings
 
 _PROMPT, _NEW_TOKENS = 8, 12
 #: Layers of one kind that take turns.
 _LAYERS = 8
 
 
-def measure_generate(settings: DecodeBenchmark, report: Callable[[str], object]) -> list[dict]:
+def measure_generate(settings: "Settings", report: Callable[[str], object]) -> list[dict]:
     """One row a dtype, vocabulary and block; of `other_generated`, of the first of both alone."""
     rows = []
     for dtype, vocab_size in itertools.product(settings.dtypes, settings.generated_vocab_sizes):
@@ -41,7 +41,7 @@ def measure_generate(settings: DecodeBenchmark, report: Callable[[str], object])
     return rows
 
 
-def _config(settings: DecodeBenchmark, spec: Any, vocab_size: int) -> KanLMConfig:
+def _config(settings: "Settings", spec: Any, vocab_size: int) -> KanLMConfig:
     return KanLMConfig(
         vocab_size=vocab_size,
         d_model=settings.d_model,
@@ -53,7 +53,7 @@ def _config(settings: DecodeBenchmark, spec: Any, vocab_size: int) -> KanLMConfi
 
 
 def _measure_model(
-    settings: DecodeBenchmark, spec: Any, dtype: str, vocab_size: int, peer: nn.Module
+    settings: "Settings", spec: Any, dtype: str, vocab_size: int, peer: nn.Module
 ) -> dict:
     config = _config(settings, spec, vocab_size)
     model = KanLMForCausalLM(config)
@@ -90,7 +90,7 @@ def _generator(model: Any, prompts: Iterator[Tensor]) -> Callable[[], object]:
 
 
 @torch.inference_mode()
-def measure_few_tokens(settings: DecodeBenchmark, report: Callable[[str], object]) -> list[dict]:
+def measure_few_tokens(settings: "Settings", report: Callable[[str], object]) -> list[dict]:
     """One row a dtype and number of tokens: of the default layer, d_model → 4/3 d_model."""
     rows = []
     inputs, out = settings.d_model, settings.d_model * 4 // 3

@@ -9,18 +9,49 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from scipy.stats import linregress
 
-from kanlm.experiments.bench.blocks import REFERENCE, matched_spec
-from kanlm.experiments.bench.settings import GrowthBenchmark
-from kanlm.experiments.bench.timing import interleaved, synchronizer
+from benchmarks.blocks import REFERENCE, matched_spec
+from benchmarks.measure import interleaved, synchronizer
+from benchmarks.report import Results, lines, markdown_table, rules, where
 from kanlm.model.feed_forward import FeedForward, make_feed_forward
+from kanlm.reporting.figures import Picture
+from kanlm.reporting.format import duration, fixed
+from kanlm.reporting.table import Table
 
 
-def measure_growth(settings: GrowthBenchmark, report: Callable[[str], object]) -> list[dict]:
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Forward and backward of blocks, eagerly, as one of their sizes grows."""
+
+    tokens: tuple[int, ...] = (512, 1024, 2048, 4096, 8192)
+    widths: tuple[int, ...] = (128, 256, 512, 1024)
+    #: Cells of linear B-splines, whose coefficients grow with them.
+    grids: tuple[int, ...] = (4, 8, 16, 32)
+    #: `d_model` and tokens while another size grows.
+    width: int = 256
+    token_count: int = 2048
+    #: Blocks beside the GELU MLP, of equal parameters.
+    blocks: tuple[Any, ...] = ("swiglu", "kan", "kan-local")
+    rounds: int = 5
+    device: str = "cpu"
+    output_dir: str = "runs/bench/growth"
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "widths", "grids"):
+            sizes = getattr(self, name)
+            if len(set(sizes)) < 3:
+                raise ValueError(f"{name} = {list(sizes)}: an exponent needs at least 3 sizes")
+
+
+# Measuring
+
+
+def measure(settings: Settings, report: Callable[[str], object]) -> list[dict]:
     """One row an axis and block: sizes, seconds, and the exponents of time and FLOPs.
 
     Raises:
@@ -47,7 +78,7 @@ def measure_growth(settings: GrowthBenchmark, report: Callable[[str], object]) -
     return rows + _rows("grid_size", settings.grids, points)
 
 
-def _on_grid(settings: GrowthBenchmark, grid_size: int) -> dict[str, Any]:
+def _on_grid(settings: Settings, grid_size: int) -> dict[str, Any]:
     """A block of linear B-splines on so many cells; its width does not shrink as they grow."""
     spec = {"kind": "kan-local", "basis": {"kind": "bspline", "grid_size": settings.grids[0]}}
     hidden = matched_spec(spec, settings.width)["hidden"]
@@ -55,7 +86,7 @@ def _on_grid(settings: GrowthBenchmark, grid_size: int) -> dict[str, Any]:
 
 
 def _measure(
-    settings: GrowthBenchmark, specs: Sequence[dict[str, Any]], d_model: int, tokens: int
+    settings: Settings, specs: Sequence[dict[str, Any]], d_model: int, tokens: int
 ) -> list[dict]:
     """A block's kind, median seconds and FLOPs, of each."""
     torch.manual_seed(0)
@@ -107,3 +138,71 @@ def fitted_exponent(sizes: Sequence[float], costs: Sequence[float]) -> tuple[flo
     """p of cost ∝ sizeᵖ by least squares of the logarithms, and its standard error."""
     fit: Any = linregress([math.log(size) for size in sizes], [math.log(cost) for cost in costs])
     return float(fit.slope), float(fit.stderr)
+
+
+# Showing
+
+
+_AXES = ("tokens", "d_model", "grid_size")
+
+
+def tables(results: Results) -> list[Table]:
+    """A row an axis and block."""
+    groups = [where(results, axis=axis) for axis in _AXES]
+
+    def cells(row: Results) -> list[str]:
+        return [
+            row["block"],
+            row["axis"],
+            f"{row['sizes'][0]:,} to {row['sizes'][-1]:,}",
+            fixed(row["exponent"], 2),
+            fixed(row["standard_error"], 2),
+            fixed(row["flops_exponent"], 2),
+            duration(row["seconds"][0]),
+            duration(row["seconds"][-1]),
+        ]
+
+    settings = results["settings"]
+    table = Table(
+        title="Time of forward and backward ∝ sizeᵖ; else "
+        f"d_model {settings['width']}, {settings['token_count']:,} tokens",
+        columns=["block", "size", "from", "p", "standard error", "p of FLOPs", "first", "last"],
+        rows=[cells(row) for group in groups for row in group],
+        note="Blocks have equal parameters where tokens and d_model grow; on a larger grid a "
+        "block keeps its width and has more.",
+        rules=rules(groups),
+    )
+    return [table]
+
+
+def figures(results: Results) -> list[Picture]:
+    """Time over that of the smallest size."""
+    pictures = []
+    for axis in _AXES:
+        rows = where(results, axis=axis)
+        by_block = {
+            row["block"]: [seconds / row["seconds"][0] for seconds in row["seconds"]]
+            for row in rows
+        }
+        sizes = rows[0]["sizes"]
+        name, up = f"growth-{axis}", "time over the smallest's"
+        pictures.append(lines(name, axis, up, sizes, by_block, powers=True))
+    return pictures
+
+
+def section(results: Results) -> str:
+    """The benchmark's part of the page, in Markdown."""
+    rows = [
+        [
+            row["block"],
+            row["axis"],
+            f"{row['sizes'][0]:,} to {row['sizes'][-1]:,}",
+            f"{fixed(row['exponent'], 2)} ± {fixed(row['standard_error'], 2)}",
+            fixed(row["flops_exponent"], 2),
+        ]
+        for row in results["rows"]
+    ]
+    return (
+        "**Growth**: p of time ∝ sizeᵖ, forward and backward, eager, and p of the FLOPs.\n\n"
+        + markdown_table(["block", "size", "from", "p ± standard error", "p of FLOPs"], rows)
+    )

@@ -7,15 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import BENCHMARKS, peers, step
+from benchmarks.__main__ import bench, main
+from benchmarks.blocks import matched_block
+from benchmarks.decode_model import model_bytes_read
+from benchmarks.growth import fitted_exponent
+from benchmarks.measure import bytes_read, saved_bytes
 from kanlm.errors import UserError
-from kanlm.experiments.bench import peers, step
-from kanlm.experiments.bench.blocks import matched_block
-from kanlm.experiments.bench.bytes_read import bytes_read
-from kanlm.experiments.bench.decode_model import model_bytes_read
-from kanlm.experiments.bench.growth import fitted_exponent
-from kanlm.experiments.bench.run import bench
-from kanlm.experiments.bench.saved import saved_bytes
-from kanlm.experiments.bench.settings import StepBenchmark
 from kanlm.model import KanLMConfig, KanLMForCausalLM
 from kanlm.model.accounting import account
 from kanlm.model.feed_forward import make_feed_forward
@@ -72,7 +70,7 @@ def test_a_step_trains(monkeypatch: pytest.MonkeyPatch) -> None:
     def watched(model: torch.nn.Module, *args: object) -> None:
         losses.append(model(**batch).loss.item())
 
-    settings = StepBenchmark(d_model=32, n_layers=1, n_heads=2, vocab_size=16, context_length=8)
+    settings = step.Settings(d_model=32, n_layers=1, n_heads=2, vocab_size=16, context_length=8)
     ids = torch.arange(16).view(2, 8)
     batch = {"input_ids": ids, "shift_labels": ids.roll(-1, dims=1)}
     torch.manual_seed(0)
@@ -144,7 +142,7 @@ def test_peers(
     [
         ("peers.fastkan=.", "expected one of .*; did you mean 'fast-kan'"),
         ("peers.fast-kan=missing", "there is no such folder"),
-        ("peers.fast-kan=.", "--peer fast-kan=.: No module named 'fastkan'"),
+        ("peers.fast-kan=.", "peers.fast-kan=.: No module named 'fastkan'"),
     ],
 )
 def test_a_peer_that_is_none_is_named(
@@ -197,7 +195,7 @@ def test_of_an_untied_embedding_one_row_is_read(tie_embeddings: bool) -> None:
 def test_data(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kanlm.experiments.bench.data._TOKENS", 2**10)
+    monkeypatch.setattr("benchmarks.data._TOKENS", 2**10)
     text = "".join(f"the cat number {number} sat on the mat\n" for number in range(400))
     (tmp_path / "text.txt").write_text(text)
     settings = ["megabytes=0.1", "tokenizers=[bpe]", "vocab_size=300", "rounds=2"]
@@ -246,7 +244,7 @@ def test_a_storage_counts_once_and_the_modules_own_do_not() -> None:
     ("override", "message"),
     [
         ("width=3", "unknown setting 'width'; did you mean 'widths'"),
-        ("blocks=[kann]", "blocks: .*'kann' is unknown; did you mean 'kan'"),
+        ("blocks=[kann]", "blocks: .*'kann' is unknown; expected one of"),
         ("tokens=many", "tokens = "),
         ("backend=tritn", "backend = .tritn."),
         ("backend=sparse", "backend = 'sparse' takes local bases"),
@@ -257,3 +255,19 @@ def test_mistakes_are_named(tmp_path: Path, override: str, message: str) -> None
     with pytest.raises(UserError, match=message):
         run("layers", tmp_path, override)
     assert not any(tmp_path.iterdir())
+
+
+def test_help_describes_every_benchmark_and_its_settings(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert not stopped.value.code
+    assert all(name in capsys.readouterr().out or name for name in BENCHMARKS)
+    main(["growth", "--help"])
+    assert "grids (list of whole number" in capsys.readouterr().out
+
+
+def test_a_mistake_is_one_line() -> None:
+    with pytest.raises(SystemExit, match="bench: unknown setting 'widht'; did you mean"):
+        main(["layers", "widht=3"])
