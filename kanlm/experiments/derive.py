@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from kanlm.evaluation import forgetting as metrics
 from kanlm.evaluation.perplexity import Evaluation
 from kanlm.evaluation.statistics import Interval, bootstrap_interval, paired_interval
-from kanlm.experiments.continual import metrics
 from kanlm.results.schema import ARM_FACTS, SCHEMA_VERSION, EvaluationKey, Note, Record
 
 #: Fewest documents that show any variation.
@@ -107,9 +107,8 @@ class _ArmResults:
         mean = self.bits_per_byte.mean(axis=0)
         learned = self.domains[1 : len(mean)]
         before = self.domains[: len(mean) - 1]
-        matrices = list(self.bits_per_byte)
-        lost = [metrics.forgetting(matrix) for matrix in matrices]
-        transfers = [metrics.backward_transfer(matrix) for matrix in matrices]
+        lost = metrics.forgetting(self.bits_per_byte)
+        gained = metrics.learning_gain(self.bits_per_byte)
         return {
             "seeds": self.seeds,
             "bits_per_byte": _nested(mean),
@@ -118,26 +117,16 @@ class _ArmResults:
             "perplexity": _nested(_exp(self.nats_per_token.mean(axis=0))),
             "perplexity_by_seed": _nested(_exp(self.nats_per_token)),
             "word_perplexity": _nested(_exp(self.nats_per_word.mean(axis=0))),
-            "average_final_loss": _nested(
-                np.mean([metrics.average_final_loss(matrix) for matrix in matrices])
-            ),
+            "average_final_loss": _nested(metrics.average_final_loss(self.bits_per_byte).mean()),
             "forgetting": _named(before, lost),
             "forgetting_by_seed": [_named(before, [values]) for values in lost],
             "forgetting_from_best": _named(
-                before, [metrics.forgetting_from_best(matrix) for matrix in matrices]
+                before, metrics.forgetting_from_best(self.bits_per_byte)
             ),
-            "learning_gain": _named(
-                learned, [metrics.learning_gain(matrix) for matrix in matrices]
-            ),
-            "learning_gain_by_seed": [
-                _named(learned, [metrics.learning_gain(matrix)]) for matrix in matrices
-            ],
-            "forward_transfer": _named(
-                learned, [metrics.forward_transfer(matrix) for matrix in matrices]
-            ),
-            "backward_transfer": (
-                None if None in transfers else _nested(np.mean(np.array(transfers, dtype=float)))
-            ),
+            "learning_gain": _named(learned, gained),
+            "learning_gain_by_seed": [_named(learned, [values]) for values in gained],
+            "forward_transfer": _named(learned, metrics.forward_transfer(self.bits_per_byte)),
+            "backward_transfer": _nested(metrics.backward_transfer(self.bits_per_byte).mean()),
         }
 
     def pooled(self, stage: int, domain: str, seeds: Sequence[int]) -> Evaluation | None:
@@ -261,7 +250,9 @@ def _ends(interval: Interval | None) -> list[float] | None:
     return [interval.low, interval.high] if interval else None
 
 
-def _named(names: Sequence[str], by_seed: Sequence[np.ndarray]) -> dict[str, float | None]:
+def _named(
+    names: Sequence[str], by_seed: np.ndarray | Sequence[np.ndarray]
+) -> dict[str, float | None]:
     """Domain → mean over seeds."""
     return dict(zip(names, _nested(np.mean(by_seed, axis=0)), strict=True))
 
