@@ -2,11 +2,14 @@
 
 import os
 import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 from accelerate.commands.launch import launch_command_parser
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs" / "accelerate").glob("*.yaml"))
@@ -157,3 +160,22 @@ def test_what_is_said_of_the_slurm_script_is_what_it_does():
     script = (ROOT / "scripts" / "slurm.sbatch").read_text()
     assert "needs neither this file nor Accelerate's launcher" in said
     assert "accelerate" not in script
+
+
+def test_the_lowest_versions_are_those_of_the_dependencies():
+    command = [sys.executable, str(ROOT / "scripts" / "oldest_versions.py")]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert len(printed) == len(stated)
+    for pinned, dependency in zip(map(Requirement, printed), map(Requirement, stated), strict=True):
+        (version,) = pinned.specifier
+        assert pinned.name == dependency.name
+        assert version.operator == "=="
+        assert dependency.specifier.contains(version.version)
+        assert f">={version.version}" in str(dependency.specifier)
+
+
+def test_torch_has_an_upper_bound():
+    stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    (torch,) = [Requirement(each) for each in stated if Requirement(each).name == "torch"]
+    assert any(each.operator == "<" for each in torch.specifier)
