@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _settings(name: str) -> str:
-    """What can be set of a benchmark."""
+    """Describe what can be set of a benchmark."""
     module = importlib.import_module(f"benchmarks.{name}")
     about = (module.__doc__ or "").strip()
     lines = [f"usage: ./scripts/bench {name} [SETTING=VALUE …]", "", about, ""]

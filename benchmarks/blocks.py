@@ -14,9 +14,9 @@ REFERENCE = "gelu"
 
 
 def matched_spec(spec: Any, d_model: int) -> dict[str, Any]:
-    """A kind's options with the width that has the MLP's parameters.
+    """Give a kind's options the width that has the MLP's parameters.
 
-    Arguments:
+    Args:
         spec: a kind's name, or `kind` and options.
 
     Raises:
@@ -33,7 +33,7 @@ def matched_spec(spec: Any, d_model: int) -> dict[str, Any]:
 
 
 def matched_block(spec: Any, d_model: int) -> FeedForward:
-    """The block of a kind that has the MLP's parameters.
+    """Build the block of a kind that has the MLP's parameters.
 
     Raises:
         UserError: the kind or an option is unknown, or the block has no such width.
@@ -49,8 +49,7 @@ LLAMA = "transformers' Llama"
 
 
 def llama(config: KanLMConfig) -> LlamaForCausalLM:
-    """The model whose SwiGLU has as many parameters as our blocks are matched to, its embedding
-    tied as ours is."""
+    """Build a Llama whose SwiGLU has as many parameters as our blocks, and a tied embedding."""
     assert config.vocab_size is not None
     return LlamaForCausalLM(
         LlamaConfig(

@@ -70,7 +70,7 @@ class Settings:
 
 
 def measure(settings: Settings, report: Callable[[str], object]) -> list[dict]:
-    """One row a tokenizer, then one a context length: speed over that of the floor.
+    """Return one row a tokenizer, then one a context length: speed over that of the floor.
 
     Raises:
         UserError: the source is none, or has too little text for a context.
@@ -91,7 +91,7 @@ def measure(settings: Settings, report: Callable[[str], object]) -> list[dict]:
 
 
 def _documents(settings: Settings) -> list[str]:
-    """The source's first documents."""
+    """Return the source's first documents."""
     source = make_source(parse_source_argument(settings.source))
     documents, size = [], 0
     for text in source.documents():
@@ -153,12 +153,12 @@ def _prepare(tokenizer: PreTrainedTokenizerFast, path: Path, cache: str) -> None
 
 
 def _encode(tokenizer: PreTrainedTokenizerFast, documents: list[str]) -> list[Encoding]:
-    """What the library does alone, with a tokenizer that remembers no words yet, as ours."""
+    """Do what the library does alone, with a tokenizer that remembers no words yet, as ours."""
     return Encoder(tokenizer).backend.encode_batch_fast(documents, add_special_tokens=False)
 
 
 def _memory_of_preparing(tokenizer: PreTrainedTokenizerFast, path: Path, cache: str) -> int:
-    """By how much preparing in a new process raises the largest memory that it has used."""
+    """Measure by how much preparing in a new process raises the largest memory that it has used."""
     saved = path.with_name(f"{cache}.json")
     saved.write_text(tokenizer.backend_tokenizer.to_str())
     code = "import sys; from benchmarks.data import print_rise; print_rise(*sys.argv[1:])"
@@ -223,7 +223,7 @@ def _copy(arrays: list[np.ndarray], count: int) -> None:
 
 
 def tables(results: Results) -> list[Table]:
-    """A row a tokenizer, then one a context length."""
+    """Tabulate a row a tokenizer, then one a context length."""
     groups = [where(results, what=what) for what in ("preparing", "batches")]
 
     def cells(row: Results) -> list[str]:
@@ -253,7 +253,7 @@ def tables(results: Results) -> list[Table]:
 
 
 def section(results: Results) -> str:
-    """The benchmark's part of the page, in Markdown."""
+    """Return the benchmark's part of the page, in Markdown."""
     rows = [
         [
             row["what"] + (f", context {row['context_length']}" if "context_length" in row else ""),

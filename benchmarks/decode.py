@@ -74,7 +74,7 @@ _STEPS = 8
 
 
 def measure(settings: Settings, report: Callable[[str], object]) -> list[dict]:
-    """One row a dtype, batch size and block, then those of whole models, of a layer, and of
+    """Return one row a dtype, batch size and block, then those of whole models, of a layer, and of
     `generate`.
 
     Raises:
@@ -140,7 +140,7 @@ def _decode(stack: Sequence[nn.Module], inputs: Iterator[Tensor]) -> None:
 
 
 def tables(results: Results) -> list[Table]:
-    """Of the blocks, of whole models, of a layer, and of `generate`."""
+    """Tabulate the blocks, whole models, a layer, and `generate`."""
     tables = (_blocks_table, _models_table, _layer_table, _generate_table)
     return [table(results) for table in tables]
 
@@ -288,7 +288,7 @@ def _generate_table(results: Results) -> Table:
 
 
 def figures(results: Results) -> list[Picture]:
-    """Time over the MLP's by batch size, and of whole models by vocabulary, for each dtype."""
+    """Draw time over the MLP's by batch size, and of whole models by vocabulary, for each dtype."""
     settings = results["settings"]
     return [
         lines(
@@ -307,7 +307,7 @@ def figures(results: Results) -> list[Picture]:
 
 
 def _times_by_block(results: Results, **values: Any) -> dict[str, list[float]]:
-    """Block → its times over the MLP's, in order of size."""
+    """Return block → its times over the MLP's, in order of size."""
     times: dict[str, list[float]] = {}
     for row in where(results, **values):
         times.setdefault(row["block"], []).append(row["time_ratio"]["median"])
@@ -315,7 +315,7 @@ def _times_by_block(results: Results, **values: Any) -> dict[str, list[float]]:
 
 
 def section(results: Results) -> str:
-    """The benchmark's part of the page, in Markdown."""
+    """Return the benchmark's part of the page, in Markdown."""
     settings, rows = results["settings"], results["rows"]
     sizes = settings["batch_sizes"]
     blocks = dict.fromkeys(row["block"] for row in rows if row["what"] == "blocks")

@@ -30,7 +30,7 @@ _TOKENS = 8
 
 @torch.inference_mode()
 def measure_models(settings: "Settings", report: Callable[[str], object]) -> list[dict]:
-    """One row a dtype, vocabulary and block: time over the MLP model's, bytes a token reads."""
+    """Return a row a dtype, vocabulary and block: time over the MLP model's, bytes read a token."""
     rows = []
     for name in settings.dtypes:
         for vocab_size in settings.vocab_sizes:
@@ -40,7 +40,7 @@ def measure_models(settings: "Settings", report: Callable[[str], object]) -> lis
 
 
 def model_bytes_read(model: KanLMForCausalLM) -> float:
-    """Bytes of weights that decoding one token reads at least: of the embedding, one row."""
+    """Count bytes of weights that decoding one token reads at least: of the embedding, one row."""
     table, head = model.model.embed_tokens.weight, model.lm_head.weight
     row = table.shape[1] * table.element_size()
     # A tied table is read whole, as the head.

@@ -29,7 +29,7 @@ _LAYERS = 8
 
 
 def measure_generate(settings: "Settings", report: Callable[[str], object]) -> list[dict]:
-    """One row a dtype, vocabulary and block; of `other_generated`, of the first of both alone."""
+    """Return a row a dtype, vocabulary and block; `other_generated` with the first two alone."""
     rows = []
     for dtype, vocab_size in itertools.product(settings.dtypes, settings.generated_vocab_sizes):
         report(f"{dtype}, generate, {vocab_size:,} tokens")
@@ -91,7 +91,7 @@ def _generator(model: Any, prompts: Iterator[Tensor]) -> Callable[[], object]:
 
 @torch.inference_mode()
 def measure_few_tokens(settings: "Settings", report: Callable[[str], object]) -> list[dict]:
-    """One row a dtype and number of tokens: of the default layer, d_model → 4/3 d_model."""
+    """Return one row a dtype and number of tokens: of the default layer, d_model → 4/3 d_model."""
     rows = []
     inputs, out = settings.d_model, settings.d_model * 4 // 3
     for name in settings.dtypes:

@@ -52,7 +52,7 @@ class Settings:
 
 
 def measure(settings: Settings, report: Callable[[str], object]) -> list[dict]:
-    """One row an axis and block: sizes, seconds, and the exponents of time and FLOPs.
+    """Return one row an axis and block: sizes, seconds, and the exponents of time and FLOPs.
 
     Raises:
         UserError: a block is unknown or has no width of equal parameters.
@@ -79,7 +79,7 @@ def measure(settings: Settings, report: Callable[[str], object]) -> list[dict]:
 
 
 def _on_grid(settings: Settings, grid_size: int) -> dict[str, Any]:
-    """A block of linear B-splines on so many cells; its width does not shrink as they grow."""
+    """Describe a block of linear B-splines on so many cells, whose width stays as they grow."""
     spec = {"kind": "kan-local", "basis": {"kind": "bspline", "grid_size": settings.grids[0]}}
     hidden = matched_spec(spec, settings.width)["hidden"]
     return {**spec, "hidden": hidden, "basis": {"kind": "bspline", "grid_size": grid_size}}
@@ -88,7 +88,7 @@ def _on_grid(settings: Settings, grid_size: int) -> dict[str, Any]:
 def _measure(
     settings: Settings, specs: Sequence[dict[str, Any]], d_model: int, tokens: int
 ) -> list[dict]:
-    """A block's kind, median seconds and FLOPs, of each."""
+    """Return a block's kind, median seconds and FLOPs, of each."""
     torch.manual_seed(0)
     blocks = [make_feed_forward(spec, d_model, 1.0).to(settings.device) for spec in specs]
     x = torch.randn(tokens, d_model, device=settings.device, requires_grad=True)
@@ -135,7 +135,7 @@ def _rows(axis: str, sizes: Sequence[int], points: Sequence[Sequence[dict]]) -> 
 
 
 def fitted_exponent(sizes: Sequence[float], costs: Sequence[float]) -> tuple[float, float]:
-    """p of cost ∝ sizeᵖ by least squares of the logarithms, and its standard error."""
+    """Fit p of cost ∝ sizeᵖ by least squares of the logarithms, and its standard error."""
     fit: Any = linregress([math.log(size) for size in sizes], [math.log(cost) for cost in costs])
     return float(fit.slope), float(fit.stderr)
 
@@ -147,7 +147,7 @@ _AXES = ("tokens", "d_model", "grid_size")
 
 
 def tables(results: Results) -> list[Table]:
-    """A row an axis and block."""
+    """Tabulate a row an axis and block."""
     groups = [where(results, axis=axis) for axis in _AXES]
 
     def cells(row: Results) -> list[str]:
@@ -176,7 +176,7 @@ def tables(results: Results) -> list[Table]:
 
 
 def figures(results: Results) -> list[Picture]:
-    """Time over that of the smallest size."""
+    """Draw time over that of the smallest size."""
     pictures = []
     for axis in _AXES:
         rows = where(results, axis=axis)
@@ -191,7 +191,7 @@ def figures(results: Results) -> list[Picture]:
 
 
 def section(results: Results) -> str:
-    """The benchmark's part of the page, in Markdown."""
+    """Return the benchmark's part of the page, in Markdown."""
     rows = [
         [
             row["block"],

@@ -47,7 +47,7 @@ class Settings:
 
 
 def measure(settings: Settings, report: Callable[[str], object]) -> list[dict]:
-    """One row a width, block and mode: times over the compiled MLP's, bytes kept, FLOPs.
+    """Return one row a width, block and mode: times over the compiled MLP's, bytes kept, FLOPs.
 
     Raises:
         UserError: a block is unknown or has no such width, or the backend cannot take it.
@@ -114,7 +114,7 @@ def _step(run: Callable[[Tensor], Tensor], module: nn.Module, x: Tensor, dy: Ten
 
 
 def _peak_bytes(step: Callable[[], object], device: str) -> int | None:
-    """What a step takes of a GPU's memory beside what lies there before it; None elsewhere."""
+    """Measure what a step adds to the memory in use on a GPU; None elsewhere."""
     if not device.startswith("cuda"):
         return None
     before = torch.cuda.memory_allocated(device)
@@ -127,7 +127,7 @@ def _peak_bytes(step: Callable[[], object], device: str) -> int | None:
 
 
 def tables(results: Results) -> list[Table]:
-    """A row a width, block and mode."""
+    """Tabulate a row a width, block and mode."""
     settings = results["settings"]
     reference = _saved(results, "gelu", "eager")
     on_gpu = any(row.get("peak_bytes") is not None for row in results["rows"])
@@ -173,7 +173,7 @@ def tables(results: Results) -> list[Table]:
 
 
 def figures(results: Results) -> list[Picture]:
-    """Time and memory over the MLP's, by width."""
+    """Draw time and memory over the MLP's, by width."""
     widths = results["settings"]["widths"]
     keys = list(dict.fromkeys((row["block"], row["mode"]) for row in results["rows"]))
     reference = _saved(results, "gelu", "eager")
@@ -197,13 +197,13 @@ def figures(results: Results) -> list[Picture]:
 
 
 def _saved(results: Results, block: str, mode: str) -> dict[int, int]:
-    """d_model → bytes kept for backward."""
+    """Map d_model to bytes kept for backward."""
     rows = where(results, block=block, mode=mode)
     return {row["d_model"]: row["saved_bytes"] for row in rows}
 
 
 def section(results: Results) -> str:
-    """The benchmark's part of the page, in Markdown."""
+    """Return the benchmark's part of the page, in Markdown."""
     settings, rows = results["settings"], results["rows"]
     widths = settings["widths"]
     memory = saved_by_mlp(results)

@@ -14,12 +14,12 @@ from kanlm.kan.bases import Local
 def interleaved(
     functions: Mapping[str, Callable[[], object]], rounds: int, synchronize: Callable[[], object]
 ) -> dict[str, list[float]]:
-    """Seconds of every function in every round, each called once a round.
+    """Measure seconds of every function in every round, each called once a round.
 
     Whatever slows the machine for a while then slows all alike. Two calls each before the first
     round compile, allocate and fill caches.
 
-    Arguments:
+    Args:
         synchronize: called before the clock is read, for devices that run ahead.
     """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
@@ -37,7 +37,7 @@ def interleaved(
 
 
 def ratio(seconds: Sequence[float], reference: Sequence[float]) -> dict[str, float]:
-    """Median over rounds of seconds / reference, and its quartiles."""
+    """Compute the median over rounds of seconds / reference, and its quartiles."""
     ratios = [one / other for one, other in zip(seconds, reference, strict=True)]
     low, middle, high = (
         statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
@@ -46,16 +46,16 @@ def ratio(seconds: Sequence[float], reference: Sequence[float]) -> dict[str, flo
 
 
 def synchronizer(device: str) -> Callable[[], object]:
-    """What waits for a device to have done all that it was asked."""
+    """Return what waits for a device to have done all that it was asked."""
     return torch.cuda.synchronize if device.startswith("cuda") else lambda: None
 
 
 def saved_bytes(run: Callable[[Tensor], Tensor], x: Tensor, module: nn.Module) -> int:
-    """Bytes that autograd keeps beside the input and the module's own tensors.
+    """Count bytes that autograd keeps beside the input and the module's own tensors.
 
     A storage counts once, however many saved tensors look into it.
 
-    Arguments:
+    Args:
         run: `module`, or what torch.compile made of it.
     """
     own = {t.untyped_storage().data_ptr() for t in (x, *module.parameters(), *module.buffers())}
@@ -73,7 +73,7 @@ def saved_bytes(run: Callable[[Tensor], Tensor], x: Tensor, module: nn.Module) -
 
 
 def bytes_read(module: nn.Module, batch_size: int = 1) -> float:
-    """Bytes of weights that a batch reads: of coefficients over a local basis, those that its
+    """Count bytes of weights that a batch reads: of coefficients over a local basis, those that its
     inputs activate, expected for uniformly spread ones; of others, all."""
     total = 0.0
     seen = set()

@@ -82,7 +82,7 @@ def _pykan(module: Any, settings: Settings) -> nn.Module:
 
 
 def _splines(name: str) -> Callable[[Any, Settings], nn.Module]:
-    """The layer `name` of a module, with the arguments that two repositories agree on."""
+    """Make the layer `name` of a module, with the arguments that two repositories agree on."""
 
     def make(module: Any, settings: Settings) -> nn.Module:
         return getattr(module, name)(
@@ -113,7 +113,7 @@ PEERS = {
 
 
 def measure(settings: Settings, report: Callable[[str], object]) -> list[dict]:
-    """Two rows a peer, number of tokens and mode, ours and theirs: time over ours, bytes kept.
+    """Return two rows a peer, number of tokens and mode, ours and theirs: times, bytes kept.
 
     Peers of the `bench` extra are taken where they are installed.
 
@@ -167,7 +167,7 @@ def _importable(checkout: Path | None) -> Iterator[None]:
 
 
 def our_layer(settings: Settings, peer: Peer) -> KANLinear:
-    """Our layer with as many functions of the peer's sort on its grid."""
+    """Return our layer with as many functions of the peer's sort on its grid."""
     if peer.gaussians:
         basis = RBF(centers=settings.grid_size + settings.degree)
     else:
@@ -237,7 +237,7 @@ def _step(run: Callable[[Tensor], Tensor], module: nn.Module, x: Tensor) -> None
 
 
 def tables(results: Results) -> list[Table]:
-    """Two rows a peer, number of tokens and mode."""
+    """Tabulate two rows a peer, number of tokens and mode."""
     settings = results["settings"]
     names = ("peer", "tokens", "mode")
     keys = dict.fromkeys(tuple(row[name] for name in names) for row in results["rows"])
@@ -279,12 +279,12 @@ def tables(results: Results) -> list[Table]:
 
 
 def _times(bytes_kept: int, ours: int) -> str:
-    """Over ours, which may be nothing at all."""
+    """Format the ratio to ours, which may be nothing at all."""
     return fixed(bytes_kept / ours, 1) if ours else MISSING
 
 
 def section(results: Results) -> str:
-    """The benchmark's part of the page, in Markdown."""
+    """Return the benchmark's part of the page, in Markdown."""
     settings, rows = results["settings"], results["rows"]
     table = [
         [

@@ -26,7 +26,7 @@ BEGIN, END = "<!-- ./scripts/benchmarks writes from here -->", "<!-- to here -->
 
 
 def page(benchmarks: Mapping[str, Results]) -> str:
-    """All figures, in Markdown."""
+    """Write all figures in Markdown."""
     parts = ["# Speed and memory", _made_with(benchmarks)]
     for name in BENCHMARKS:
         if name in benchmarks:
@@ -36,7 +36,7 @@ def page(benchmarks: Mapping[str, Results]) -> str:
 
 
 def digest(benchmarks: Mapping[str, Results]) -> str:
-    """The figures that matter most, of the default `kan` and of `kan-local`.
+    """Tabulate the figures that matter most, of the default `kan` and of `kan-local`.
 
     Raises:
         KeyError: one of layers, step and decode has not been measured.
@@ -100,7 +100,7 @@ def _has(results: Results, block: str) -> bool:
 
 
 def written(readme: str, text: str) -> str:
-    """README.md with a new text between the marks.
+    """Put a new text between the marks of README.md.
 
     Raises:
         ValueError: a mark is missing.

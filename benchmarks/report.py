@@ -15,7 +15,7 @@ Results = Mapping[str, Any]
 
 
 def where(results: Results, **values: Any) -> list[Any]:
-    """Rows that have all these values."""
+    """Return rows that have all these values."""
     return [
         row
         for row in results["rows"]
@@ -24,7 +24,7 @@ def where(results: Results, **values: Any) -> list[Any]:
 
 
 def rules(groups: Sequence[Sequence[Any]]) -> list[int]:
-    """Rows that begin a group, but the first."""
+    """Return rows that begin a group, but the first."""
     return list(itertools.accumulate(len(group) for group in groups))[:-1]
 
 
@@ -37,9 +37,9 @@ def lines(
     *,
     powers: bool = False,
 ) -> Picture:
-    """A line a label over sizes that double; from zero up, so that heights compare.
+    """Draw a line a label over sizes that double; from zero up, so that heights compare.
 
-    Arguments:
+    Args:
         powers: whether values are powers of the sizes: then slopes compare.
     """
     with mpl.rc_context(STYLE):
@@ -67,13 +67,13 @@ def lines(
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown."""
+    """Write a table in Markdown."""
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def of_block(results: Results, block: str, **values: Any) -> list[Mapping[str, Any]]:
-    """Rows of the first block whose label begins so, that have all these values."""
+    """Return rows of the first block whose label begins so, that have all these values."""
     name = next(r["block"] for r in results["rows"] if r["block"].startswith(block))
     return [
         row
@@ -83,5 +83,5 @@ def of_block(results: Results, block: str, **values: Any) -> list[Mapping[str, A
 
 
 def saved_by_mlp(layers: Results) -> dict[int, int]:
-    """d_model → bytes that the eager MLP keeps for backward."""
+    """Map d_model to bytes that the eager MLP keeps for backward."""
     return {row["d_model"]: row["saved_bytes"] for row in of_block(layers, "gelu", mode="eager")}

@@ -55,7 +55,7 @@ TWIN = "swiglu"
 
 
 def measure(settings: Settings, report: Callable[[str], object]) -> list[dict]:
-    """One row a mode and block: time over the SwiGLU model's, tokens a second, FLOPs.
+    """Return one row a mode and block: time over the SwiGLU model's, tokens a second, FLOPs.
 
     Raises:
         UserError: a block is unknown or has no width of equal parameters.
@@ -152,7 +152,7 @@ def _step(
 
 
 def tables(results: Results) -> list[Table]:
-    """A row a mode and block."""
+    """Tabulate a row a mode and block."""
     settings = results["settings"]
     groups = [where(results, mode=mode) for mode in settings["modes"]]
 
@@ -192,7 +192,7 @@ def tables(results: Results) -> list[Table]:
 
 
 def section(results: Results) -> str:
-    """The benchmark's part of the page, in Markdown."""
+    """Return the benchmark's part of the page, in Markdown."""
     settings = results["settings"]
     rows = [
         [

@@ -60,7 +60,7 @@ class _Signalled(KeyboardInterrupt):
 
 @contextmanager
 def _signals_interrupt() -> Iterator[None]:
-    """Let SIGTERM and SIGUSR1 end a process that is alone with a line, not in silence.
+    """End a process that is alone with a line, not in silence, at SIGTERM and SIGUSR1.
 
     One of several would no longer be ended by them where it waits for the others.
     """
@@ -385,7 +385,7 @@ def _tree(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _load(arguments: argparse.Namespace) -> Any:
-    """The resolved configuration, or None where it was only to be printed."""
+    """Return the resolved configuration, or None where it was only to be printed."""
     tree = _tree(arguments)
     from kanlm.config import from_tree
 
@@ -393,7 +393,7 @@ def _load(arguments: argparse.Namespace) -> Any:
 
 
 def _stated_data(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The settings that `--data` stands for: a domain named after its text.
+    """Return the settings that `--data` stands for: a domain named after its text.
 
     Raises:
         UserError: overrides state the text as well, or there is no such text.

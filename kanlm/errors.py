@@ -19,7 +19,7 @@ class UserError(Exception):
 class Interrupted(Exception):
     """A signal or a time limit asked for a stop, and what was running has saved itself.
 
-    Arguments:
+    Args:
         exit_code: 128 and the signal's number, or `EXIT_TIME_LIMIT`.
     """
 
@@ -43,7 +43,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what a library says went wrong; of YAML, the problem and its line."""
+    """Return the first line of a library's error; of YAML's, the problem and its line."""
     mark = getattr(error, "problem_mark", None)
     if mark is not None:
         return f"{getattr(error, 'problem', None)} in line {mark.line + 1}"

@@ -13,7 +13,7 @@ PATIENCE = 2.0
 def saying(what: str, report: Callable[[str], None]) -> Iterator[None]:
     """Report what the block does once it has taken two seconds.
 
-    Arguments:
+    Args:
         what: as a line, such as `building the model`.
         report: called from another thread, at most once.
     """

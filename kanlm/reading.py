@@ -9,7 +9,7 @@ from kanlm.errors import UserError, first_line
 
 
 def read_bytes(path: Path) -> bytes:
-    """The contents of a file that lies where it says.
+    """Read a file that lies where it says.
 
     Raises:
         UserError: it cannot be read, is no ordinary file, or is a link that leads out of its
@@ -38,7 +38,7 @@ def check_plain(path: Path) -> None:
 
 
 def read_text(path: Path) -> str:
-    """The contents of a text file.
+    """Read a text file.
 
     Raises:
         UserError: as of `read_bytes`, or it is not UTF-8.
@@ -50,7 +50,7 @@ def read_text(path: Path) -> str:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
+    """Read the JSON object in a file.
 
     Raises:
         UserError: as of `read_bytes`, or it holds no JSON object of finite numbers.
@@ -62,9 +62,9 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def parse_object(text: bytes, *, finite: bool) -> dict[str, Any]:
-    """The JSON object that a text is.
+    """Parse a JSON object.
 
-    Arguments:
+    Args:
         finite: whether to refuse what JSON has no word for: NaN and infinities.
 
     Raises:

@@ -118,7 +118,7 @@ def _explain(problem: Any, tree: Any, schema: Any, setting: str, beside: Sequenc
 
 
 def _location(parts: Sequence[str | int], tree: Any, missing: bool) -> list[str]:
-    """Those parts of pydantic's location that are in the tree; it adds the names of types."""
+    """Return the parts of pydantic's location that are in the tree; it adds names of types."""
     location = []
     for part in parts:
         try:

@@ -43,7 +43,7 @@ class Setting:
 
 
 def fields_of(schema: type) -> list[Setting]:
-    """The settings of a dataclass, but for those that are sections themselves."""
+    """List the settings of a dataclass, but for those that are sections themselves."""
     comments = _comments(schema)
     hints = typing.get_type_hints(schema, include_extras=True)
     found = []
@@ -62,13 +62,13 @@ def fields_of(schema: type) -> list[Setting]:
 
 
 def section_of(hint: Any) -> type | None:
-    """The dataclass that a field of this type holds, alone or beside null; None if none."""
+    """Find the dataclass that a field of this type holds, alone or beside null; None if none."""
     kinds = typing.get_args(hint) if _is_union(hint) else (hint,)
     return next((k for k in kinds if isinstance(k, type) and dataclasses.is_dataclass(k)), None)
 
 
 def options_of(factory: type, others: Iterable[type] = ()) -> list[Setting]:
-    """The settings of a class in a registry: its keyword-only arguments.
+    """List the settings of a class in a registry: its keyword-only arguments.
 
     Args:
         factory: the class.
@@ -92,12 +92,12 @@ def options_of(factory: type, others: Iterable[type] = ()) -> list[Setting]:
 
 
 def summary(cls: type) -> str:
-    """The first paragraph of a class's docstring, on one line."""
+    """Return the first paragraph of a class's docstring, on one line."""
     return " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())
 
 
 def describe_type(hint: Any) -> str:
-    """A type as somebody who writes YAML would say it."""
+    """Describe a type in the words of somebody who writes YAML."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
         return " ".join([describe_type(arguments[0]), _limits(arguments[1:])])
@@ -118,7 +118,7 @@ def describe_type(hint: Any) -> str:
 
 
 def _limits(constraints: Iterable[Any]) -> str:
-    """The range of a number: `≥ 0, < 1`."""
+    """Describe the range of a number: `≥ 0, < 1`."""
     signs = {Gt: ">", Ge: "≥", Lt: "<", Le: "≤"}
     return ", ".join(
         f"{sign} {getattr(each, kind.__name__.lower())}"
@@ -133,7 +133,7 @@ def _is_union(hint: Any) -> bool:
 
 
 def _comments(schema: type) -> dict[str, str]:
-    """Field → the `#:` comment that stands directly above it."""
+    """Map each field to the `#:` comment that stands directly above it."""
     source = textwrap.dedent(inspect.getsource(schema))
     lines = source.splitlines()
     (node,) = ast.parse(source).body
@@ -153,7 +153,7 @@ def _comments(schema: type) -> dict[str, str]:
 
 
 def _meaning(cls: type, name: str, known: Mapping[str, type], seen: tuple[type, ...]) -> str:
-    """What a class's docstring, or the one that it refers to, says of an argument."""
+    """Find what a class's docstring, or the one that it refers to, says of an argument."""
     if cls in seen:
         return ""
     arguments, reference = _arguments(cls)
@@ -170,7 +170,7 @@ def _meaning(cls: type, name: str, known: Mapping[str, type], seen: tuple[type, 
 
 
 def _arguments(cls: type) -> tuple[dict[str, str], str | None]:
-    """Argument → text in a docstring's `Args:`, and the class that it refers to for others."""
+    """Map arguments to their text in `Args:`, and find the class that it refers to for others."""
     found: dict[str, str] = {}
     reference, inside, names = None, False, []
     for line in (inspect.getdoc(cls) or "").splitlines():

@@ -89,7 +89,7 @@ class Split:
             first = last + 1
 
     def only(self, kept: np.ndarray) -> "Split":
-        """The stream of some of the documents; `kept` is (documents,) bool."""
+        """Return the stream of some of the documents; `kept` is (documents,) bool."""
         table = np.stack([self.document_tokens, self.document_words, self.document_bytes], axis=1)
         groups = list(self.token_documents(0))
         stops = np.cumsum([len(group.lengths) for group in groups])[:-1]

@@ -103,7 +103,7 @@ def _sizes(splits: list[Split]) -> dict[str, Any]:
 
 
 def _problems(corpus: Corpus) -> list[str]:
-    """What a run would be refused for."""
+    """List what a run would be refused for."""
     problems = []
     for name in SPLITS:
         try:

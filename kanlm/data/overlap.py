@@ -39,13 +39,13 @@ class Stream(Protocol):
 
 
 def window_tokens(tokens: int, n_bytes: int) -> int:
-    """Tokens of a window, for text of so many tokens and bytes."""
+    """Return the tokens of a window, for text of so many tokens and bytes."""
     wanted = WINDOW_BYTES * tokens / max(n_bytes, 1)
     return 2 ** max(round(math.log2(max(wanted, 1))), _level(SHORTEST_WINDOW))
 
 
 def found_shares(documents: Iterable[TokenDocuments], text: Stream, window: int) -> np.ndarray:
-    """The share of each document's tokens that stands in the text, (documents,) float64.
+    """Return the share of each document's tokens that stands in the text, (documents,) float64.
 
     Args:
         documents: all documents, laid end to end in groups.
@@ -78,19 +78,19 @@ def _level(window: int) -> int:
 
 
 def _levels(lengths: np.ndarray) -> np.ndarray:
-    """log₂ of the largest power of two that is not larger; −1 for 0."""
+    """Return log₂ of the largest power of two that is not larger; −1 for 0."""
     return np.frexp(np.maximum(lengths, 0).astype(np.float64))[1] - 1
 
 
 def _window_starts(starts: np.ndarray, lengths: np.ndarray, window: int) -> np.ndarray:
-    """Where the windows inside documents start, in the stream of all."""
+    """Return where the windows inside documents start, in the stream of all."""
     counts = lengths - window + 1
     within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     return np.repeat(starts, counts) + within
 
 
 def _found_in(text: Stream, level: int, hashes: np.ndarray) -> np.ndarray:
-    """Which windows, given by their hashes, stand in the text, (windows,) bool."""
+    """Find which windows, given by their hashes, stand in the text, (windows,) bool."""
     wanted, inverse = np.unique(hashes, return_inverse=True)
     found = np.zeros(len(wanted), dtype=bool)
     if not len(wanted):

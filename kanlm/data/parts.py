@@ -142,7 +142,7 @@ class _Names:
         self.summary = folder / f"{index:05d}.json"
 
     def checksums(self) -> dict[str, str]:
-        """File name → hex sha256 of what the summary sums up."""
+        """Return file name → hex sha256 of what the summary sums up."""
         return {path.name: file_sha256(path) for path in (self.tokens, self.documents)}
 
 
@@ -250,7 +250,7 @@ def _parts_folder(target: Target, count: int) -> Path:
 
 
 def _folders(target: Target) -> list[Path]:
-    """Folders of parts of the source, by whatever number it was divided."""
+    """Find folders of parts of the source, by whatever number it was divided."""
     return sorted(target.folder.parent.glob(f"{target.folder.name}.parts-of-[0-9]*"))
 
 

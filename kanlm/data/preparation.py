@@ -94,7 +94,7 @@ class Reading(Protocol):
 
     @property
     def left_out(self) -> LeftOut:
-        """What has been left out up to where it has come."""
+        """Return what has been left out so far."""
         ...
 
 
@@ -178,7 +178,7 @@ def prepare_target(
     shard_tokens: int = SHARD_TOKENS,
     report: Callable[[str], None] = lambda line: None,
 ) -> ShardedSource:
-    """Do as `prepare`."""
+    """Prepare one target; see `prepare`."""
     unfinished = target.folder.with_name(target.folder.name + ".partial")
     read = partial(_Tokenising, target)
     return prepare_by(read, target, unfinished, shard_tokens=shard_tokens, report=report)

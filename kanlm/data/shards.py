@@ -289,7 +289,7 @@ def _verify(digests: Mapping[Path, str], folder: Path) -> None:
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
-    """Size and time of change of a file, None if there is none."""
+    """Return size and time of change of a file, None if there is none."""
     try:
         found = path.stat()
     except OSError:

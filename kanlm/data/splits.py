@@ -14,7 +14,7 @@ BLOCK_CHARACTERS = 2048
 
 
 def split_of_digest(digest: bytes, validation_fraction: float, test_fraction: float) -> str:
-    """Place a document by the number in [0, 1) that the first 8 bytes of its hash make."""
+    """Assign a document to a split by the first 8 bytes of its hash, as a number in [0, 1)."""
     place = int.from_bytes(digest[:8], "big") / 2**64
     if place < validation_fraction:
         return "validation"

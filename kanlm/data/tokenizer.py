@@ -206,7 +206,7 @@ def _keeps_words_in_blocks(state: dict[str, Any]) -> bool:
 
 
 def _byte_tokenizer() -> Tokenizer:
-    """The 256 bytes, token id = byte."""
+    """Make a tokenizer of the 256 bytes, token id = byte."""
     # ByteLevel writes a printable byte as itself and the others, in order, as the letters
     # of its alphabet from code point 256 on.
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -220,7 +220,7 @@ def _byte_tokenizer() -> Tokenizer:
 
 
 def _character_tokenizer(texts: Iterator[str]) -> Tokenizer:
-    """The characters of the texts in the order of Unicode, then the 256 bytes."""
+    """Make a tokenizer of the texts' characters in the order of Unicode, then the 256 bytes."""
     seen: set[str] = set()
     for text in texts:
         seen.update(text)
@@ -232,7 +232,7 @@ def _character_tokenizer(texts: Iterator[str]) -> Tokenizer:
 
 
 def _train_bpe(vocab_size: int, texts: Iterator[str]) -> Tokenizer:
-    """Byte-level BPE with GPT-2's division into words.
+    """Train byte-level BPE with GPT-2's division into words.
 
     Raises:
         UserError: the text has too few different pieces for so many tokens.

@@ -77,11 +77,11 @@ class Evaluation:
         return float(self.nats.sum() / self.bytes.sum() / np.log(2))
 
     def sums(self) -> dict[str, Any]:
-        """Totals over the split, as JSON can hold them."""
+        """Return totals over the split, as JSON can hold them."""
         return {name: array.sum().item() for name, array in vars(self).items()}
 
     def by_document(self) -> dict[str, Any]:
-        """One list a quantity, as JSON can hold them."""
+        """Return one list a quantity, as JSON can hold them."""
         return {name: array.tolist() for name, array in vars(self).items()}
 
 
@@ -107,7 +107,7 @@ def evaluate(
     context_length − stride tokens before it wherever the stream has them. A stride of
     context_length is cheapest, a stride of 1 gives every token its full context.
 
-    Arguments:
+    Args:
         model: a causal language model; `model(input_ids).logits` is (batch, time, vocab)
             and `model.config.eos_token_id` the end-of-document token. A `KanLMForCausalLM`
             scores the tokens itself, without logits of all of them.
@@ -174,7 +174,7 @@ def _windows(
     rank: int,
     world_size: int,
 ) -> Iterator[_Window]:
-    """This rank's windows; those past the end of the stream score nothing."""
+    """Yield this rank's windows; those past the end of the stream score nothing."""
     if not 1 <= stride <= context_length:
         raise ValueError(f"stride = {stride}: expected 1 ≤ stride ≤ {context_length}")
     beyond_first = max(0, split.n_tokens - context_length)
@@ -211,7 +211,7 @@ def _score(
     attention_within_documents: bool,
     device: torch.device | str,
 ) -> list[np.ndarray]:
-    """−ln p of each window's scored targets, as float64 arrays."""
+    """Compute −ln p of each window's scored targets, as float64 arrays."""
     tokens = np.stack([window.tokens for window in batch])
     read, targets = tokens[:, :-1], torch.from_numpy(tokens[:, 1:]).to(device)
     inputs: dict[str, Any] = {"input_ids": torch.from_numpy(read).to(device), "use_cache": False}

@@ -48,14 +48,14 @@ class Corpus(Protocol):
 
 
 def references(corpus: Corpus, split: str) -> References:
-    """Both references on one held-out split of a domain."""
+    """Compute both references on one held-out split of a domain."""
     bigram, discount, tokens = bigram_bits_per_byte(corpus, split)
     xz, training_bytes, heldout_bytes = xz_bits_per_byte(corpus, split)
     return References(bigram, discount, tokens, xz, training_bytes, heldout_bytes)
 
 
 def cached_references(corpus: DataCorpus, split: str) -> dict[str, Any]:
-    """`references` as a dictionary, computed once and kept in the domain's cache folder.
+    """Compute `references` once, and keep them in the domain's cache folder.
 
     Raises:
         UserError: what is kept is damaged, or cannot be written.
@@ -71,7 +71,7 @@ def cached_references(corpus: DataCorpus, split: str) -> dict[str, Any]:
 
 
 def bigram_bits_per_byte(corpus: Corpus, split: str) -> tuple[float, float, int]:
-    """A token bigram with interpolated Kneser-Ney smoothing.
+    """Score a token bigram with interpolated Kneser-Ney smoothing.
 
     With c the counts of training bigrams, n₊ numbers of distinct ones, D the discount
     and V the size of the vocabulary,
@@ -104,7 +104,7 @@ def bigram_bits_per_byte(corpus: Corpus, split: str) -> tuple[float, float, int]
 
 
 def xz_bits_per_byte(corpus: Corpus, split: str) -> tuple[float, int, int]:
-    """What xz adds for held-out text that follows training text, by held-out byte:
+    """Measure what xz adds for held-out text that follows training text, by held-out byte:
 
         8 · (|xz(train + held-out)| − |xz(train)|) / |held-out|
 
@@ -154,7 +154,7 @@ class _Counts:
         )
 
     def nats(self, found: _Found, discount: float) -> float:
-        """Σ −ln p(w | v)."""
+        """Compute Σ −ln p(w | v)."""
         kinds = len(self.codes)
         floor = discount * np.count_nonzero(self.predecessors) / kinds / self.vocab_size
         lower = np.maximum(found.predecessors - discount, 0) / kinds + floor
@@ -165,7 +165,7 @@ class _Counts:
 
 
 def _stretches(train: HeldOut) -> Iterator[np.ndarray]:
-    """The whole training stream, or evenly spread stretches of BIGRAM_TOKENS in sum."""
+    """Return the whole training stream, or evenly spread stretches of BIGRAM_TOKENS in sum."""
     if train.n_tokens <= BIGRAM_TOKENS:
         yield train.tokens(0, train.n_tokens)
         return
@@ -175,13 +175,13 @@ def _stretches(train: HeldOut) -> Iterator[np.ndarray]:
 
 
 def _pairs(split: HeldOut, end_of_document: int) -> np.ndarray:
-    """(2, tokens): every token below the one before it, the first after an ended document."""
+    """Stack every token below the one before it, (2, tokens), the first after an ended document."""
     tokens = split.tokens(0, split.n_tokens).astype(np.int64)
     return np.stack([np.concatenate([[end_of_document], tokens[:-1]]), tokens])
 
 
 def _documents(split: Readable, limit: int) -> Iterator[bytes]:
-    """All documents, or every k-th, and at most `limit` bytes."""
+    """Return all documents, or every k-th, and at most `limit` bytes."""
     step = max(1, -(-int(split.document_bytes.sum()) // limit))
     for index in range(0, len(split.document_bytes), step):
         document = split.text(index).encode()[:limit]

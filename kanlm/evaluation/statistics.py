@@ -39,9 +39,9 @@ def bootstrap_interval(
     seed: int,
     confidence: float = 0.95,
 ) -> Interval:
-    """Bits per byte of a split, Σ nats / (ln 2 · Σ bytes), and its interval.
+    """Compute bits per byte of a split, Σ nats / (ln 2 · Σ bytes), and its interval.
 
-    Arguments:
+    Args:
         nats: (documents,) summed losses; the mean over seeds where there are several.
         bytes: (documents,) UTF-8 bytes.
         resamples: of the documents, with replacement.
@@ -81,7 +81,7 @@ def paired_interval(
     seed: int,
     confidence: float = 0.95,
 ) -> Interval:
-    """Difference in bits per byte of two models over the same documents: first − other.
+    """Compute the difference in bits per byte of two models over the same documents: first − other.
 
     Both are resampled together. Hard documents are hard for both, so this is far
     narrower than what two separate intervals suggest.

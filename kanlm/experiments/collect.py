@@ -94,7 +94,7 @@ def _key_of(run: Run) -> dict[str, Any]:
 
 
 def combine_facts(by_seed: Sequence[Sequence[Mapping[str, Any]]]) -> ArmFacts:
-    """An arm's facts from those of its runs, [seed][stage].
+    """Combine an arm's facts from those of its runs, [seed][stage].
 
     Tokens and seconds are what one seed took for all stages, on average over seeds, so that
     more seeds do not make an arm look dearer. Memory is the largest of all; steps, and those
@@ -124,7 +124,7 @@ def combine_facts(by_seed: Sequence[Sequence[Mapping[str, Any]]]) -> ArmFacts:
 
 
 def _of_domains(outcomes: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, str]]:
-    """References and fingerprints by domain; all runs have the same."""
+    """Return references and fingerprints by domain; all runs have the same."""
     references: dict[str, Any] = {}
     data_hash: dict[str, str] = {}
     for outcome in outcomes:

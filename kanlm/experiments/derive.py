@@ -33,14 +33,14 @@ def derive(
     notes: Sequence[Note] = (),
     resamples: int = 1000,
 ) -> dict[str, Any]:
-    """Everything that results.json holds.
+    """Derive everything that results.json holds.
 
     Matrices are [stage][domain], with null where nothing was measured; `_by_seed` puts
     [seed] before that, in the order of the arm's `seeds`. Means over seeds are taken of
     bits per byte and of nats, so that perplexity is exp of a mean loss. An interval holds
     the uncertainty over documents of the mean over seeds, not that over seeds.
 
-    Arguments:
+    Args:
         records: of one split and one strategy an arm; of several at one place the last
             step counts.
         arms: name → ARM_FACTS and whatever else should be kept, in the order shown.
@@ -162,7 +162,7 @@ def _comparisons(
     domains: Sequence[str],
     resamples: int,
 ) -> list[dict[str, Any]]:
-    """Every two arms at every stage and domain: arm − other, paired by seed and document."""
+    """Compare every two arms by stage and domain: arm − other, paired by seed and document."""
     compared = []
     for (name, arm), (other_name, other) in itertools.combinations(studies.items(), 2):
         seeds = [seed for seed in arm.seeds if seed in other.seeds]
@@ -253,12 +253,12 @@ def _ends(interval: Interval | None) -> list[float] | None:
 def _named(
     names: Sequence[str], by_seed: np.ndarray | Sequence[np.ndarray]
 ) -> dict[str, float | None]:
-    """Domain → mean over seeds."""
+    """Map each domain to its mean over seeds."""
     return dict(zip(names, _nested(np.mean(by_seed, axis=0)), strict=True))
 
 
 def _nested(array: Any) -> Any:
-    """Nested lists that JSON can hold: null for what is not a finite number."""
+    """Return nested lists that JSON can hold: null for what is not a finite number."""
     if np.ndim(array):
         return [_nested(part) for part in array]
     return float(array) if np.isfinite(array) else None

@@ -76,7 +76,7 @@ class _Text:
     whole: bool
 
     def references(self, split: str) -> dict[str, Any]:
-        """Of the first run's tokens."""
+        """Return references in the first run's tokens."""
         corpus = next(iter(self.corpora.values()))
         if self.whole:
             return cached_references(corpus, split)
@@ -100,7 +100,7 @@ def evaluate_runs(
 ) -> dict[str, Any]:
     """Evaluate runs on texts, print a table or JSON, and return what results.json holds.
 
-    Arguments:
+    Args:
         runs: folders of runs; each is an arm, named by its folder. Of an unfinished one the
             newest checkpoint is read.
         sources: as in `parse_source_argument`, each a domain; none is the first run's own text.
@@ -190,9 +190,9 @@ def _subject(run: Path, config: Config) -> _Subject:
 def _data(
     config: Config, default: DataSettings, source: str | None, known: Sequence[DataSettings]
 ) -> DataSettings:
-    """The text to evaluate on, split by the fractions of the run's own data.
+    """Return the text to evaluate on, split by the fractions of the run's own data.
 
-    Arguments:
+    Args:
         default: settings of the text where `source` is None.
         known: texts that the runs have cut into documents, which is done in the same way.
     """
@@ -268,7 +268,7 @@ def _evaluate(subject: _Subject, model: KanLMForCausalLM, text: _Text) -> Evalua
 
 
 def _facts(weights: Newest, model: KanLMForCausalLM) -> dict[str, Any]:
-    """What is known of an arm beside its losses."""
+    """Return what is known of an arm beside its losses."""
     if weights.step is None:
         path = weights.run / "results.json"
         if not path.exists():

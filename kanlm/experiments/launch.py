@@ -55,7 +55,7 @@ def run_chains(
     A finished run is skipped and an interrupted one resumed. When one fails, the others
     are told to save themselves.
 
-    Arguments:
+    Args:
         chains: configurations of runs, each chain's later ones starting from its earlier.
         parallel: processes at a time.
         launcher: command that starts a run in place of this Python.
@@ -133,7 +133,7 @@ class _Process:
         starting up is ended by the signal, and has nothing to save. A launcher has its own
         codes for the end of what it started.
 
-        Arguments:
+        Args:
             asked: whether the runs have been asked to stop.
             or_give_up: whether it may have diverged.
 
@@ -246,7 +246,7 @@ def _last_training_line(path: Path) -> dict[str, Any] | None:
 class Whole:
     """How far all the runs of a study are, and how long they will yet take.
 
-    Arguments:
+    Args:
         runs: their configurations.
     """
 

@@ -20,9 +20,9 @@ PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "datasets", "nu
 
 
 def collect(config: Config, data_hash: Mapping[str, str]) -> dict[str, Any]:
-    """Commit, versions, hardware and hashes of a result.
+    """Collect commit, versions, hardware and hashes of a result.
 
-    Arguments:
+    Args:
         config: of the run or study.
         data_hash: domain → fingerprint of its corpus.
     """
@@ -35,7 +35,7 @@ def collect(config: Config, data_hash: Mapping[str, str]) -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """Commit, versions and hardware."""
+    """Collect commit, versions and hardware."""
     commit, dirty = _commit(Path(__file__).parent)
     return {
         "commit": commit,
@@ -50,14 +50,14 @@ def environment() -> dict[str, Any]:
 
 
 def config_hash(config: Config) -> str:
-    """sha256 of every setting but the folder, so that a moved run keeps its hash."""
+    """Hash every setting but the folder (sha256), so that a moved run keeps its hash."""
     tree = to_tree(config)
     del tree["output_dir"]
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
 def _commit(folder: Path) -> tuple[str | None, bool | None]:
-    """Commit of the repository that holds the code, and whether tracked files differ from it.
+    """Find the commit of the code's repository, and whether tracked files differ from it.
 
     Both None for code that was installed, or where there is no git.
     """
@@ -91,7 +91,7 @@ def _hardware() -> dict[str, Any]:
 
 
 def _cpu_model() -> str:
-    """Name of the processor as the operating system gives it, and the instructions that torch uses.
+    """Name the processor as the operating system does, and the instructions that torch uses.
 
     Machines of one name may be generations apart.
     """

@@ -55,7 +55,7 @@ class Entry:
     changed: str = ""
 
     def describe(self) -> str:
-        """The state in words."""
+        """Describe the state in words."""
         if self.problem is not None:
             return f"damaged: {self.problem}"
         if self.kind == "study":
@@ -78,7 +78,7 @@ class _DamagedError(Exception):
 
 
 def list_runs(folder: Path) -> list[Entry]:
-    """The runs and studies below a folder, those last written first.
+    """List the runs and studies below a folder, those last written first.
 
     The runs of a study are listed where the folder is the study or lies in it.
 
@@ -128,7 +128,7 @@ def print_runs(folder: Path, *, as_json: bool) -> None:
 
 
 def planned_runs(study: Mapping[str, Any]) -> int:
-    """How many runs a study takes, by its settings: trials, then arms × seeds × stages."""
+    """Count the runs that a study takes, by its settings: trials, then arms × seeds × stages."""
     arms = len(study["arms"])
     grid = next(iter(study.get("arm_grids", {}).values()), study.get("grid", {}))
     trials = math.prod(len(values) for values in grid.values())
@@ -140,7 +140,7 @@ def planned_runs(study: Mapping[str, Any]) -> int:
 
 
 def _found(folder: Path, top: Path) -> Iterator[tuple[Path, Mapping[str, Any] | str]]:
-    """Folders of runs and studies, with the settings of each or what is wrong with them."""
+    """Yield folders of runs and studies, with the settings of each or what is wrong with them."""
     if (folder / "config.yaml").is_file():
         try:
             tree: Mapping[str, Any] | str = _settings(folder)
@@ -236,7 +236,7 @@ def _changed(folder: Path) -> float:
 
 
 def _settings(folder: Path) -> Mapping[str, Any]:
-    """What config.yaml holds, read without the checks of a run that is to be started."""
+    """Read config.yaml without the checks of a run that is to be started."""
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -260,7 +260,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _last_lines(path: Path, domain: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The last line of training and the last validation on a domain; empty where there is none."""
+    """Read the last lines of training and of validation on a domain; empty where there is none."""
     found: dict[str, dict[str, Any]] = {}
     for text in reversed(_tail(path)):
         try:
@@ -276,7 +276,7 @@ def _last_lines(path: Path, domain: str) -> tuple[dict[str, Any], dict[str, Any]
 
 
 def _tail(path: Path) -> list[bytes]:
-    """The whole lines at the end of a file."""
+    """Read the whole lines at the end of a file."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -291,7 +291,7 @@ def _tail(path: Path) -> list[bytes]:
 
 
 def _kinds(feed_forward: Any) -> str:
-    """Kinds of feed-forward blocks, each once."""
+    """List kinds of feed-forward blocks, each once."""
     specs = feed_forward if isinstance(feed_forward, list) else [feed_forward]
     kinds = [spec if isinstance(spec, str) else spec["kind"] for spec in specs]
     return " + ".join(dict.fromkeys(kinds))

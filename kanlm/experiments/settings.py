@@ -95,7 +95,7 @@ def settings_text(name: str | None = None) -> str:
 
 
 def _sections() -> Iterator[Section]:
-    """The parts of the page, in its order."""
+    """Return the parts of the page, in its order."""
     yield Section("top", "## Top level", summary(Config), _by_name(fields_of(Config)))
     hints = typing.get_type_hints(Config, include_extras=True)
     for field in dataclasses.fields(Config):
@@ -125,5 +125,5 @@ def _entry(name: str, setting: Setting) -> str:
 
 
 def _yaml(value: Any) -> str:
-    """A default on one line, as a config would state it."""
+    """Write a default on one line, as a config would state it."""
     return f"`{json.dumps(value)}`"

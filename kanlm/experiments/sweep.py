@@ -37,7 +37,7 @@ def _is_skipped(line: dict[str, Any]) -> bool:
 
 
 def final_loss(config: Config) -> tuple[float, int]:
-    """Validation bits per byte of a finished run's model, NaN if not finite, and its step.
+    """Return validation bits per byte of a finished run's model, NaN if not finite, and its step.
 
     Without early stopping that is the last validation of the domain trained on, with it the
     best, whose model is gone back to.
@@ -67,7 +67,7 @@ def final_loss(config: Config) -> tuple[float, int]:
 
 
 def outcome(settings: dict[str, Any], config: Config) -> Trial:
-    """What became of a trial that is over.
+    """Find out what became of a trial that is over.
 
     Raises:
         UserError: as of `final_loss`.
@@ -82,7 +82,7 @@ def outcome(settings: dict[str, Any], config: Config) -> Trial:
 
 
 def choose(trials: Sequence[Trial], arm: str) -> list[Trial]:
-    """The trials, that of least loss marked as chosen, the first of several.
+    """Mark the trial of least loss as chosen, the first of several.
 
     Raises:
         UserError: all diverged.
@@ -98,7 +98,7 @@ def choose(trials: Sequence[Trial], arm: str) -> list[Trial]:
 
 
 def record(trials: Sequence[Trial], *, seed: int, domain: str, others: int) -> dict[str, Any]:
-    """A sweep as results.json holds it.
+    """Return a sweep as results.json holds it.
 
     Args:
         seed: of all trials.
@@ -117,7 +117,7 @@ def record(trials: Sequence[Trial], *, seed: int, domain: str, others: int) -> d
 
 
 def sentence(trials: Sequence[Trial]) -> str:
-    """Which trial was chosen of how many."""
+    """Say which trial was chosen of how many."""
     (best,) = [trial for trial in trials if trial.chosen]
     settings = ", ".join(f"{name} = {value}" for name, value in best.settings.items())
     diverged = sum(trial.state == "diverged" for trial in trials)

@@ -37,7 +37,7 @@ class TrainingText:
 
 
 def training_texts(run: Path) -> Iterator[TrainingText]:
-    """A run's text, then that of the run it started from, and so on.
+    """Yield a run's text, then that of the run it started from, and so on.
 
     Raises:
         UserError: one of these runs is not there any more.
@@ -53,7 +53,7 @@ def training_texts(run: Path) -> Iterator[TrainingText]:
 
 
 def known_texts(run: Path) -> list[DataSettings]:
-    """The texts whose documents a run has cut: those trained on first, then those measured on."""
+    """Return the texts that a run has cut into documents: those trained on, then others."""
     texts: list[DataSettings] = []
     try:
         texts += [text.data for text in training_texts(run)]
@@ -66,13 +66,13 @@ def known_texts(run: Path) -> list[DataSettings]:
 def cut_as_known(
     spec: Mapping[str, Any], known: Sequence[DataSettings]
 ) -> tuple[list[dict[str, Any]], str | None]:
-    """How to read the source that a spec describes, cut into documents as in a known text.
+    """Find how to read the source that a spec describes, cut into documents as in a known text.
 
     Files are the same by whatever name they are found, or if they hold the same bytes. Those that
     no known text has are read as the spec says, and so are all where the spec states something
     else.
 
-    Arguments:
+    Args:
         spec: as from `parse_source_argument`, its paths absolute.
         known: texts, of which the first that has a file decides.
 
@@ -128,9 +128,9 @@ def seen_documents(
     tokenizer: PreTrainedTokenizerFast,
     report: Callable[[str], None],
 ) -> np.ndarray:
-    """Which documents of a split were trained on, (documents,) bool.
+    """Find which documents of a split were trained on, (documents,) bool.
 
-    Arguments:
+    Args:
         tokenizer: of the run, and of `scored`.
         report: takes lines on what takes long.
 
@@ -189,7 +189,7 @@ class _Files:
 
 
 def _files_of(own: Mapping[str, Any], root: str) -> list[Path]:
-    """The files of a run's source; none where they are not there any more."""
+    """Return the files of a run's source; none where they are not there any more."""
     try:
         return make_source(own, root).local_files()
     except UserError:
@@ -203,7 +203,7 @@ def _agrees(spec: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
 
 
 def _rooted(own: Mapping[str, Any], root: str) -> dict[str, Any]:
-    """A source whose paths do not depend on the root any more."""
+    """Return a source whose paths do not depend on the root any more."""
     rooted = {name: value for name, value in own.items() if name != "weight"}
     if own["kind"] == "files":
         return _reading(own, make_source(own, root).local_files())
@@ -219,18 +219,18 @@ def _rooted(own: Mapping[str, Any], root: str) -> dict[str, Any]:
 
 
 def _reading(spec: Mapping[str, Any], files: Sequence[Path]) -> dict[str, Any]:
-    """A source of these files alone, by paths that do not depend on a root."""
+    """Return a source of these files alone, by paths that do not depend on a root."""
     spec = {name: value for name, value in spec.items() if name != "weight"}
     return {**spec, "path": [str(path.absolute()) for path in files]}
 
 
 def _domain_of_all(data: DataSettings) -> str | None:
-    """The name of a text that has no other source."""
+    """Return the name of a text that has no other source."""
     return data.domain if len(data.sources) == 1 else None
 
 
 def _key(spec: Mapping[str, Any], root: str) -> Any:
-    """What two specs have in common that read the same documents."""
+    """Return what two specs have in common that read the same documents."""
     try:
         rooted = _rooted(check_source(spec, root), root)
     except UserError:

@@ -75,13 +75,13 @@ class Picture:
 
 
 def arm_style(arms: Sequence[str], arm: str) -> dict[str, Any]:
-    """Colour and marker of an arm."""
+    """Return colour and marker of an arm."""
     index = list(arms).index(arm)
     return {"color": PALETTE[index % len(PALETTE)], "marker": MARKERS[index % len(MARKERS)]}
 
 
 def learning_curves(study: Study) -> list[Picture]:
-    """Bits per byte over all stages' steps, a picture a domain: validation beside training."""
+    """Draw bits per byte over all stages' steps, a picture a domain: validation beside training."""
     trained = {run.domain for run in study.runs if run.lines["train"]}
     validated = {line["domain"] for run in study.runs for line in run.lines["validation"]}
     return [
@@ -92,7 +92,7 @@ def learning_curves(study: Study) -> list[Picture]:
 
 
 def loss_matrices(study: Study) -> list[Picture]:
-    """One heat map an arm: bits per byte by stage and domain, and the change since stage 0."""
+    """Draw a heat map an arm: bits per byte by stage and domain, and the change since stage 0."""
     if len(study.stages) < 2:
         return []
     pictures = []
@@ -112,7 +112,7 @@ def loss_matrices(study: Study) -> list[Picture]:
 
 
 def matrix_figure(study: Study, arm: str) -> tuple[Figure, bool]:
-    """The figure, and whether numbers stand for domains in it."""
+    """Draw the heat map, and say whether numbers stand for domains in it."""
     matrices = [_matrix(study.results["arms"][name]["bits_per_byte"]) for name in study.arms]
     stacked = np.stack(matrices)
     changes = stacked - stacked[:, :1]
@@ -150,13 +150,13 @@ def matrix_figure(study: Study, arm: str) -> tuple[Figure, bool]:
 
 
 def _columns(axes: Axes, names: Sequence[str]) -> list[Text]:
-    """Names of a heat map's columns, below it."""
+    """Write the names of a heat map's columns below it."""
     axes.set_xticks(np.arange(len(names)) + 0.5, names)
     return axes.get_xticklabels()
 
 
 def forgetting_and_gain(study: Study) -> list[Picture]:
-    """Forgetting against learning gain, one small point a seed and a large one for the mean."""
+    """Draw forgetting against learning gain, a small point a seed and a large one for the mean."""
     if len(study.stages) < 2:
         return []
     with mpl.rc_context(STYLE):
@@ -191,7 +191,7 @@ def _curves(study: Study, domain: str, number: int) -> Picture:
 
 
 def curves_figure(study: Study, domain: str) -> tuple[Figure, bool]:
-    """Validation, and training in the stage of this domain; whether numbers stand for stages."""
+    """Draw validation, and training in the domain's stage; say if numbers stand for stages."""
     offsets = _stage_offsets(study)
     shown: dict[str, list[float]] = {"train": [], "validation": []}
     figure = Figure(figsize=(4.8, 3.0), layout="constrained")
@@ -222,7 +222,7 @@ def curves_figure(study: Study, domain: str) -> tuple[Figure, bool]:
 def _seed_curves(
     study: Study, arm: str, domain: str, kind: str, offsets: Sequence[int]
 ) -> Iterator[tuple[list[int], list[float]]]:
-    """(steps over all stages, bits per byte) of every seed, of `train` or `validation`."""
+    """Return (steps over all stages, bits per byte) of every seed, of `train` or `validation`."""
     for seed in study.results["arms"][arm]["seeds"]:
         steps: list[int] = []
         values: list[float] = []
@@ -242,7 +242,7 @@ def _seed_curves(
 def _mean_curve(
     curves: Sequence[tuple[list[int], list[float]]],
 ) -> tuple[list[int], list[float]]:
-    """Mean over seeds at the steps that all of them have."""
+    """Return mean over seeds at the steps that all of them have."""
     if not curves:
         return [], []
     by_step = [dict(zip(*curve, strict=True)) for curve in curves]
@@ -251,7 +251,7 @@ def _mean_curve(
 
 
 def _stage_offsets(study: Study) -> list[int]:
-    """Steps taken before each stage, and after the last; none where a log is gone."""
+    """Return steps taken before each stage, and after the last; none where a log is gone."""
     offsets = [0]
     stages = max(len(study.stages), 1 + max(run.stage for run in study.runs))
     for stage in range(stages):
@@ -261,7 +261,7 @@ def _stage_offsets(study: Study) -> list[int]:
 
 
 def _mark_stages(axes: Axes, study: Study, offsets: Sequence[int]) -> bool:
-    """Lines between stages, and what each trained on; whether by number."""
+    """Draw lines between stages, write what each trained on, and say whether by number."""
     if len(study.stages) < 2:
         return False
     for start in offsets[1 : len(study.stages)]:
@@ -335,7 +335,7 @@ def _heat_map(
 
 
 def _text_on(background: Any) -> str:
-    """Black or white, whichever has more contrast (relative luminance as in WCAG 2)."""
+    """Choose black or white, whichever has more contrast (relative luminance as in WCAG 2)."""
     luminance = np.asarray(background[:3]) ** 2.2 @ (0.2126, 0.7152, 0.0722)
     return "#000000" if luminance > 0.179 else "#ffffff"
 
@@ -352,14 +352,14 @@ def _mean(values: Any) -> float:
 
 
 def standalone_svg(figure: Figure) -> str:
-    """The figure as a file of its own, black on the page's ground."""
+    """Return the figure as a file of its own, black on the page's ground."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return buffer.getvalue().replace(_FOREGROUND, "#000000")
 
 
 def svg_of(figure: Figure, name: str) -> str:
-    """The figure as an element for HTML; its ids are made unique on the page by `name`."""
+    """Return the figure as an element for HTML; its ids are made unique on the page by `name`."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()

@@ -12,12 +12,12 @@ _PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def fixed(value: float | None, digits: int = 3) -> str:
-    """With so many decimals: 2.104."""
+    """Format with so many decimals: 2.104."""
     return MISSING if value is None else f"{value:.{digits}f}".replace("-", "−")
 
 
 def signed(value: float | None, digits: int = 3) -> str:
-    """With its sign, for differences: +0.120, −0.034, and 0.000 without one."""
+    """Format a difference with its sign: +0.120, −0.034, and 0.000 without one."""
     if value is None:
         return MISSING
     text = f"{value:+.{digits}f}"
@@ -25,7 +25,7 @@ def signed(value: float | None, digits: int = 3) -> str:
 
 
 def significant(value: float | None, digits: int = 3) -> str:
-    """With so many significant digits and no exponent: 8.31, 83.1, 8,310."""
+    """Format with so many significant digits and no exponent: 8.31, 83.1, 8,310."""
     if value is None:
         return MISSING
     if value == 0:
@@ -36,7 +36,7 @@ def significant(value: float | None, digits: int = 3) -> str:
 
 
 def count(value: float | None, unit: str = "") -> str:
-    """With a decimal prefix: 1.06 M, 512 k; below a thousand as it is."""
+    """Format with a decimal prefix: 1.06 M, 512 k; below a thousand as it is."""
     if value is None:
         return MISSING
     for size, prefix in _PREFIXES:
@@ -47,7 +47,7 @@ def count(value: float | None, unit: str = "") -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """1.21 ms, 45.2 s, 3.33 min, 2.08 h."""
+    """Format seconds: 1.21 ms, 45.2 s, 3.33 min, 2.08 h."""
     if seconds is None:
         return MISSING
     if 0 < seconds < 0.1:
@@ -59,7 +59,7 @@ def duration(seconds: float | None) -> str:
 
 
 def span(ends: Sequence[float | None] | None, digits: int = 3) -> str:
-    """An interval or a range: 2.081–2.131, or −0.070 to 0.030 where signs would clash."""
+    """Format an interval or a range: 2.081–2.131, or −0.070 to 0.030 where signs would clash."""
     if ends is None or None in ends:
         return MISSING
     low, high = (fixed(end, digits) for end in ends)
@@ -67,7 +67,7 @@ def span(ends: Sequence[float | None] | None, digits: int = 3) -> str:
 
 
 def short_names(settings: Sequence[str]) -> dict[str, str]:
-    """Dotted setting → its last part, where that names no other."""
+    """Map each dotted setting to its last part, where that names no other."""
     last = [name.rpartition(".")[2] for name in settings]
     return {
         name: short if last.count(short) == 1 else name
@@ -76,7 +76,7 @@ def short_names(settings: Sequence[str]) -> dict[str, str]:
 
 
 def setting_value(value: Any) -> str:
-    """A setting's value as a user would write it."""
+    """Format a setting's value as a user would write it."""
     if is_number(value):
         return f"{value:g}" if float(f"{value:g}") == value else str(value)
     return value if isinstance(value, str) else json.dumps(value)

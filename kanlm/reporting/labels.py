@@ -17,7 +17,7 @@ _GAP = 4.0
 
 
 def key(names: Sequence[str]) -> str:
-    """What numbers stand for."""
+    """Write what numbers stand for."""
     return ", ".join(f"{number}: {name}" for number, name in enumerate(names))
 
 
@@ -31,7 +31,7 @@ def fitting(
 ) -> bool:
     """Draw labels with `draw`, as names if they fit and as numbers if not.
 
-    Arguments:
+    Args:
         axes: drawn on.
         names: all labels, in order.
         draw: draws labels in place of those it drew before, and returns them; "" is none.
@@ -55,7 +55,7 @@ def fitting(
 
 
 def extents(axes: Axes, texts: Sequence[Text]) -> list[Bbox]:
-    """Where texts lie in pixels, once the figure is laid out."""
+    """Measure where texts lie in pixels, once the figure is laid out."""
     figure = axes.get_figure(root=True)
     assert figure is not None
     canvas = FigureCanvasAgg(figure)

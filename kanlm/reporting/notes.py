@@ -20,7 +20,7 @@ class Notes:
     marks: dict[str, str] = field(default_factory=dict)
 
     def mark(self, arm: str, domain: str) -> str:
-        """Marks of the notes on an arm's figure on a domain."""
+        """Return the marks of the notes on an arm's figure on a domain."""
         found = [
             note["note"]
             for note in all_notes(self.results)
@@ -31,7 +31,7 @@ class Notes:
         return " ".join(mark for note, mark in self.marks.items() if note in found)
 
     def lines(self, domains: Sequence[str]) -> list[str]:
-        """Notes on the text itself, which all arms share, and then those that have a mark."""
+        """Return notes on the text itself, which are about all arms, then those with a mark."""
         shared = [
             f"{note['domain']}: {note['note']}" if note["domain"] else note["note"]
             for note in all_notes(self.results)
@@ -41,7 +41,7 @@ class Notes:
 
 
 def all_notes(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Notes with `arm` and `domain`, None being all."""
+    """Return notes with `arm` and `domain`, None being all."""
     return [*results["notes"], *_derived(results)]
 
 
@@ -72,7 +72,7 @@ def _derived(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def edge_warning(sweep: Mapping[str, Any]) -> str | None:
-    """At which edges of its grid an arm's choice lies, in words; None for none."""
+    """Say at which edges of its grid an arm's choice lies; None for none."""
     names = short_names([edge["setting"] for edge in sweep["edges"]])
     found = [
         f"{names[edge['setting']]} {edge['value']:g} is the {edge['edge']} of its grid"

@@ -72,7 +72,7 @@ def write_report(folder: Path) -> Path:
 
 
 def render(study: Study) -> str:
-    """The page as HTML."""
+    """Render the page as HTML."""
     sentences = findings(study.results)
     return _template().render(
         title=study.name,
@@ -114,7 +114,7 @@ def _template() -> Template:
 
 
 def _marked(pictures: list[Picture]) -> list[dict[str, Any]]:
-    """Pictures for the template, their SVG (drawn here, its text escaped) let through."""
+    """Let the SVG of pictures, drawn here with its text escaped, through the template."""
     return [vars(picture) | {"svg": Markup(picture.svg)} for picture in pictures]
 
 
@@ -128,7 +128,7 @@ def _accounting(study: Study) -> list[Table]:
 
 
 def _samples(study: Study) -> list[dict[str, Any]]:
-    """The last sample of every stage, from each arm's first seed."""
+    """Return the last sample of every stage, from each arm's first seed."""
     samples = []
     for arm in study.arms:
         for run in study.arm_runs(arm, study.results["arms"][arm]["seeds"][0]):
@@ -151,7 +151,7 @@ def _samples(study: Study) -> list[dict[str, Any]]:
 
 
 def _configs(study: Study) -> list[dict[str, str]]:
-    """Resolved settings of each arm's first run of every stage."""
+    """Return resolved settings of each arm's first run of every stage."""
     return [
         {"arm": arm, "domain": run.domain, "text": run.config}
         for arm in study.arms
@@ -160,7 +160,7 @@ def _configs(study: Study) -> list[dict[str, str]]:
 
 
 def _definitions(study: Study) -> dict[str, str]:
-    """Only of words that the page uses."""
+    """Return the definitions of words that the page uses."""
     return {
         **DEFINITIONS,
         **(COMPARISON_DEFINITIONS if study.results["comparisons"] else {}),

@@ -61,7 +61,7 @@ class Study:
 
 
 def stage_count(results: Mapping[str, Any]) -> int:
-    """Stages that were trained, pretraining included."""
+    """Return stages that were trained, pretraining included."""
     return max(len(arm["bits_per_byte"]) for arm in results["arms"].values())
 
 

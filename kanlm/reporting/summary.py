@@ -21,7 +21,7 @@ FURTHER = {"smallest": "smaller", "largest": "larger"}
 
 
 def findings(results: Mapping[str, Any]) -> list[str]:
-    """The main sentence first; then forgetting, where domains were learned in sequence.
+    """State the main finding; then forgetting, where domains were learned in sequence.
 
     Last, which choices of a sweep lie at the edge of what was tried.
     """
@@ -32,7 +32,7 @@ def findings(results: Mapping[str, Any]) -> list[str]:
 
 
 def _behind(results: Mapping[str, Any]) -> list[str]:
-    """Which arms predict the first domain worse than a reference does."""
+    """Say which arms predict the first domain worse than a reference does."""
     domain = results["domains"][0]
     references = results["references"].get(domain, {})
     losses = {name: arm["bits_per_byte"][0][0] for name, arm in results["arms"].items()}
@@ -48,7 +48,7 @@ def _behind(results: Mapping[str, Any]) -> list[str]:
 
 
 def _edges(results: Mapping[str, Any]) -> list[str]:
-    """A sentence an edge: the arms whose choice lies there."""
+    """Write a sentence an edge: the arms whose choice lies there."""
     arms: dict[tuple[str, str], list[str]] = {}
     for name, arm in results["arms"].items():
         for edge in arm.get("sweep", {"edges": []})["edges"]:
@@ -62,7 +62,7 @@ def _edges(results: Mapping[str, Any]) -> list[str]:
 
 
 def listed(names: Sequence[str]) -> str:
-    """a, b and c."""
+    """Join names: a, b and c."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
@@ -145,7 +145,7 @@ def _forgetting(results: Mapping[str, Any]) -> str:
 def _difference(
     results: Mapping[str, Any], arm: str, other: str
 ) -> tuple[float, list[float], list[float] | None] | None:
-    """arm − other on the first domain after stage 0: mean, by seed, interval.
+    """Return arm − other on the first domain after stage 0: mean, by seed, interval.
 
     None where they were not compared.
     """
@@ -162,13 +162,13 @@ def _difference(
 
 
 def _mean_gain(results: Mapping[str, Any], name: str) -> float | None:
-    """Mean over domains; None where one was not measured."""
+    """Return the mean gain over domains; None where one was not measured."""
     gains = list(results["arms"][name]["learning_gain"].values())
     return None if None in gains else sum(gains) / len(gains)
 
 
 def _agreeing_seeds(results: Mapping[str, Any], best: str, second: str) -> tuple[int, int]:
-    """Seeds that both arms have, and in how many `best` forgot less."""
+    """Count the seeds that both arms have, and those in which `best` forgot less."""
     by_seed = [
         {
             seed: sum(lost.values())

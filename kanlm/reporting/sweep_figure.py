@@ -23,7 +23,7 @@ _SPAN = 4.0
 
 
 def sweep_pictures(study: Study) -> list[Picture]:
-    """A picture for each combination of the settings that are not on the axis."""
+    """Draw a picture for each combination of the settings that are not on the axis."""
     arms = study.results["arms"]
     trials = {name: arm["sweep"]["trials"] for name, arm in arms.items() if "sweep" in arm}
     every = list(itertools.chain(*trials.values()))
@@ -59,7 +59,7 @@ def sweep_pictures(study: Study) -> list[Picture]:
 
 
 def axis_setting(values: Mapping[str, Sequence[Any]]) -> str:
-    """The setting on the axis: a learning rate, else the numbers of which most were tried."""
+    """Choose the setting on the axis: a learning rate, else that with most values tried."""
 
     def rank(name: str) -> tuple[bool, bool, int]:
         numbers = all(map(is_number, values[name]))
@@ -75,9 +75,9 @@ def sweep_figure(
     by_arm: Mapping[str, Sequence[Mapping[str, Any]]],
     every: Sequence[Mapping[str, Any]],
 ) -> tuple[Figure, bool]:
-    """One panel, and whether numbers stand for values on its axis.
+    """Draw one panel, and say whether numbers stand for values on its axis.
 
-    Arguments:
+    Args:
         axis: setting on the axis, and its `values`.
         by_arm: arm → its trials in this panel.
         every: trials of all panels, which share one scale.
@@ -131,7 +131,7 @@ def sweep_figure(
 
 
 def _places(axes: Axes, axis: str, ordered: Sequence[Any]) -> dict[str, float]:
-    """Where values stand; numbers by their size, others side by side."""
+    """Return where values stand; numbers by their size, others side by side."""
     if not all(map(is_number, ordered)):
         return {setting_value(value): float(place) for place, value in enumerate(ordered)}
     low, high = float(ordered[0]), float(ordered[-1])

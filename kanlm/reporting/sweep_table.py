@@ -10,7 +10,7 @@ from kanlm.results.sweep import setting_values
 
 
 def sweep_tables(results: Mapping[str, Any]) -> list[Table]:
-    """Validation loss of every trial; none without a sweep.
+    """Tabulate the validation loss of every trial; none without a sweep.
 
     Arms that tried the same settings stand side by side in one table; others in one each.
     """
@@ -23,7 +23,7 @@ def sweep_tables(results: Mapping[str, Any]) -> list[Table]:
 
 
 def _table(sweeps: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Arms that tried the same: a row a trial, a column an arm."""
+    """Tabulate arms that tried the same: a row a trial, a column an arm."""
     (first, *_) = sweeps.values()
     settings = list(setting_values(first["trials"]))
     rows = [

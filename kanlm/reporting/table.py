@@ -27,7 +27,7 @@ ALL_PAIRS = 4
 
 
 def result_tables(results: Mapping[str, Any]) -> list[Table]:
-    """All tables that compare the arms of a study."""
+    """Make all tables that compare the arms of a study."""
     differences = difference_table(results)
     tables = [quality_table(results), *([differences] if differences else [])]
     if stage_count(results) > 1:
@@ -36,7 +36,7 @@ def result_tables(results: Mapping[str, Any]) -> list[Table]:
 
 
 def quality_table(results: Mapping[str, Any]) -> Table:
-    """Bits per byte with interval and range over seeds, and perplexities, after stage 0.
+    """Tabulate bits per byte with interval and range over seeds, and perplexities, after stage 0.
 
     One row an arm, and below the references; with one stage, for every domain measured. A
     row's notes are marked beside its figure and stand below, after those on the text itself.
@@ -100,14 +100,14 @@ def quality_table(results: Mapping[str, Any]) -> Table:
 
 
 def _scored(results: Mapping[str, Any], domains: Sequence[str]) -> list[str]:
-    """How much text the figures are of."""
+    """Say how much text the figures are of."""
     sizes = {record["domain"]: record["bytes"] for record in results["records"]}
     scored = [f"{count(sizes[name], 'B')} of {name}" for name in domains if name in sizes]
     return [f"Scored: {', '.join(scored)}."]
 
 
 def difference_table(results: Mapping[str, Any]) -> Table | None:
-    """Arms side by side, paired by document and seed; None for a single arm.
+    """Tabulate arms side by side, paired by document and seed; None for a single arm.
 
     After pretraining on the first domain, and at the end on all of them. Every two arms, or,
     where there are more than ALL_PAIRS, each beside the first.
@@ -154,7 +154,7 @@ def difference_table(results: Mapping[str, Any]) -> Table | None:
 
 
 def cost_table(results: Mapping[str, Any]) -> Table:
-    """What each arm is made of and what it took to train."""
+    """Tabulate what each arm is made of and what it took to train."""
     labels = "".join(
         f"{name} is {arm['feed_forward']}. "
         for name, arm in results["arms"].items()
@@ -195,7 +195,7 @@ def cost_table(results: Mapping[str, Any]) -> Table:
 
 
 def _sharing(results: Mapping[str, Any]) -> str:
-    """What to know of times where runs shared the machine."""
+    """Say what to know of times where runs shared the machine."""
     several = results["provenance"].get("parallel_runs", 1)
     if several == 1:
         return ""
@@ -206,7 +206,7 @@ def _sharing(results: Mapping[str, Any]) -> str:
 
 
 def forgetting_table(results: Mapping[str, Any]) -> Table:
-    """Each arm and domain: loss before, just learned and at the end, with gain and loss."""
+    """Tabulate losses by arm and domain: before, learned and final, gain and forgetting."""
     domains = results["domains"]
     stages = stage_count(results)
     rows, rules = [], []
@@ -254,7 +254,7 @@ def forgetting_table(results: Mapping[str, Any]) -> Table:
 
 
 def transfer_table(results: Mapping[str, Any]) -> Table:
-    """One figure an arm for the whole sequence of domains."""
+    """Tabulate one figure an arm for the whole sequence of domains."""
     several = stage_count(results) > 2
     rows = []
     for name, arm in results["arms"].items():
@@ -280,9 +280,9 @@ def transfer_table(results: Mapping[str, Any]) -> Table:
 
 
 def accounting_tables(accounts: Mapping[str, Mapping[str, Any]]) -> list[Table]:
-    """Parameters, and forward FLOPs of a token, by part, one row an arm.
+    """Tabulate parameters, and forward FLOPs of a token, by part, one row an arm.
 
-    Arguments:
+    Args:
         accounts: arm → `parameters` and `flops_per_token` by part, `active_parameters` and
             `decoded_parameters`.
     """
@@ -311,7 +311,7 @@ def accounting_tables(accounts: Mapping[str, Mapping[str, Any]]) -> list[Table]:
 
 
 def _by_part(accounts: Mapping[str, Mapping[str, Any]], key: str) -> dict[str, dict[str, int]]:
-    """Part → arm → figure, 0 where an arm has no such part; the total last."""
+    """Map part → arm → figure, 0 where an arm has no such part; the total last."""
     parts = dict.fromkeys(part for account in accounts.values() for part in account[key])
     ordered = sorted(parts, key=lambda part: part == "total")
     return {
@@ -374,7 +374,7 @@ def _range(values: Sequence[float | None]) -> list[float] | None:
 
 
 def _seeds(values: Sequence[float | None]) -> str:
-    """Range over seeds, empty for a single one."""
+    """Format the range over seeds, empty for a single one."""
     return span(_range(values)) if len(values) > 1 else ""
 
 

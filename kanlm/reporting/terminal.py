@@ -60,7 +60,7 @@ def print_table(table: Table) -> None:
 
 
 def blocks(table: Table, width: int) -> list[RichTable]:
-    """The body of a table, in as many blocks of columns as `width` characters ask for.
+    """Lay out the body of a table in as many blocks of columns as `width` characters ask for.
 
     Only a single column of numbers that is wider than the terminal makes a block too wide.
     """
@@ -78,7 +78,7 @@ def blocks(table: Table, width: int) -> list[RichTable]:
 
 
 def _rich(table: Table, columns: Sequence[int], share: int | None) -> RichTable:
-    """Some columns; names are folded to `share` characters a line."""
+    """Lay out some columns; names are folded to `share` characters a line."""
     rich = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for column in columns:
         justify = "left" if table.is_text(column) else "right"
@@ -100,7 +100,7 @@ def _width(rich: RichTable) -> int:
 
 
 def folded(text: str, width: int) -> str:
-    """Text in lines of at most `width` characters, ended where a name has a joint if possible."""
+    """Fold text into lines of at most `width` characters, at the joints of names if possible."""
     lines = [""]
     for piece in re.split(r"(?<=[\s/_,.=+−–-])|(?=\n)", text):
         if piece.startswith("\n"):

@@ -13,7 +13,7 @@ def problem(results: Mapping[str, Any]) -> str | None:
 
 
 def _misshapen(results: Mapping[str, Any]) -> str | None:
-    """What of checked types does not fit together, in words."""
+    """Say what of checked types does not fit together; None if all does."""
     domains, arms = results["domains"], results["arms"]
     if len(set(domains)) < len(domains):
         return "two domains have one name"
@@ -41,7 +41,7 @@ def _misshapen(results: Mapping[str, Any]) -> str | None:
 
 
 def _contradiction(results: Mapping[str, Any]) -> str | None:
-    """A figure that is not the one its records give, as after a digit has changed."""
+    """Say which figure is not the one that its records give; None if all are."""
     domains, arms = results["domains"], results["arms"]
     last: dict[tuple[str, int, int, str], float] = {}
     for record in sorted(results["records"], key=lambda record: record["step"]):
@@ -65,7 +65,7 @@ def _contradiction(results: Mapping[str, Any]) -> str | None:
 
 
 def _sweep_contradiction(results: Mapping[str, Any]) -> str | None:
-    """A choice that the trials do not give."""
+    """Say which choice of a sweep its trials do not give; None if they give all."""
     for name, arm in results["arms"].items():
         if "sweep" not in arm:
             continue
@@ -93,7 +93,7 @@ def _alike(figure: float | None, expected: float | None) -> bool:
 
 
 def _shapes(stages: int, domains: int, seeds: int) -> dict[str, tuple[int, ...]]:
-    """Shapes of an arm's matrices."""
+    """Return shapes of an arm's matrices."""
     matrix = (stages, domains)
     return {
         "bits_per_byte": matrix,
@@ -105,7 +105,7 @@ def _shapes(stages: int, domains: int, seeds: int) -> dict[str, tuple[int, ...]]
 
 
 def _shape(nested: Sequence[Any], depth: int) -> tuple[int, ...] | None:
-    """Shape of nested lists to a depth; None where they are uneven."""
+    """Return shape of nested lists to a depth; None where they are uneven."""
     if depth == 1:
         return (len(nested),)
     inner = {_shape(each, depth - 1) for each in nested}
@@ -116,7 +116,7 @@ def _shape(nested: Sequence[Any], depth: int) -> tuple[int, ...] | None:
 
 
 def _names(domains: Sequence[str], stages: int) -> dict[str, list[str]]:
-    """Domains of an arm's figures by domain, in order."""
+    """Return domains of an arm's figures by domain, in order."""
     before, learned = list(domains[: stages - 1]), list(domains[1:stages])
     return {
         "forgetting": before,

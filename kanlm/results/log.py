@@ -18,7 +18,7 @@ _SHOWN: dict[str, dict[str, type]] = {
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of metrics.jsonl; what a kill has left behind the last whole one is none.
+    """Read the lines of metrics.jsonl, but for what a kill left behind the last whole one.
 
     A loss that is no finite number is NaN, which a curve leaves out.
 

@@ -47,7 +47,7 @@ def read_run_results(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def notes_of(results: Mapping[str, Any]) -> list[Note]:
-    """The notes in what results.json holds."""
+    """Return the notes in what results.json holds."""
     return [
         Note(**{name: note[name] for name in Note.__dataclass_fields__})
         for note in results["notes"]
@@ -55,6 +55,6 @@ def notes_of(results: Mapping[str, Any]) -> list[Note]:
 
 
 def records_of(results: Mapping[str, Any]) -> list[Record]:
-    """The records in what results.json holds."""
+    """Return the records in what results.json holds."""
     names = Record.__dataclass_fields__
     return [Record(**{name: record[name] for name in names}) for record in results["records"]]

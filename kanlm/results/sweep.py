@@ -7,7 +7,7 @@ from kanlm.results.schema import LARGEST, Edge
 
 
 def setting_values(trials: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Setting → the values tried, in the order of the trials."""
+    """Return setting → the values tried, in the order of the trials."""
     values: dict[str, list[Any]] = {}
     for trial in trials:
         for name, value in trial["settings"].items():
@@ -18,7 +18,7 @@ def setting_values(trials: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
 
 def edges(trials: Sequence[Mapping[str, Any]]) -> list[Edge]:
-    """Settings of which the chosen trial has the smallest or the largest value that was tried.
+    """Return settings of which the chosen trial has the smallest or largest value tried.
 
     Only of numbers of which several were tried; not of a chosen 0, below which most settings
     have no value. A trial that diverged was tried.

@@ -700,7 +700,10 @@ def test_a_dry_run_prints_every_arms_accounting_and_writes_nothing(
     ("grid", "reason"),
     [
         ({"optimizer.learning_rat": RATES}, "unknown setting 'optimizer.learning_rat'; did you"),
-        ({"optimizer.learning_rate": [1e-3, -3e-3]}, "optimizer: learning_rate = -0.003: expected"),
+        (
+            {"optimizer.learning_rate": [1e-3, -3e-3]},
+            "optimizer.learning_rate = -0.003: input should be greater than 0",
+        ),
         ({"optimizer.learning_rate": []}, "study: grid[optimizer.learning_rate] = []: expected"),
         ({"penalties.curvature": [0.0, 0.1]}, "penalties: "),
     ],

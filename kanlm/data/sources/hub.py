@@ -91,7 +91,7 @@ class Hub(Source):
         return folder if folder.is_dir() else None
 
     def _files_of_builder(self) -> list[str] | None:
-        """The files that the patterns find here; in a folder or on the hub `datasets` looks."""
+        """Find the files that patterns name; in a folder or on the hub `datasets` looks itself."""
         found = [] if self._folder() else self.local_files()
         return [str(path.absolute()) for path in found] or self.data_files
 

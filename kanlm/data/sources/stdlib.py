@@ -60,7 +60,7 @@ class _Modules(Source):
 
     @abstractmethod
     def _all_documents(self) -> Iterator[str]:
-        """All documents in their order, before a cursor skips any."""
+        """Yield all documents in their order, before a cursor skips any."""
 
 
 class StdlibProse(_Modules):

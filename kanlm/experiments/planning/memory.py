@@ -55,9 +55,9 @@ class Memory:
 def memory(
     config: Config, vocab_size: int, layout: Layout, *, devices: int, node_devices: int
 ) -> Memory:
-    """What one of `devices` holds in training.
+    """Estimate what one of `devices` holds in training.
 
-    Arguments:
+    Args:
         config: resolved; its batch must divide among the devices.
         node_devices: devices of one machine, among which a hybrid shares.
     """
@@ -100,13 +100,13 @@ def memory(
 
 
 def cache_bytes(model: KanLMConfig, length: int, dtype: torch.dtype = torch.float32) -> int:
-    """Keys and values of one sequence of `length` tokens in generation."""
+    """Count bytes of keys and values of one sequence of `length` tokens in generation."""
     head = model.d_model // model.n_heads
     return 2 * model.n_layers * model.num_key_value_heads * head * length * dtype.itemsize
 
 
 def _gathered(model: KanLMForCausalLM) -> int:
-    """Bytes that FSDP2 holds beside shards and activations.
+    """Count bytes that FSDP2 holds beside shards and activations.
 
     Whole parameters of what is outside the blocks and of two blocks, and whole gradients of
     one, which come as its activations go.
@@ -119,7 +119,7 @@ def _gathered(model: KanLMForCausalLM) -> int:
 
 
 def _optimizer_states(model: nn.Module, settings: OptimizerSettings) -> dict[nn.Parameter, int]:
-    """How many tensors of its shape the optimizer keeps of each parameter."""
+    """Count the tensors of its shape that the optimizer keeps of each parameter."""
     moments = {"adamw": 2, "muon": 1}
     return {
         parameter: moments[group["algorithm"]]
@@ -133,7 +133,7 @@ def _bytes(
     shards: int,
     times: Mapping[nn.Parameter, int] | None = None,
 ) -> int:
-    """Bytes of the first shard, where the first dimension is split into `shards`."""
+    """Count bytes of the first shard, where the first dimension is split into `shards`."""
     total = 0
     for parameter in parameters:
         rows = math.ceil(parameter.shape[0] / shards)
@@ -166,7 +166,7 @@ class _Frozen:
 def _traced(
     model: _Frozen, rows: int, micro_batches: int, precision: str, recomputed: bool
 ) -> Step:
-    """`trace_step`, once for what layouts have in common."""
+    """Call `trace_step`, once for what layouts have in common."""
     return trace_step(
         model.config,
         rows=rows,

@@ -169,13 +169,13 @@ def _check_sizes(config: Config, devices: Devices) -> None:
 
 
 def _rows(config: Config, devices: Devices) -> int:
-    """Sequences in one forward pass of one device."""
+    """Return the sequences in one forward pass of one device."""
     rows = config.training.batch_size // devices.count
     return min(config.training.micro_batch_size or rows, rows)
 
 
 def _stream_bytes(config: Config, rows: int) -> int:
-    """The least that a pass holds: the residual stream at one place."""
+    """Return the least that a pass holds: the residual stream at one place."""
     return 4 * rows * config.model.context_length * config.model.d_model
 
 
@@ -200,7 +200,7 @@ def _to_terminal(line: str) -> None:
 
 
 def _remedies(config: Config, vocab_size: int, devices: Devices, now: int) -> dict[str, int]:
-    """Changes that need less memory, one by one and then one after another until it fits."""
+    """Try changes that need less memory, one by one and then one after another until it fits."""
     changes: dict[str, dict[str, object]] = {}
     training = config.training
     rows, micro = training.batch_size // devices.count, _rows(config, devices)
@@ -226,7 +226,7 @@ def _remedies(config: Config, vocab_size: int, devices: Devices, now: int) -> di
 
 
 def _smaller_divisors(rows: int, below: int) -> list[int]:
-    """The divisors of `rows` that are less than `below`, in order."""
+    """Return the divisors of `rows` that are less than `below`, in order."""
     low = [size for size in range(1, math.isqrt(rows) + 1) if rows % size == 0]
     return sorted(size for size in {*low, *(rows // size for size in low)} if size < below)
 
@@ -234,7 +234,7 @@ def _smaller_divisors(rows: int, below: int) -> list[int]:
 def _largest_fitting(
     sizes: list[int], peak: Callable[[dict[str, object]], int], devices: Devices
 ) -> int | None:
-    """The largest micro-batch that fits, or else the smallest; None where there is none."""
+    """Return the largest micro-batch that fits, or else the smallest; None where there is none."""
     if not sizes:
         return None
     # Memory grows with the micro-batch, and a trace of each would take minutes.

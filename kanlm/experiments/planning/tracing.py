@@ -62,9 +62,9 @@ class Step:
     casts: int
 
     def peak(self, share: float = 1.0) -> int:
-        """All together when the step holds most.
+        """Return all together when the step holds most.
 
-        Arguments:
+        Args:
             share: of the gradients, that a device holds.
         """
         return max(held + round(share * gradients) for held, gradients in self.profile)
@@ -80,7 +80,7 @@ def trace_step(
 ) -> Step:
     """Run forward and backward of a step without memory.
 
-    Arguments:
+    Args:
         config: the model's, with its `vocab_size`.
         rows: sequences of `context_length` tokens in one forward pass.
         micro_batches: passes in a step; from the second on, gradients are there already.
@@ -115,7 +115,7 @@ def trace_step(
 class LiveBytes(TorchDispatchMode):
     """Counts the storages that operations make, for as long as they live, by part.
 
-    Arguments:
+    Args:
         model: its parameters and buffers do not count, their gradients do.
     """
 
@@ -192,7 +192,7 @@ class LiveBytes(TorchDispatchMode):
 
 @contextmanager
 def _by_part(model: nn.Module, counter: LiveBytes) -> Iterator[None]:
-    """Have the parts of the model say when they run."""
+    """Make the parts of the model report when they run."""
     hooks = []
     for module, part in _parts(model):
         entered: list[Any] = []
@@ -217,7 +217,7 @@ def _by_part(model: nn.Module, counter: LiveBytes) -> Iterator[None]:
 
 
 def _parts(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-    """The decoder, and the outermost modules in it that a part is named after."""
+    """Find the decoder, and the outermost modules in it that a part is named after."""
     for module in model.children():
         part = next((name for kind, name in _NAMES.items() if isinstance(module, kind)), None)
         if part is not None:
