@@ -14,9 +14,9 @@ from kanlm.kan import (
     Hermite,
     KANLinear,
     Rational,
+    cpp_build,
     decode,
     decoding,
-    native,
     refine_layer,
     refit_layer,
 )
@@ -26,7 +26,7 @@ from kanlm.model.feed_forward.kan import KAN, KANGLU, KANLocal, KANSingle
 from kanlm.model.layers import RMSNorm
 
 pytestmark = pytest.mark.skipif(
-    native.obstacle() is not None, reason=f"no native kernels: {native.obstacle()}"
+    cpp_build.obstacle() is not None, reason=f"no native kernels: {cpp_build.obstacle()}"
 )
 
 Block = KAN | KANGLU | KANSingle

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..initialization import assign_
 from ..moments import unit_normal_mean, unit_normal_projection
-from ..native import is_plain
+from ..plain_tensors import is_plain
 from .formulas import Formulas
 from .tanh import squashed
 

@@ -11,7 +11,7 @@
 
 #include <cstdint>
 
-#include "../lanes.h"
+#include "../simd.h"
 
 // As `_Structure` in formulas.py.
 struct Formulas {

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import native
+from .. import plain_tensors
+from ..cpp_build import load_library
 
 
 class Formulas(NamedTuple):
@@ -36,23 +37,23 @@ class Formulas(NamedTuple):
 
     def can(self, x: Tensor) -> bool:
         """Whether inputs like x can be taken here: float32 on a CPU, and a compiler."""
-        if not native.holds_floats(x) or not self.reads_plain_parameters:
+        if not plain_tensors.is_cpu_float32(x) or not self.reads_plain_parameters:
             return False
         return self.library is not None
 
     @property
     def reads_plain_parameters(self) -> bool:
         """Whether parameters are where C++ reads them."""
-        return self.learned is None or native.holds_floats(self.learned)
+        return self.learned is None or plain_tensors.is_cpu_float32(self.learned)
 
     def write_values(self, x: Tensor, to: Tensor) -> None:
         """See `Differentiable.write_values`."""
-        native.call(self.library.values, [self.structure], x, to)
+        _call(self.library.values, self.structure, x, to)
 
     def pull_back(self, x: Tensor, gradients: Tensor) -> Tensor:
         """See `Differentiable.pull_back`."""
         dx = torch.empty_like(x, memory_format=torch.contiguous_format)
-        native.call(self.library.pull_back, [self.structure], x, gradients.to(x.dtype), dx)
+        _call(self.library.pull_back, self.structure, x, gradients.to(x.dtype), dx)
         return dx
 
     @property
@@ -76,11 +77,34 @@ class Formulas(NamedTuple):
 @functools.cache
 def _library(source: str) -> Any:
     path = Path(__file__).with_name(f"{source}.cpp")
-    library = native.load_library(path, "values", "pull_back")
+    library = load_library(path, "values", "pull_back")
     if library is not None:
         for function, tensors in ((library.values, 2), (library.pull_back, 3)):
-            native.declare(function, [ctypes.POINTER(_Structure)], tensors=tensors)
+            _declare(function, tensors)
     return library
+
+
+def _declare(function: Any, tensors: int) -> None:
+    """State the arguments that `_call` gives a function."""
+    pointers = [ctypes.c_void_p, ctypes.c_int64] * tensors
+    function.argtypes = [ctypes.POINTER(_Structure), *pointers, *[ctypes.c_int64] * 3]
+    function.restype = None
+
+
+def _call(function: Any, structure: "_Structure", x: Tensor, *others: Tensor) -> None:
+    """Call a function of formulas.h: with every tensor's address and the distance between its
+    rows, the number of rows, inputs and threads.
+
+    Args:
+        x: (N, in).
+        others: (N, …), the last to be written to. Those that are read are copied where their
+            rows are not contiguous.
+    """
+    *read, written = (x, *others)
+    read = [t if t.numel() == 0 or t[0].is_contiguous() else t.contiguous() for t in read]
+    assert written.numel() == 0 or written[0].is_contiguous()
+    tensors = [part for t in (*read, written) for part in (t.data_ptr(), t.stride(0))]
+    function(structure, *tensors, *x.shape, torch.get_num_threads())
 
 
 @functools.cache

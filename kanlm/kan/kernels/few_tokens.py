@@ -25,7 +25,8 @@ from torch.nn import functional as F
 from ..base_functions import BASE_CODES, BASE_FUNCTIONS, BaseFunction
 from ..bases import Basis, BSpline, Differentiable, Local
 from ..bases.formulas import Formulas
-from ..native import holds_floats, is_plain, load_library
+from ..cpp_build import load_library
+from ..plain_tensors import is_cpu_float32, is_plain
 
 #: Most tokens at a time that are few: for which this was faster than other products at every width
 #: and grid tried (`./scripts/bench decode`). Torch's embedding_bag is for fewer.
@@ -269,7 +270,7 @@ def _knots(basis: Basis) -> Tensor | None:
     if basis.degree == 0 or basis.support == basis.num_functions:
         # A step is on the other side of a knot already where the cell is off by rounding.
         return None
-    return basis.knots if holds_floats(basis.knots) else None
+    return basis.knots if is_cpu_float32(basis.knots) else None
 
 
 def _formulas(basis: Basis) -> Formulas | None:

@@ -11,9 +11,10 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-from .. import native
+from .. import plain_tensors
 from ..base_functions import BASE_CODES, BaseFunction
 from ..bases.formulas import Formulas
+from ..cpp_build import load_library
 
 
 def compiles(formulas: Formulas) -> bool:
@@ -29,7 +30,9 @@ def can(formulas: Formulas | None, x: Tensor, *others: Tensor | None) -> TypeGua
     there are tokens."""
     if formulas is None or x.numel() == 0:
         return False
-    return all(t is None or native.holds_floats(t) for t in (x, *others)) and compiles(formulas)
+    return all(t is None or plain_tensors.is_cpu_float32(t) for t in (x, *others)) and compiles(
+        formulas
+    )
 
 
 def sums(
@@ -142,7 +145,7 @@ def _call(function: Any, edges: _Edges, x: Tensor, *others: Tensor | None) -> No
 @functools.cache
 def _library() -> Any:
     source = Path(__file__).with_name("products.cpp")
-    library = native.load_library(source, "edge_sums", "edge_gradients")
+    library = load_library(source, "edge_sums", "edge_gradients")
     if library is None:
         return None
     for function, tensors in ((library.edge_sums, 2), (library.edge_gradients, 5)):

@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from kanlm.config import Config, from_tree, load, to_yaml
 from kanlm.experiments.planning.memory import LAYOUTS, memory
-from kanlm.kan import native
+from kanlm.kan import plain_tensors
 from kanlm.training import run as runs
 from kanlm.training.resolve import resolve
 
@@ -28,7 +28,7 @@ def process(rank: int, port: int, folder: Path) -> None:
     os.environ.update({name: str(value) for name, value in place.items()})
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
     # As on a GPU.
-    native.holds_floats = lambda x: False
+    plain_tensors.is_cpu_float32 = lambda x: False
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         runs.run(load(folder / "config.yaml"))
     assert profiler.profiler is not None

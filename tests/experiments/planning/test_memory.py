@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from kanlm.config import Config, from_tree
 from kanlm.experiments.planning.memory import memory
-from kanlm.kan import native
+from kanlm.kan import plain_tensors
 from kanlm.model import loss
 from kanlm.training import run as runs
 from kanlm.training.resolve import resolve
@@ -94,7 +94,7 @@ def test_planned_memory_is_that_of_a_real_step_to_15_percent(
     )
     config = resolve(from_tree(tree))
     # Plans are for GPUs; a CPU has kernels of its own, which make less for the moment.
-    monkeypatch.setattr(native, "holds_floats", lambda x: False)
+    monkeypatch.setattr(plain_tensors, "is_cpu_float32", lambda x: False)
     measured = measured_peak(config, monkeypatch)
     planned = memory(config, VOCAB, "one device", devices=1, node_devices=8)
     assert planned.peak == pytest.approx(measured, rel=0.15)

@@ -5,10 +5,10 @@ import pytest
 import torch
 from scipy.interpolate import BSpline as Reference
 
-from kanlm.kan import BSpline, native
+from kanlm.kan import BSpline, cpp_build
 
 pytestmark = pytest.mark.skipif(
-    native.obstacle() is not None, reason=f"no native kernels: {native.obstacle()}"
+    cpp_build.obstacle() is not None, reason=f"no native kernels: {cpp_build.obstacle()}"
 )
 
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from kanlm.kan import RBF, native
+from kanlm.kan import RBF, cpp_build
 
 pytestmark = pytest.mark.skipif(
-    native.obstacle() is not None, reason=f"no native kernels: {native.obstacle()}"
+    cpp_build.obstacle() is not None, reason=f"no native kernels: {cpp_build.obstacle()}"
 )
 
 

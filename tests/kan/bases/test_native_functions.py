@@ -5,11 +5,11 @@ import copy
 import pytest
 import torch
 
-from kanlm.kan import Fourier, Implicit, Rational, Wavelet, native
+from kanlm.kan import Fourier, Implicit, Rational, Wavelet, cpp_build
 from kanlm.kan.bases import Smooth
 
 pytestmark = pytest.mark.skipif(
-    native.obstacle() is not None, reason=f"no native kernels: {native.obstacle()}"
+    cpp_build.obstacle() is not None, reason=f"no native kernels: {cpp_build.obstacle()}"
 )
 
 CHANNELS = 37

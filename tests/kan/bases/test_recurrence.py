@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from kanlm.kan import Chebyshev, Hermite, Legendre, native
+from kanlm.kan import Chebyshev, Hermite, Legendre, cpp_build
 
 pytestmark = pytest.mark.skipif(
-    native.obstacle() is not None, reason=f"no native kernels: {native.obstacle()}"
+    cpp_build.obstacle() is not None, reason=f"no native kernels: {cpp_build.obstacle()}"
 )
 
 

@@ -20,13 +20,13 @@ from kanlm.kan import (
     Rational,
     Wavelet,
     adapt_layer,
-    native,
+    cpp_build,
 )
 from kanlm.kan.bases import Basis, Local
 from kanlm.kan.kernels import few_sums, few_tokens, use_backend
 
 native_only = pytest.mark.skipif(
-    native.obstacle() is not None, reason=f"no native kernels: {native.obstacle()}"
+    cpp_build.obstacle() is not None, reason=f"no native kernels: {cpp_build.obstacle()}"
 )
 
 
@@ -34,8 +34,8 @@ native_only = pytest.mark.skipif(
 def way(request, monkeypatch) -> str:
     if request.param == "torch":
         monkeypatch.setattr(few_tokens, "_functions", dict)
-    elif native.obstacle():
-        pytest.skip(f"no native kernels: {native.obstacle()}")
+    elif cpp_build.obstacle():
+        pytest.skip(f"no native kernels: {cpp_build.obstacle()}")
     return request.param
 
 

@@ -13,15 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kanlm.kan import RBF, BSpline, Chebyshev, Hermite, KANLinear, Legendre, native
+from kanlm.kan import RBF, BSpline, Chebyshev, Hermite, KANLinear, Legendre, cpp_build
 from kanlm.kan.base_functions import BaseFunction
 from kanlm.kan.bases import Differentiable
 from kanlm.kan.bases.formulas import Formulas
 from kanlm.kan.kernels import products, use_backend
 
 pytestmark = pytest.mark.skipif(
-    native.obstacle() is not None or platform.machine() != "x86_64",
-    reason=f"no native kernels here: {native.obstacle() or platform.machine()}",
+    cpp_build.obstacle() is not None or platform.machine() != "x86_64",
+    reason=f"no native kernels here: {cpp_build.obstacle() or platform.machine()}",
 )
 
 BASES: list[Differentiable] = [
