@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from .base_functions import BASE_FLOPS, BASE_FUNCTIONS, BaseFunction
 from .bases import Basis, Hermite
-from .decode import decoded, is_called_alone
 from .initialization import assign_, uniform_
-from .kernels import Edges, edge_sums
+from .kernels import Edges, edge_sums, prepared_sums
 from .moments import unit_normal_mean
+from .watchable import Watchable
 
 #: How a layer's edge functions start.
 Start = Literal["random", "linear", "zero"]
@@ -18,7 +18,7 @@ Start = Literal["random", "linear", "zero"]
 Base = BaseFunction | Literal["auto"] | None
 
 
-class KANLinear(nn.Module):
+class KANLinear(Watchable):
     """Kolmogorov-Arnold layer (Liu et al., arXiv 2404.19756, eq. 2.10-2.12).
 
     Output o is the sum over inputs i of an edge function of x_i:
@@ -143,7 +143,7 @@ class KANLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.in_features:
             raise ValueError(f"x has {x.shape[-1]} channels: expected {self.in_features}")
-        y = decoded(self, x)
+        y = prepared_sums(self, x)
         if y is not None:
             return y
         return edge_sums(x, self.coefficients, self.basis, self.base, self.base_weight, self.bias)
@@ -151,15 +151,15 @@ class KANLinear(nn.Module):
     def edges(self, norm: tuple[Tensor, float] | None = None) -> Edges:
         """What `forward` adds up.
 
-        Arguments:
+        Args:
             norm: gain (in,) and epsilon of an RMS norm that the inputs go through first.
         """
         weight = None if self.base is None else self.base_weight
         return Edges(self.coefficients, self.basis, self.base, weight, self.bias, norm)
 
-    def decoding_layers(self) -> list[Edges] | None:
+    def decoding_layers(self) -> list[Edges]:
         """See `kanlm.kan.decoding`."""
-        return [self.edges()] if type(self) is KANLinear and is_called_alone(self) else None
+        return [self.edges()]
 
     @property
     def label(self) -> str:

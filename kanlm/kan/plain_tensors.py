@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import is_functorch_wrapped_tensor
 
 
 def is_plain(tensor: Tensor) -> bool:
@@ -10,9 +9,16 @@ def is_plain(tensor: Tensor) -> bool:
 
     Subclasses need not, nor do those that torch.func's transforms wrap, nor views that negate.
     """
-    if type(tensor) not in (Tensor, nn.Parameter) or tensor.is_neg():
+    if type(tensor) not in (Tensor, nn.Parameter):
         return False
-    return not is_functorch_wrapped_tensor(tensor)
+    if torch.compiler.is_compiling():
+        return True  # as what runs in the place of a traced tensor is
+    if tensor.is_neg():
+        return False
+    try:
+        return tensor.data_ptr() != 0 or tensor.numel() == 0
+    except RuntimeError:
+        return False
 
 
 def is_cpu_float32(tensor: Tensor) -> bool:

@@ -5,9 +5,11 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+# Private: nothing public says whether transforms are at work, and where they are the sum of an
+# operator without a tangent would be taken for a constant.
 from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
-from torch.jit._trace import is_tracing
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
 
@@ -22,15 +24,26 @@ def constant_when_traced(function: _Function) -> _Function:
     return function
 
 
+@constant_when_traced
+def has_transforms() -> bool:
+    """Whether torch.func's transforms are at work, in code that torch.compile traces."""
+    return peek_interpreter_stack() is not None
+
+
 def observed(x: Tensor) -> str | None:
-    """What is at work that has to see torch's operators, and that kernels which read memory would
-    be hidden from; or None.
+    """What needs torch's own operators on x, which kernels that read memory would hide; or None.
+
+    In eager code torch.func's transforms are known by their tensors: see `plain_tensors`.
     """
-    if torch.compiler.is_compiling() or is_tracing():
-        return "compiled code"
-    if forward_ad._current_level >= 0 or peek_interpreter_stack() is not None:
-        return "forward-mode gradients and torch.func"
+    if torch.compiler.is_compiling():
+        return "torch.func in compiled code" if has_transforms() else _autocast(x)
+    if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
+        return "torch.jit.trace"
+    if forward_ad.unpack_dual(x).tangent is not None:
+        return "forward-mode gradients"
+    return _autocast(x)
+
+
+def _autocast(x: Tensor) -> str | None:
     # Which meta tensors have none of, and asking is an error.
-    if not x.is_meta and torch.is_autocast_enabled(x.device.type):
-        return "autocast"
-    return None
+    return "autocast" if not x.is_meta and torch.is_autocast_enabled(x.device.type) else None

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..kan.casts import narrowed
 from ..kan.initialization import draw_
+from ..kan.watchable import Watchable
 
 
 class Embedding(nn.Embedding):
@@ -45,7 +46,7 @@ class Linear(nn.Linear):
         return 2 * self.weight.numel()
 
 
-class RMSNorm(nn.Module):
+class RMSNorm(Watchable):
     """Divide by the root mean square over the last dimension, then scale by a learned gain.
 
     (Zhang & Sennrich, arXiv 1910.07467, eq. 4.) Computed in float32 or, for float64

@@ -279,7 +279,7 @@ def test_a_killed_compiler_lets_the_next_one_in(tmp_path) -> None:
 def test_what_has_long_been_unused_is_removed(tmp_path, monkeypatch) -> None:
     """When another library is compiled: not what was loaded lately, however old it is."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    month = 31 * 24 * 60 * 60
+    then = time.time() - 31 * 24 * 60 * 60
     names = ("twelve", "thirteen", "fourteen")
     for name in names:
         (tmp_path / f"{name}.cpp").write_text(f'extern "C" int {name}() {{ return 0; }}')
@@ -288,7 +288,7 @@ def test_what_has_long_been_unused_is_removed(tmp_path, monkeypatch) -> None:
     folder = cpp_build._cache_folder()
     (folder / "tmpabandoned").mkdir()
     for path in folder.iterdir():
-        os.utime(path, (time.time() - month,) * 2)
+        os.utime(path, (then, then))
     cpp_build.load_library.cache_clear()
     for name in names[1:]:
         assert cpp_build.load_library(tmp_path / f"{name}.cpp") is not None
@@ -315,6 +315,6 @@ def test_tensors_without_numbers_are_left_to_torch() -> None:
         assert formulas is not None
         assert not formulas.can(x)
         edges = few_tokens.Edges(torch.randn(8, 3, 4), Hermite())
-        assert few_tokens._native_sums(x, edges) is None
+        assert few_tokens._sums_by_cpp(x, edges) is None
         values = torch.empty(4, 3, 8)
         Hermite().write_values(x, values)

@@ -19,7 +19,15 @@
   says to what), but timed on none: `auto` leaves GPUs to torch's operators.
 """
 
-from .choice import BACKENDS, Backend, edge_sums, use_backend
-from .few_tokens import Edges, Prepared, few_sums
+from .choice import BACKENDS, Backend, edge_sums, prepared_sums, use_backend
+from .few_tokens import Edges, few_sums
 
-__all__ = ["BACKENDS", "Backend", "Edges", "Prepared", "edge_sums", "few_sums", "use_backend"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "Edges",
+    "edge_sums",
+    "few_sums",
+    "prepared_sums",
+    "use_backend",
+]

@@ -5,17 +5,16 @@ from contextlib import contextmanager
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor
-from torch._C._functorch import peek_interpreter_stack
-from torch.jit._trace import is_tracing
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..base_functions import BASE_FUNCTIONS, BaseFunction
 from ..bases import Basis, Differentiable, Local
-from ..tracing import constant_when_traced, observed
+from ..tracing import has_transforms, observed
 from .compiled import contract_compiled
 from .few_tokens import MOST_TOKENS, Edges, few_sums
 from .fused import fused_sums, no_fused_sums
+from .prepared import is_decoding, prepared_modules
 from .recompute import contract_recomputing
 
 Backend = Literal["auto", "reference", "recompute", "triton", "few", "sparse"]
@@ -28,7 +27,8 @@ _chosen: Backend = "auto"
 def use_backend(backend: Backend) -> Iterator[None]:
     """Take this backend within the block, in all threads, where a layer can.
 
-    `auto`, which holds outside of all blocks, takes the fastest.
+    `auto`, which holds outside of all blocks, takes `few` for few tokens within
+    `kanlm.kan.decoding`, else `recompute` where it can, else `reference`.
 
     Raises:
         ValueError: the backend is unknown; and layers raise it where their basis, device or
@@ -44,9 +44,22 @@ def use_backend(backend: Backend) -> Iterator[None]:
         _chosen = before
 
 
-def chosen_backend() -> Backend:
-    """What `use_backend` asks for."""
-    return _chosen
+def prepared_sums(module: nn.Module, x: Tensor) -> Tensor | None:
+    """What a layer or block that `kanlm.kan.decoding` has prepared adds up; None where it has to
+    itself.
+
+    Args:
+        x: (…, in).
+
+    Returns:
+        (…, out).
+    """
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or _chosen != "auto":
+        return None
+    prepared = prepared_modules().get(module)
+    if prepared is None or not prepared.can(x) or observed(x) is not None:
+        return None
+    return prepared(x)
 
 
 def edge_sums(
@@ -57,8 +70,7 @@ def edge_sums(
     base_weight: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """y_o = Σ_i [ Σ_b φ_b(x_i) c_ibo + w_oi base(x_i) ] + bias_o, by the chosen backend or the
-    fastest.
+    """y_o = Σ_i [ Σ_b φ_b(x_i) c_ibo + w_oi base(x_i) ] + bias_o, by the chosen backend.
 
     Arguments:
         x: (…, in).
@@ -93,8 +105,8 @@ def _backend(x: Tensor, coefficients: Tensor, basis: Basis, *others: Tensor | No
         if obstacle is not None:
             raise ValueError(f"backend = {_chosen!r} {obstacle}")
         return _chosen
-    few = 0 < x.numel() <= MOST_TOKENS * x.shape[-1]
-    if few and not learns and _no_few(x, coefficients, basis) is None:
+    few = is_decoding() and not learns and 0 < x.numel() <= MOST_TOKENS * x.shape[-1]
+    if few and _no_few(x, coefficients, basis) is None:
         return "few"
     return "reference" if _no_recompute(x, coefficients, basis) else "recompute"
 
@@ -134,8 +146,8 @@ def _no_recompute(x: Tensor, coefficients: Tensor, basis: Basis) -> str | None:
         return f"takes floating-point inputs, and these are {x.dtype}"
     if torch.compiler.is_compiling():
         # An operator without a tangent would be taken for a constant.
-        return "is not for torch.func in compiled code" if _transforms() else None
-    if is_tracing():
+        return "is not for torch.func in compiled code" if has_transforms() else None
+    if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
         return "is not for torch.jit.trace"
     if not isinstance(basis, Differentiable):
         return f"needs derivatives, and {basis.label} has none in closed form"
@@ -158,12 +170,6 @@ def _no_sparse(x: Tensor, coefficients: Tensor, basis: Basis) -> str | None:
     if not isinstance(basis, Local):
         return f"takes local bases, and {basis.label} is none"
     return _no_few(x, coefficients, basis)
-
-
-@constant_when_traced
-def _transforms() -> bool:
-    """Whether torch.func's transforms are at work."""
-    return peek_interpreter_stack() is not None
 
 
 _OBSTACLES: dict[str, Callable[[Tensor, Tensor, Basis], str | None]] = {

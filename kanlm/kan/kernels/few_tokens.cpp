@@ -36,7 +36,7 @@ namespace {
 using Evaluate = void (*)(
     const Formulas*, const float*, int64_t, float*, int64_t, int64_t, int64_t, int64_t);
 
-// As `_Layer` in few_tokens.py. Weights are of the type of the inputs. Functions are B-splines on
+// As `CppLayer` in few_tokens.py. Weights are of the type of the inputs. Functions are B-splines on
 // equal cells, if there are knots, or evaluated by `evaluate`, if there is one, or given.
 struct Layer {
     const void *norm, *coefficients, *base_weight, *bias;

@@ -5,18 +5,18 @@ copies the coefficients into another order. Of a local basis's B functions only 
 from zero at an input, and the coefficients of neighbouring functions lie side by side, so a token
 needs support / B of them, beside all weights of the base.
 
-On a CPU with a C++ compiler few_tokens.cpp reads them. It adds up in float32; functions of bfloat16
-inputs are rounded before that, as they are for torch's products, where the processor multiplies
-bfloat16, the basis is not local and there are more than two tokens. Elsewhere torch does: with a
-product over the flattened (in, B), and of local bases with `embedding_bag`, which adds up weighted
-rows.
+On a CPU with a C++ compiler few_tokens.cpp reads them, in code that torch.compile traces as an
+operator. It adds up in float32; functions of bfloat16 inputs are rounded before that, as they are
+for torch's products, where the processor multiplies bfloat16, the basis is not local and there are
+more than two tokens. Elsewhere torch does: with a product over the flattened (in, B), and of local
+bases with `embedding_bag`, which adds up weighted rows.
 """
 
 import ctypes
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from ..bases import Basis, BSpline, Differentiable, Local
 from ..bases.formulas import Formulas
 from ..cpp_build import load_library
 from ..plain_tensors import is_cpu_float32, is_plain
+from ..tracing import constant_when_traced
 
 #: Most tokens at a time that are few: for which this was faster than other products at every width
 #: and grid tried (`./scripts/bench decode`). Torch's embedding_bag is for fewer.
@@ -45,7 +46,8 @@ class Edges(NamedTuple):
         coefficients: (in, B, out).
         base: function beside the basis, with `base_weight` (out, in).
         bias: (out,).
-        norm: gain (in,) and epsilon of an RMS norm that the inputs go through first.
+        norm: gain (in,) and epsilon of an RMS norm that the inputs go through first, in a row of
+            layers that are prepared.
     """
 
     coefficients: Tensor
@@ -56,16 +58,17 @@ class Edges(NamedTuple):
     norm: tuple[Tensor, float] | None = None
 
     @property
-    def tensors(self) -> list[Tensor | None]:
+    def weights(self) -> list[Tensor | None]:
         """Those of the type of the inputs."""
         gain = None if self.norm is None else self.norm[0]
         return [gain, self.coefficients, self.base_weight, self.bias]
 
     def check(self, width: int) -> None:
-        """
+        """Check that weights fit: few_tokens.cpp would read past their ends.
+
         Raises:
             ValueError: there are other than `width` inputs, or weights are of other shapes than the
-                coefficients say: few_tokens.cpp would read past their ends.
+                coefficients say.
         """
         inputs, functions, out = self.coefficients.shape
         if width != inputs:
@@ -77,7 +80,7 @@ class Edges(NamedTuple):
         if self.base is not None and self.base_weight is None:
             raise ValueError(f"base = {self.base!r}: it has no weights")
         shapes = (inputs,), (inputs, functions, out), (out, inputs), (out,)
-        for weight, shape in zip(self.tensors, shapes, strict=True):
+        for weight, shape in zip(self.weights, shapes, strict=True):
             if weight is not None and weight.shape != shape:
                 raise ValueError(f"weights of shape {tuple(weight.shape)}: expected {shape}")
 
@@ -85,22 +88,20 @@ class Edges(NamedTuple):
 def few_sums(x: Tensor, edges: Edges, *, sparse: bool | None = None) -> Tensor:
     """Outputs of a layer, exact to rounding, without gradients.
 
-    Arguments:
+    Args:
         x: (…, in).
         sparse: whether torch is to read single rows of a local basis; None where it is faster.
 
-    Returns: (…, out).
+    Returns:
+        (…, out).
 
     Raises:
         ValueError: weights do not fit each other or the inputs.
     """
     edges.check(x.shape[-1])
-    y = _native_sums(x, edges)
+    y = _sums_by_cpp(x, edges)
     if y is not None:
         return y
-    if edges.norm is not None:
-        gain, epsilon = edges.norm
-        x = F.rms_norm(x, gain.shape, gain, epsilon)
     if sparse is None:
         few = x.device.type == "cpu" and x.numel() <= MOST_TOKENS_OF_TORCH * x.shape[-1]
         sparse = isinstance(edges.basis, Local) and few
@@ -111,34 +112,21 @@ def few_sums(x: Tensor, edges: Edges, *, sparse: bool | None = None) -> Tensor:
     return y if edges.bias is None else y + edges.bias
 
 
-def _native_sums(x: Tensor, edges: Edges) -> Tensor | None:
-    """By few_tokens.cpp; None where it cannot, or torch is faster."""
-    basis, functions = edges.basis, edges.coefficients.shape[1]
-    support = basis.support if isinstance(basis, Local) else functions
-    if x.dtype not in _functions() or x.device.type != "cpu" or not is_plain(x):
-        return None
-    if support < functions and support > MOST_FUNCTIONS:
-        return None
-    if not all(_plain(weight, x.dtype) for weight in edges.tensors):
-        return None
-    function = _functions()[x.dtype]
-    layer = _known(edges)
-    if layer is not None:
-        return _call(function, (_Layer * 1)(layer), x)
-    if edges.norm is not None:
-        gain, epsilon = edges.norm
-        x, edges = F.rms_norm(x, gain.shape, gain, epsilon), edges._replace(norm=None)
-    first = None
-    if isinstance(basis, Local) and support < functions:
-        first, values = basis.active(x.float())
-        first = first.contiguous()
-    else:
-        values = basis.values(x.float()).transpose(-1, -2)
-    layers = (_Layer * 1)(_described(edges, support))
-    return _call(function, layers, x, first, values.float().contiguous())
+def readable_by_cpp(edges: Edges, dtype: torch.dtype) -> bool:
+    """Whether few_tokens.cpp is compiled, and can read weights of a type where they lie."""
+    if not _compiles(dtype):
+        return False
+    given = [weight for weight in edges.weights if weight is not None]
+    return all(
+        t.dtype == dtype and t.device.type == "cpu" and is_plain(t) and t.is_contiguous()
+        for t in given
+    )
 
 
-class _Layer(ctypes.Structure):
+# What few_tokens.cpp is told
+
+
+class CppLayer(ctypes.Structure):
     """As `Layer` in few_tokens.cpp."""
 
     _fields_: ClassVar = [
@@ -152,87 +140,80 @@ class _Layer(ctypes.Structure):
     ]
 
 
-class Prepared:
-    """Layers in a row as few_tokens.cpp takes them: it is told where their tensors lie, and finds
-    all functions' values by itself.
+class Evaluated(NamedTuple):
+    """How few_tokens.cpp evaluates a basis: by the functions of a C++ file of a basis, or
+    without a source as B-splines on equal cells.
 
-    The tensors that it was made of are kept, and what they hold then is read at every call.
+    Attributes:
+        source, numbers, knots, learned: as of `Formulas`.
     """
 
-    def __init__(
-        self, layers: Sequence[Edges], dtype: torch.dtype, parts: Sequence[_Layer]
-    ) -> None:
-        self.dtype = dtype
-        self.inputs = layers[0].coefficients.shape[0]
-        self._function = _functions()[dtype]
-        self._layers = (_Layer * len(layers))(*parts)
-        # Also the memory itself: `data` of a parameter may be put in another's place.
-        tensors = [t for layer in layers for t in (*layer.tensors, _knots(layer.basis))]
-        self._kept = (parts, [None if t is None else t.untyped_storage() for t in tensors])
+    source: str
+    numbers: tuple[float, ...]
+    knots: Tensor | None
+    learned: Tensor | None
 
     @classmethod
-    def of(cls, layers: Sequence[Edges], dtype: torch.dtype) -> "Prepared | None":
-        """For inputs of a type; None where they or a layer are not for few_tokens.cpp alone.
-
-        Arguments:
-            layers: which fit each other, as `Edges.check` has it.
-        """
-        if dtype not in _functions():
+    def of(cls, basis: Basis) -> "Evaluated | None":
+        """None for a basis that few_tokens.cpp has to be given the values of."""
+        # A class of somebody else's may have other values.
+        if type(basis) is BSpline and basis.equal_cells and len(basis.knots) == 1:
+            # A step is on the other side of a knot already where the cell is off by rounding.
+            sparse = basis.degree > 0 and basis.support < basis.num_functions
+            return (
+                cls("", (), basis.knots, None) if sparse and is_cpu_float32(basis.knots) else None
+            )
+        if isinstance(basis, Local) or not isinstance(basis, Differentiable):
             return None
-        parts = []
-        for layer in layers:
-            part = _known(layer)
-            if part is None or not all(_plain(weight, dtype) for weight in layer.tensors):
-                return None
-            parts.append(part)
-        return cls(layers, dtype, parts)
-
-    def can(self, x: Tensor) -> bool:
-        """Whether inputs are of the type and width, plain ones on a CPU, and few."""
-        return (
-            x.dtype == self.dtype
-            and x.device.type == "cpu"
-            and x.shape[-1] == self.inputs
-            and 0 < x.numel() <= MOST_TOKENS * self.inputs
-            and is_plain(x)
-        )
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return _call(self._function, self._layers, x)
+        formulas = basis.formulas()
+        if formulas is None or not formulas.reads_plain_parameters:
+            return None
+        if not _has_functions(formulas.source):
+            return None
+        return cls(formulas.source, formulas.numbers, formulas.knots, formulas.learned)
 
 
-def _described(
-    layer: Edges,
-    support: int,
-    knots: Tensor | None = None,
-    formulas: Formulas | None = None,
-    structure: Any = None,
-) -> _Layer:
-    functions = layer.coefficients.shape[1]
-    return _Layer(
-        *map(_pointer, layer.tensors),
-        _pointer(knots),
-        None if structure is None else ctypes.addressof(structure),
-        None if formulas is None else formulas.places[0],
-        *layer.coefficients.shape,
-        support,
-        BASE_CODES[layer.base],
-        functions - support + 1,
-        0.0 if layer.norm is None else layer.norm[1],
+#: Of a basis that few_tokens.cpp is given the values of.
+_GIVEN = Evaluated("", (), None, None)
+
+
+def describe(edges: Edges, evaluated: Evaluated | None) -> CppLayer:
+    """What few_tokens.cpp has to know of a layer; tensors have to live as long."""
+    return _described(
+        edges.coefficients,
+        edges.base_weight,
+        edges.bias,
+        edges.base,
+        _support(edges.basis),
+        evaluated,
+        edges.norm,
     )
 
 
-def _call(
-    function: "ctypes._NamedFuncPointer",
-    layers: "ctypes.Array[_Layer]",
+def call_cpp(
+    layers: "ctypes.Array[CppLayer]",
     x: Tensor,
     first: Tensor | None = None,
     values: Tensor | None = None,
 ) -> Tensor:
-    """Call few_tokens.cpp; with `first` and `values` of a basis that it does not know."""
+    """Call few_tokens.cpp.
+
+    Args:
+        layers: one after the other, of the type of the inputs.
+        x: (…, in).
+        first, values: of a basis that it does not evaluate: indices of the first functions that
+            differ from zero, (…, in), unless all do, and the values, (…, in, support) or
+            (…, B, in).
+
+    Returns:
+        (…, out).
+
+    Raises:
+        MemoryError: there is no memory for the sums.
+    """
     x = x.contiguous()
     y = x.new_empty(*x.shape[:-1], layers[len(layers) - 1].out)
-    done = function(
+    done = _functions()[x.dtype](
         layers,
         len(layers),
         x.data_ptr(),
@@ -247,40 +228,124 @@ def _call(
     return y
 
 
-def _known(layer: Edges) -> _Layer | None:
-    """The layer of a basis whose values few_tokens.cpp finds; it lives as long as what it tells."""
-    basis = layer.basis
-    if (knots := _knots(basis)) is not None:
-        assert isinstance(basis, BSpline)
-        return _described(layer, basis.support, knots)
-    if (formulas := _formulas(basis)) is None:
+def _sums_by_cpp(x: Tensor, edges: Edges) -> Tensor | None:
+    """By few_tokens.cpp; None where it cannot."""
+    basis, functions = edges.basis, edges.coefficients.shape[1]
+    support = _support(basis)
+    if x.device.type != "cpu" or not is_plain(x) or not readable_by_cpp(edges, x.dtype):
         return None
-    structure = formulas.structure
-    part = _described(layer, basis.num_functions, None, formulas, structure)
-    part.kept = formulas, structure
-    return part
+    if MOST_FUNCTIONS < support < functions:
+        return None
+    first = values = None
+    evaluated = Evaluated.of(basis)
+    if evaluated is None:
+        if isinstance(basis, Local) and support < functions:
+            first, values = basis.active(x.float())
+            first = first.contiguous()
+        else:
+            values = basis.values(x.float()).transpose(-1, -2)
+        values = values.float().contiguous()
+    given = (x, edges.coefficients, edges.base_weight, edges.bias, edges.base or "", support)
+    sums = _operator if torch.compiler.is_compiling() else _sums
+    return sums(*given, *(evaluated or _GIVEN), first, values)
 
 
-def _knots(basis: Basis) -> Tensor | None:
-    """Of a grid on which few_tokens.cpp finds what differs from zero: B-splines on equal cells for
-    all inputs."""
-    # A class of somebody else's may have other values.
-    if type(basis) is not BSpline or not basis.equal_cells or len(basis.knots) != 1:
-        return None
-    if basis.degree == 0 or basis.support == basis.num_functions:
-        # A step is on the other side of a knot already where the cell is off by rounding.
-        return None
-    return basis.knots if is_cpu_float32(basis.knots) else None
+def _sums(
+    x: Tensor,
+    coefficients: Tensor,
+    base_weight: Tensor | None,
+    bias: Tensor | None,
+    base: str,
+    support: int,
+    source: str,
+    numbers: Sequence[float],
+    knots: Tensor | None,
+    learned: Tensor | None,
+    first: Tensor | None,
+    values: Tensor | None,
+) -> Tensor:
+    """`call_cpp` of a layer, given as an operator can be."""
+    evaluated = Evaluated(source, tuple(numbers), knots, learned)
+    known_base = cast(BaseFunction | None, base or None)
+    layer = _described(coefficients, base_weight, bias, known_base, support, evaluated)
+    return call_cpp((CppLayer * 1)(layer), x, first, values)
 
 
-def _formulas(basis: Basis) -> Formulas | None:
-    """Of a basis all of whose functions differ from zero, if they can be compiled."""
-    if isinstance(basis, Local) or not isinstance(basis, Differentiable):
-        return None
-    formulas = basis.formulas()
-    if formulas is None or not formulas.reads_plain_parameters or formulas.library is None:
-        return None
-    return formulas
+# Named after this module, because a copy of it may travel with an exported model.
+_NAME = f"{__name__.replace('.', '_')}::sums"
+_operator = torch.library.custom_op(_NAME, _sums, mutates_args=(), device_types="cpu")
+
+
+@_operator.register_fake
+def _(x: Tensor, coefficients: Tensor, *others: Any) -> Tensor:
+    return x.new_empty(*x.shape[:-1], coefficients.shape[-1])
+
+
+def _described(
+    coefficients: Tensor,
+    base_weight: Tensor | None,
+    bias: Tensor | None,
+    base: BaseFunction | None,
+    support: int,
+    evaluated: Evaluated | None,
+    norm: tuple[Tensor, float] | None = None,
+) -> CppLayer:
+    inputs, functions, out = coefficients.shape
+    gain, epsilon = (None, 0.0) if norm is None else norm
+    source, numbers, knots, learned = evaluated or _GIVEN
+    formulas = structure = None
+    if source:
+        formulas = Formulas(source, functions, numbers, knots, learned)
+        structure = formulas.structure
+    layer = CppLayer(
+        *map(_pointer, (gain, coefficients, base_weight, bias)),
+        None if source else _pointer(knots),
+        None if structure is None else ctypes.addressof(structure),
+        None if formulas is None else formulas.places[0],
+        *(inputs, functions, out, support),
+        BASE_CODES[base],
+        functions - support + 1,
+        epsilon,
+    )
+    # What it points to lives as long as it does.
+    layer.kept = gain, coefficients, base_weight, bias, knots, learned, structure
+    return layer
+
+
+def _support(basis: Basis) -> int:
+    return basis.support if isinstance(basis, Local) else basis.num_functions
+
+
+@constant_when_traced
+def _compiles(dtype: torch.dtype) -> bool:
+    return dtype in _functions()
+
+
+@constant_when_traced
+def _has_functions(source: str) -> bool:
+    """Whether a basis's C++ file is compiled."""
+    return Formulas(source, 0, ()).library is not None
+
+
+@functools.cache
+def _functions() -> dict[torch.dtype, Any]:
+    """By the type of inputs and weights; none where they cannot be compiled."""
+    library = load_library(Path(__file__).with_name("few_tokens.cpp"), *_NAMES.values())
+    if library is None:
+        return {}
+    pointer, count = ctypes.c_void_p, ctypes.c_int64
+    functions = {dtype: getattr(library, name) for dtype, name in _NAMES.items()}
+    for function in functions.values():
+        function.argtypes = [pointer, count, *[pointer] * 4, count, count]
+        function.restype = ctypes.c_bool
+    return functions
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+# What torch computes
 
 
 def _product(x: Tensor, edges: Edges) -> Tensor:
@@ -303,28 +368,3 @@ def _sparse_product(x: Tensor, edges: Edges) -> Tensor:
         per_sample_weights=values.flatten(1).to(coefficients.dtype),
     )
     return sums.view(*x.shape[:-1], out)
-
-
-@functools.cache
-def _functions() -> "dict[torch.dtype, ctypes._NamedFuncPointer]":
-    """By the type of inputs and weights; none where they cannot be compiled."""
-    library = load_library(Path(__file__).with_name("few_tokens.cpp"), *_NAMES.values())
-    if library is None:
-        return {}
-    pointer, count = ctypes.c_void_p, ctypes.c_int64
-    functions = {dtype: getattr(library, name) for dtype, name in _NAMES.items()}
-    for function in functions.values():
-        function.argtypes = [pointer, count, *[pointer] * 4, count, count]
-        function.restype = ctypes.c_bool
-    return functions
-
-
-def _plain(weight: Tensor | None, dtype: torch.dtype) -> bool:
-    if weight is None:
-        return True
-    alike = weight.dtype == dtype and weight.device.type == "cpu"
-    return alike and is_plain(weight) and weight.is_contiguous()
-
-
-def _pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()

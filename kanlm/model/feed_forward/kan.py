@@ -7,10 +7,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...kan import KANLinear
-from ...kan.decode import decoded, is_called_alone
-from ...kan.kernels import Edges
+from ...kan.kernels import Edges, prepared_sums
 from ...kan.layer import Base, Start
 from ...kan.moments import unit_normal_mean
+from ...kan.watchable import is_unobserved
 from ..layers import Linear, RMSNorm
 from .base import FeedForward
 from .basis import make_basis
@@ -63,17 +63,14 @@ class KAN(FeedForward):
         self.label = f"kan/{self.up.label}"
 
     def forward(self, x: Tensor) -> Tensor:
-        y = decoded(self, x)
+        y = prepared_sums(self, x)
         return self.down(self.norm(self.up(x))) if y is None else y
 
     def decoding_layers(self) -> list[Edges] | None:
         """See `kanlm.kan.decoding`."""
-        # An adapter around a layer, or a class of somebody else's, computes otherwise.
         kinds = {"up": KANLinear, "norm": RMSNorm, "down": KANLinear}
-        for name, kind in kinds.items():
-            module = self.get_submodule(name)
-            if type(module) is not kind or not is_called_alone(module):
-                return None
+        if not all(is_unobserved(self.get_submodule(name), kind) for name, kind in kinds.items()):
+            return None
         return [self.up.edges(), self.down.edges((self.norm.weight, self.norm.epsilon))]
 
     @property

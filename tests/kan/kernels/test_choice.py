@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from kanlm.kan import RBF, BSpline, Chebyshev, Hermite, KANLinear, Rational
+from kanlm.kan import RBF, BSpline, Chebyshev, Hermite, KANLinear, Rational, decoding
 from kanlm.kan.kernels import BACKENDS, choice, fused, use_backend
 
 
@@ -32,7 +32,10 @@ def test_what_is_taken_by_itself(basis, tokens, gradients, expected) -> None:
     layer = KANLinear(8, 4, basis=basis)
     x = torch.randn(tokens, 8)
     with torch.set_grad_enabled(gradients):
-        assert choice._backend(x, layer.coefficients, layer.basis) == expected
+        with decoding(layer):
+            assert choice._backend(x, layer.coefficients, layer.basis) == expected
+        # Outside nothing reads memory unasked.
+        assert choice._backend(x, layer.coefficients, layer.basis) != "few"
 
 
 def test_gpus_are_left_to_torch() -> None:
@@ -40,7 +43,7 @@ def test_gpus_are_left_to_torch() -> None:
     layer = KANLinear(8, 4).bfloat16()
     for tokens, expected in ((1, "few"), (10_000, "recompute")):
         x = torch.empty(tokens, 8, device="meta", dtype=torch.bfloat16)
-        with torch.no_grad():
+        with torch.no_grad(), decoding(layer):
             assert choice._backend(x, layer.coefficients, layer.basis) == expected
 
 
