@@ -3,7 +3,7 @@
 Torch is not imported here, so that mistakes in a config are told at once.
 """
 
-from kanlm.config.checking import check, check_options
+from kanlm.config.checking import check, check_options, parse_json
 from kanlm.config.load import (
     from_tree,
     load,
@@ -50,6 +50,7 @@ __all__ = [
     "merge",
     "mixture_stages",
     "nested",
+    "parse_json",
     "parse_override",
     "read_file",
     "read_tree",

@@ -36,8 +36,7 @@ def check(schema: Any, tree: Mapping[str, Any], setting: str, beside: Sequence[s
     from pydantic import ValidationError
 
     try:
-        # JSON mode is strict about types and still reads a list as a tuple.
-        return _adapter(schema).validate_json(json.dumps(tree), strict=True)
+        return parse_json(schema, json.dumps(tree))
     except ValidationError as error:
         problems = error.errors(include_url=False)
         # A misspelt name is often the cause of a missing one.
@@ -46,6 +45,16 @@ def check(schema: Any, tree: Mapping[str, Any], setting: str, beside: Sequence[s
         raise UserError(_explain(problem, tree, schema, setting, beside)) from None
     except (TypeError, RecursionError) as error:
         raise UserError(f"{setting or 'config'}: {error}") from None
+
+
+def parse_json(schema: Any, text: str | bytes) -> Any:
+    """Make what `check` makes of a dictionary's JSON.
+
+    Raises:
+        ValueError: it is not JSON, or does not fit the schema.
+    """
+    # JSON mode is strict about types and still reads a list as a tuple.
+    return _adapter(schema).validate_json(text, strict=True)
 
 
 @cache

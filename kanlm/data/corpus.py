@@ -15,13 +15,13 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from kanlm.config import DataSettings, TokenizerSettings, to_tree
+from kanlm.data.batch_encode import assign_split
 from kanlm.data.duplicates import SHINGLE_TOKENS, TokenDocuments, near_duplicates
 from kanlm.data.preparation import prepare, training_documents
 from kanlm.data.shards import ShardedSource, disk_errors, write_atomically
 from kanlm.data.sources import Source, open_sources
 from kanlm.data.sources.base import hash_json
 from kanlm.data.splits import SPLITS
-from kanlm.data.tokenising import place
 from kanlm.data.tokenizer import build_tokenizer, decode, wrap
 from kanlm.errors import UserError
 
@@ -279,7 +279,7 @@ def check_few_documents(data: DataSettings, splits: Sequence[str]) -> None:
             characters += len(text)
             if number == FEW_DOCUMENTS or characters > FEW_CHARACTERS:
                 return
-            found.add(place(text, data.validation_fraction, data.test_fraction).split)
+            found.add(assign_split(text, data.validation_fraction, data.test_fraction).split)
     for name in ("train", *splits):
         # Of no text at all the preparation has more to say.
         if found and name not in found:

@@ -16,7 +16,7 @@ from datatrove.utils.logging import logger
 
 from kanlm.config import Config, DataSettings
 from kanlm.data.corpus import open_tokenizer
-from kanlm.data.parts import join_parts, write_part
+from kanlm.data.distributed_prepare import join_parts, write_part
 from kanlm.data.preparation import Target, prepare_target
 from kanlm.data.sources import make_source
 from kanlm.errors import UserError

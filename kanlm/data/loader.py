@@ -69,8 +69,8 @@ class Batches:
         self.mixture = Mixture(
             {step * batch_size: weights for step, weights in stages.items()}, seed
         )
-        self.circles = [
-            Circle(entry.splits["train"], context_length, (seed, number))
+        self.streams = [
+            EpochStream(entry.splits["train"], context_length, (seed, number))
             for number, entry in enumerate(corpus.sources)
         ]
 
@@ -100,18 +100,18 @@ class Batches:
 
     def _sequences(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return inputs and labels of sequences of the mixture, (n, context_length) int64 each."""
-        if len(self.circles) == 1:
-            return self.circles[0].sequences(indices)
+        if len(self.streams) == 1:
+            return self.streams[0].sequences(indices)
         sources, within = self.mixture.locate(indices)
         inputs = np.empty((len(indices), self.context_length), dtype=np.int64)
         labels = np.empty_like(inputs)
-        for number, circle in enumerate(self.circles):
+        for number, stream in enumerate(self.streams):
             own = sources == number
-            inputs[own], labels[own] = circle.sequences(within[own])
+            inputs[own], labels[own] = stream.sequences(within[own])
         return inputs, labels
 
 
-class Circle:
+class EpochStream:
     """The endless series of blocks of one source.
 
     Args:

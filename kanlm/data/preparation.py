@@ -23,10 +23,19 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from pydantic import TypeAdapter
 from transformers import PreTrainedTokenizerFast
 
-from kanlm.config import DataSettings
+from kanlm.config import DataSettings, parse_json
+from kanlm.data.batch_encode import (
+    Document,
+    LeftOut,
+    ahead,
+    assign_split,
+    by_split,
+    document_batches,
+    encode_documents,
+    split_numbers,
+)
 from kanlm.data.shards import (
     FORMAT_VERSION,
     MANIFEST,
@@ -41,16 +50,6 @@ from kanlm.data.shards import (
 )
 from kanlm.data.sources.base import Cursor, Source, hash_json, is_blank
 from kanlm.data.splits import SPLITS, Text, blocks, contiguous_lengths
-from kanlm.data.tokenising import (
-    Document,
-    LeftOut,
-    ahead,
-    by_split,
-    document_batches,
-    place,
-    split_numbers,
-    tokenise,
-)
 from kanlm.data.tokenizer import Encoder, decode, end_of_document, tokenizer_hash, vocabulary_size
 from kanlm.errors import UserError
 from kanlm.faults import point
@@ -99,7 +98,7 @@ class Reading(Protocol):
 
 
 @dataclass
-class Progress:
+class PreparationProgress:
     """What a killed preparation leaves behind."""
 
     single_document: bool
@@ -185,7 +184,7 @@ def prepare_target(
 
 
 def prepare_by(
-    read: Callable[[Progress], Reading],
+    read: Callable[[PreparationProgress], Reading],
     target: Target,
     unfinished: Path,
     *,
@@ -215,7 +214,7 @@ def prepare_by(
 
 def training_documents(source: Source, data: DataSettings) -> Iterator[str]:
     """Yield the text that falls into training, before near-duplicates are dropped."""
-    progress = Progress(single_document=source.single_document)
+    progress = PreparationProgress(single_document=source.single_document)
     reading = _Reading(source, progress, data.validation_fraction, data.test_fraction)
     return (read.document.text for read in reading if read.document.split == "train")
 
@@ -226,7 +225,7 @@ def chained_hash(content_hash: str, digest: bytes) -> str:
 
 
 def _prepare_folder(
-    read: Callable[[Progress], Reading],
+    read: Callable[[PreparationProgress], Reading],
     target: Target,
     unfinished: Path,
     shard_tokens: int,
@@ -267,17 +266,17 @@ def _prepare_folder(
 
 
 def _write_shards(
-    read: Callable[[Progress], Reading],
+    read: Callable[[PreparationProgress], Reading],
     target: Target,
     unfinished: Path,
     shard_tokens: int,
     report: Callable[[str], None],
-) -> tuple[Progress, Reading]:
+) -> tuple[PreparationProgress, Reading]:
     """Write all shards, or those that are missing, and the progress made."""
     source, folder = target.source, target.folder
     progress = _read_progress(unfinished)
     if progress is None:
-        progress = Progress(single_document=source.single_document)
+        progress = PreparationProgress(single_document=source.single_document)
         report(f"preparing {source.describe()} in {folder}")
     else:
         tokens = sum(shard.tokens for shard in progress.shards)
@@ -319,7 +318,7 @@ def _notes_on_spelling(source: Source, tokenizer: PreTrainedTokenizerFast) -> li
 class _Buffer:
     """Tokenised documents that wait for the next shard."""
 
-    def __init__(self, folder: Path, progress: Progress) -> None:
+    def __init__(self, folder: Path, progress: PreparationProgress) -> None:
         self.folder, self.progress = folder, progress
         self._clear()
 
@@ -360,7 +359,7 @@ class _Buffer:
 class _Tokenising:
     """Reads on after `progress`, tokenising a few batches ahead."""
 
-    def __init__(self, target: Target, progress: Progress) -> None:
+    def __init__(self, target: Target, progress: PreparationProgress) -> None:
         self.reading = _Reading(target.source, progress, *target.fractions)
         # Sizes count the end-of-document token as a token and no byte.
         self.ending = [] if progress.single_document else [end_of_document(target.tokenizer)]
@@ -377,7 +376,7 @@ class _Tokenising:
 
     def _tokenise(self, group: list[Read]) -> Tokenised:
         documents, last = [read.document for read in group], group[-1]
-        tokens, sizes = tokenise(self.encoder, self.ending, documents)
+        tokens, sizes = encode_documents(self.encoder, self.ending, documents)
         splits = by_split(tokens.astype(self.dtype), sizes, split_numbers(documents))
         return Tokenised(splits, last.cursor, last.content_hash, last.left_out)
 
@@ -386,7 +385,11 @@ class _Reading:
     """Reads on after `progress`, placing every document, or block of the only one, in a split."""
 
     def __init__(
-        self, source: Source, progress: Progress, validation_fraction: float, test_fraction: float
+        self,
+        source: Source,
+        progress: PreparationProgress,
+        validation_fraction: float,
+        test_fraction: float,
     ) -> None:
         self.source = source
         self.fractions = validation_fraction, test_fraction
@@ -403,7 +406,7 @@ class _Reading:
             if text is None or is_blank(text):
                 self.left_out = self.left_out.and_of(text)
                 continue
-            document = place(text, *self.fractions)
+            document = assign_split(text, *self.fractions)
             self.content_hash = chained_hash(self.content_hash, document.digest)
             yield Read(document, cursor, self.content_hash, self.left_out)
 
@@ -425,13 +428,12 @@ class _Reading:
                     yield Read(document, {"blocks": number}, self.content_hash, self.left_out)
 
 
-def _read_progress(partial: Path) -> Progress | None:
+def _read_progress(partial: Path) -> PreparationProgress | None:
     path = partial / PROGRESS
     if not path.exists():
         return None
     try:
-        # JSON mode is strict about types.
-        return TypeAdapter(Progress).validate_json(path.read_bytes(), strict=True)
+        return parse_json(PreparationProgress, path.read_bytes())
     except (ValueError, OSError):
         raise UserError(f"{path}: damaged; delete {partial} to prepare it anew") from None
 

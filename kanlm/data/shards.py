@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from pydantic import TypeAdapter
 
+from kanlm.config import parse_json
 from kanlm.data.splits import SPLITS
 from kanlm.errors import UserError
 
@@ -269,7 +269,7 @@ def _read_manifest(folder: Path) -> Manifest:
             raise UserError(
                 f"{path}: format_version is {version}, expected {FORMAT_VERSION}; {_delete(folder)}"
             )
-        manifest = TypeAdapter(Manifest).validate_json(json.dumps(tree), strict=True)
+        manifest = parse_json(Manifest, json.dumps(tree))
         if manifest.dtype not in DTYPES or manifest.counts != count_splits(manifest.shards):
             raise ValueError
         return manifest

@@ -3,12 +3,11 @@
 # One case a line, however long.
 # ruff: noqa: E501
 
+from dataclasses import dataclass
+
 import pytest
 
-from kanlm.config import (
-    check_options,
-    from_tree,
-)
+from kanlm.config import check_options, from_tree, parse_json
 from kanlm.data.sources import check_source
 from kanlm.errors import UserError
 
@@ -121,3 +120,22 @@ def test_the_half_precision_that_is_none_here_is_refused_with_the_reason() -> No
         UserError, match=r"training\.precision = \"fp16\".*'bf16'.*losses are scaled"
     ):
         from_tree({"training": {"precision": "fp16"}})
+
+
+@dataclass(frozen=True)
+class Inner:
+    size: int
+
+
+@dataclass(frozen=True)
+class Outer:
+    inner: Inner
+
+
+@pytest.mark.parametrize(
+    "text", ['{"inner": {"size": 3, "more": 1}}', '{"inner": {"size": "3"}}', '{"inner": {}}', "["]
+)
+def test_dataclasses_are_made_of_json_strictly_at_every_level(text: str):
+    assert parse_json(Outer, b'{"inner": {"size": 3}}') == Outer(Inner(3))
+    with pytest.raises(ValueError, match="Outer"):
+        parse_json(Outer, text)

@@ -152,7 +152,7 @@ def test_done_is_done(root: Path, monkeypatch):
     for logs in ("first", "again"):
         run(TokeniseParts(config), root / "logs" / logs, 2, 1)
         run(JoinParts(config), root / "logs" / f"{logs}-join", 1, 1)
-        monkeypatch.setattr("kanlm.data.parts.Encoder", None)
+        monkeypatch.setattr("kanlm.data.distributed_prepare.Encoder", None)
         stats = json.loads((root / "logs" / f"{logs}-join" / "stats.json").read_text())
         assert stats[0]["stats"]["tokens"]["total"] > 0
     assert not list((root / "there").glob("*.parts-of-*"))

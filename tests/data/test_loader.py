@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kanlm.config import DataSettings
 from kanlm.data.corpus import Corpus, CorpusSource, Split, open_corpus
-from kanlm.data.loader import IGNORED, Batches, Circle, Mixture, document_positions
+from kanlm.data.loader import IGNORED, Batches, EpochStream, Mixture, document_positions
 from kanlm.errors import UserError
 
 
@@ -53,12 +53,12 @@ def batches(corpus, seed=0, batch_size=12, context_length=64, within=False):
 @given(st.integers(2, 200), st.data())
 def test_every_token_is_a_target_once_an_epoch_after_the_one_before_it(n_tokens, data):
     context_length = data.draw(st.integers(1, n_tokens - 1))
-    circle = Circle(numbered_split(n_tokens), context_length, (data.draw(st.integers(0, 9)),))
-    assert circle.n_blocks == -(-n_tokens // context_length)
+    stream = EpochStream(numbered_split(n_tokens), context_length, (data.draw(st.integers(0, 9)),))
+    assert stream.n_blocks == -(-n_tokens // context_length)
     for epoch in range(3):
-        places = epoch * circle.n_blocks + np.arange(circle.n_blocks)
-        inputs, labels = circle.sequences(places)
-        assert inputs.shape == labels.shape == (circle.n_blocks, context_length)
+        places = epoch * stream.n_blocks + np.arange(stream.n_blocks)
+        inputs, labels = stream.sequences(places)
+        assert inputs.shape == labels.shape == (stream.n_blocks, context_length)
         np.testing.assert_array_equal(inputs[:, 1:], (inputs[:, :-1] + 1) % n_tokens)
         scored = labels != IGNORED
         np.testing.assert_array_equal(labels[scored], (inputs[scored] + 1) % n_tokens)
@@ -66,8 +66,8 @@ def test_every_token_is_a_target_once_an_epoch_after_the_one_before_it(n_tokens,
 
 
 def test_rounds_differ_in_offset_and_order():
-    circle = Circle(numbered_split(1000), 10, (0,))
-    first, second = circle.sequences(np.arange(200))[0][:, 0].reshape(2, 100).tolist()
+    stream = EpochStream(numbered_split(1000), 10, (0,))
+    first, second = stream.sequences(np.arange(200))[0][:, 0].reshape(2, 100).tolist()
     assert first[0] % 10 != second[0] % 10
     assert sorted(first) != first
     order = [(start - min(first)) // 10 for start in first]
@@ -183,16 +183,16 @@ def test_ranks_together_ask_for_every_token_of_every_source_once_an_epoch(byte_t
     )
     # Two epochs at least of the source that comes round last, after the last change of weights.
     counts = loader.mixture.cycles[-1].counts
-    cycles = max(-(-2 * c.n_blocks // n) for c, n in zip(loader.circles, counts, strict=True))
+    cycles = max(-(-2 * c.n_blocks // n) for c, n in zip(loader.streams, counts, strict=True))
     steps = max(map(max, schedules)) + 1 + cycles * int(counts.sum()) // batch_size
     rows = targets(loader, steps, world_size, micro_batch_size)
     first = 0
-    for circle, length in zip(loader.circles, lengths, strict=True):
+    for stream, length in zip(loader.streams, lengths, strict=True):
         own = [row for row in rows if first <= row[0] < first + length]
-        for start in range(0, len(own) - circle.n_blocks + 1, circle.n_blocks):
-            epoch = own[start : start + circle.n_blocks]
+        for start in range(0, len(own) - stream.n_blocks + 1, stream.n_blocks):
+            epoch = own[start : start + stream.n_blocks]
             assert sorted(chain.from_iterable(epoch)) == list(range(first, first + length))
-        assert len(own) >= 2 * circle.n_blocks
+        assert len(own) >= 2 * stream.n_blocks
         first += length
 
 
@@ -215,18 +215,18 @@ def test_batch_size_does_not_change_the_series_of_sequences(corpus):
 
 def test_an_epoch_of_a_corpus_has_every_token_of_every_source_by_weight(corpus):
     loader = batches(corpus)
-    first, second = loader.circles
+    first, second = loader.streams
     # Three sequences of the first source for one of the second: run both to whole rounds.
     rounds = np.lcm(3 * second.n_blocks, first.n_blocks)
     counts = np.zeros(257, dtype=np.int64)
     _, labels = loader._sequences(np.arange(rounds // 3 * 4))
     counts += np.bincount(labels[labels != IGNORED], minlength=257)
     expected = np.zeros(257, dtype=np.int64)
-    for circle, times in (
+    for stream, times in (
         (first, rounds // first.n_blocks),
         (second, rounds // 3 // second.n_blocks),
     ):
-        tokens = circle.split.tokens(0, circle.split.n_tokens)
+        tokens = stream.split.tokens(0, stream.split.n_tokens)
         expected += times * np.bincount(tokens, minlength=257)
     np.testing.assert_array_equal(counts, expected)
 

@@ -22,9 +22,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from kanlm.config import DataSettings
-from kanlm.data import preparation, tokenising
+from kanlm.data import batch_encode, preparation
 from kanlm.data.describe import print_description
-from kanlm.data.parts import join_parts, write_part
+from kanlm.data.distributed_prepare import join_parts, write_part
 from kanlm.data.preparation import Target, prepare, training_documents
 from kanlm.data.shards import file_sha256, tokens_file
 from kanlm.data.sources import make_source
@@ -44,7 +44,7 @@ def open_source(data):
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
     """Several of them, and so several shards, in a small text."""
-    monkeypatch.setattr(tokenising, "BATCH_DOCUMENTS", 300)
+    monkeypatch.setattr(batch_encode, "BATCH_DOCUMENTS", 300)
 
 
 def stream(sharded, split):
@@ -55,7 +55,7 @@ def stream(sharded, split):
 def test_shards_hold_every_document_of_each_split_in_order(
     stories, make_data, bpe_tokenizer, monkeypatch
 ):
-    monkeypatch.setattr(tokenising, "BATCH_DOCUMENTS", 300)
+    monkeypatch.setattr(batch_encode, "BATCH_DOCUMENTS", 300)
     texts = stories(3000)
     data = make_data([*texts[:100], " \n", "", *texts[100:]])
     sharded = prepare(open_source(data), bpe_tokenizer, data, shard_tokens=10_000)
@@ -338,11 +338,11 @@ def test_a_long_preparation_says_how_far_it_is(stories, make_data, byte_tokenize
 PROGRAM = """
 import json, sys, time
 from kanlm.config import DataSettings, TokenizerSettings
-from kanlm.data import preparation, tokenising
+from kanlm.data import batch_encode, preparation
 from kanlm.data.sources import make_source
 from kanlm.data.tokenizer import build_tokenizer
 data = DataSettings(**json.loads(sys.argv[1]))
-tokenising.BATCH_DOCUMENTS = 100
+batch_encode.BATCH_DOCUMENTS = 100
 tokenizer = build_tokenizer(TokenizerSettings(kind="bytes"), lambda: iter(()))
 def report(line):
     print(line, flush=True)
@@ -401,7 +401,7 @@ def test_a_killed_preparation_goes_on_where_it_was(
     # The same as without interruption, and the shards from before were not made again.
     resumed = prepare(open_source(data), byte_tokenizer, data)
     data.__dict__["cache_dir"] = str(tmp_path / "other")
-    monkeypatch.setattr(tokenising, "BATCH_DOCUMENTS", 100)
+    monkeypatch.setattr(batch_encode, "BATCH_DOCUMENTS", 100)
     whole = prepare(open_source(data), byte_tokenizer, data, shard_tokens=5000)
     assert resumed.manifest == whole.manifest
     for name, content in kept.items():
@@ -413,11 +413,11 @@ KILLED = """
 import datasets, json, os, sys
 from glob import glob
 from kanlm.config import DataSettings, TokenizerSettings
-from kanlm.data import preparation, tokenising
+from kanlm.data import batch_encode, preparation
 from kanlm.data.sources import make_source
 from kanlm.data.tokenizer import build_tokenizer
 data = DataSettings(**json.loads(sys.argv[1]))
-tokenising.BATCH_DOCUMENTS = 100
+batch_encode.BATCH_DOCUMENTS = 100
 tokenizer = build_tokenizer(TokenizerSettings(kind="bytes"), lambda: iter(()))
 for fault in ("inside-preparation:3", "inside-preparation:1", ""):
     # A copy of this process, which has started no threads yet: importing takes seconds.
@@ -481,7 +481,7 @@ def test_kills_between_shards_and_progress_leave_no_trace(
     # Each start goes on behind the last round that was noted, the first with nothing.
     assert [int(line.split()[0]) for line in done.stdout.splitlines()] == [2, 2]
     (killed,) = (tmp_path / "cache").glob("*[0-9a-f]")
-    monkeypatch.setattr(tokenising, "BATCH_DOCUMENTS", 100)
+    monkeypatch.setattr(batch_encode, "BATCH_DOCUMENTS", 100)
     data = DataSettings(sources=[spec], root=str(tmp_path), cache_dir=str(tmp_path / "whole"))
     whole = prepare(open_source(data), byte_tokenizer, data, shard_tokens=5000)
     assert sum(counts["documents"] for counts in whole.manifest.counts.values()) == 3000

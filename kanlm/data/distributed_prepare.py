@@ -18,11 +18,21 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
-from pydantic import TypeAdapter
 
+from kanlm.config import parse_json
+from kanlm.data.batch_encode import (
+    Document,
+    LeftOut,
+    ahead,
+    assign_split,
+    by_split,
+    document_batches,
+    encode_documents,
+    split_numbers,
+)
 from kanlm.data.preparation import (
     SHARD_TOKENS,
-    Progress,
+    PreparationProgress,
     Target,
     Tokenised,
     chained_hash,
@@ -36,16 +46,6 @@ from kanlm.data.shards import (
     write_json,
 )
 from kanlm.data.sources.base import is_blank
-from kanlm.data.tokenising import (
-    Document,
-    LeftOut,
-    ahead,
-    by_split,
-    document_batches,
-    place,
-    split_numbers,
-    tokenise,
-)
 from kanlm.data.tokenizer import Encoder, end_of_document
 from kanlm.errors import UserError
 
@@ -173,7 +173,7 @@ class _Opened:
 class _Joining:
     """Batches of the documents of all parts, as `prepare` makes them, after `progress`."""
 
-    def __init__(self, target: Target, parts: list[_Names], progress: Progress) -> None:
+    def __init__(self, target: Target, parts: list[_Names], progress: PreparationProgress) -> None:
         self.dtype = target.dtype
         self.parts = parts
         self.content_hash = progress.content_hash
@@ -225,10 +225,10 @@ def _write(
             if text is None or is_blank(text):
                 part.left_out = part.left_out.and_of(text)
             else:
-                yield place(text, *target.fractions)
+                yield assign_split(text, *target.fractions)
 
     def encode(batch: list[Document]) -> tuple[np.ndarray, np.ndarray]:
-        tokens, sizes = tokenise(encoder, ending, batch)
+        tokens, sizes = encode_documents(encoder, ending, batch)
         rows = np.empty(len(batch), DOCUMENT)
         rows["split"] = split_numbers(batch)
         rows["sizes"] = sizes
@@ -271,7 +271,7 @@ def _complete(target: Target) -> tuple[Path, int]:
 
 def _read_part(names: _Names) -> Part:
     try:
-        return TypeAdapter(Part).validate_json(names.summary.read_bytes(), strict=True)
+        return parse_json(Part, names.summary.read_bytes())
     except (ValueError, OSError):
         raise _damaged(names) from None
 

@@ -51,7 +51,7 @@ class LeftOut:
         return [f"{count:,} {what} left out" for what, count in counts.items() if count]
 
 
-def place(text: str, validation_fraction: float, test_fraction: float) -> Document:
+def assign_split(text: str, validation_fraction: float, test_fraction: float) -> Document:
     """Find out the split of a document, and its hash."""
     spelt = text.encode()
     digest = hashlib.sha256(spelt).digest()
@@ -64,7 +64,7 @@ def document_batches(items: Iterable[_T], characters: Callable[[_T], int]) -> It
     return batches(items, characters, BATCH_DOCUMENTS)
 
 
-def tokenise(
+def encode_documents(
     encoder: Encoder, ending: list[int], documents: Sequence[Document]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Tokenise documents, each followed by `ending`.
@@ -82,11 +82,11 @@ def tokenise(
 def by_split(
     tokens: np.ndarray, sizes: np.ndarray, splits: np.ndarray
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Sort what `tokenise` returns by split.
+    """Sort what `encode_documents` returns by split.
 
     Args:
         tokens: of all documents, end to end.
-        sizes: (documents, 3), as `tokenise` returns them.
+        sizes: (documents, 3), as `encode_documents` returns them.
         splits: (documents,) places in `SPLITS`.
     """
     of_tokens = np.repeat(splits, sizes[:, 0])

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kanlm.config import DataSettings
-from kanlm.data import preparation, tokenising
-from kanlm.data.parts import DOCUMENT, join_parts, write_part
+from kanlm.data import batch_encode, preparation
+from kanlm.data.distributed_prepare import DOCUMENT, join_parts, write_part
 from kanlm.data.preparation import Target, prepare
 from kanlm.data.sources import make_source
 from kanlm.errors import UserError
@@ -21,7 +21,7 @@ from kanlm.errors import UserError
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
     """Several of them, and so several shards, in a small text."""
-    monkeypatch.setattr(tokenising, "BATCH_DOCUMENTS", 100)
+    monkeypatch.setattr(batch_encode, "BATCH_DOCUMENTS", 100)
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_so_are_they_however_texts_and_parts_fall(
     write_jsonl(root / "last.jsonl", ["the first", "and the second"])
     sources = [{"kind": "files", "path": "*.jsonl"}]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokenising, "BATCH_DOCUMENTS", 3)
+        patch.setattr(batch_encode, "BATCH_DOCUMENTS", 3)
         source, (target, data) = (
             make_source(sources[0], root),
             make_target(sources, root, "whole", byte_tokenizer),
@@ -124,7 +124,7 @@ def test_a_part_that_is_done_is_not_done_again(
     target, _ = make_target(several_files, tmp_path, "cache", byte_tokenizer)
     first = write_part(target, 1, 3)
     assert first.documents > 0
-    monkeypatch.setattr("kanlm.data.parts.Encoder", None)
+    monkeypatch.setattr("kanlm.data.distributed_prepare.Encoder", None)
     assert write_part(target, 1, 3) == first
 
 
@@ -185,10 +185,10 @@ def test_a_part_is_whole_or_not_there(several_files, tmp_path, byte_tokenizer, m
         made.append(arguments)
         if len(made) == 4:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return tokenising.tokenise(*arguments)
+        return batch_encode.encode_documents(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr("kanlm.data.parts.tokenise", run_out)
+        patch.setattr("kanlm.data.distributed_prepare.encode_documents", run_out)
         with pytest.raises(UserError, match="no space is left on the disk"):
             write_part(target, 0, 1)
     assert not list(target.folder.parent.glob("*.parts-of-1/*"))

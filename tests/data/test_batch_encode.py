@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kanlm.data.tokenising import ahead, count_words
+from kanlm.data.batch_encode import ahead, count_words
 
 
 @given(st.text("ab \n\x1c\u2003é"), st.integers(1, 5))
