@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(stop.exit_code)
     except KeyboardInterrupt as stop:
         if _is_first_here():
-            said = "kanlm: stopped; the same command goes on from what was saved last"
+            said = "kanlm: stopped; rerun the same command to resume from the last checkpoint"
             print(said, file=sys.stderr)
         sys.exit(128 + (stop.number if isinstance(stop, _Signalled) else signal.SIGINT))
 
@@ -129,9 +129,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=partial(argparse.HelpFormatter, max_help_position=28),
         description="Train language models with Kolmogorov-Arnold feed-forward blocks, "
         "fine-tune them on new domains, and compare them with MLP twins of the same size.",
-        epilog="Exit codes: 0 done; 2 a mistake, named in one line; saved and to be gone on with "
-        "by the same command: 130 after Ctrl-C, 143 after SIGTERM, 138 after SIGUSR1, 75 when "
-        "training.time_limit_minutes were over.",
+        epilog="Exit codes: 0 done; 2 a mistake, named in one line; 130 after Ctrl-C, 143 after "
+        "SIGTERM, 138 after SIGUSR1, 75 when training.time_limit_minutes were over: the run was "
+        "saved, rerun the same command to resume.",
     )
     parser.add_argument("--version", action="version", version=f"kanlm {version()}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
@@ -202,7 +202,7 @@ def _add_config_verb(
     verb = verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
     verb.add_argument("paths", nargs=1, metavar="CONFIG", help="a YAML file")
     if name != "continual":
-        # Which of a sequence's texts it would be, nobody could tell.
+        # Of a sequence of texts it would be unclear which one is meant.
         verb.add_argument(
             "--data",
             action="append",

@@ -24,7 +24,7 @@ class Interrupted(Exception):
     """
 
     def __init__(self, exit_code: int) -> None:
-        super().__init__("stopped and saved; the same command goes on from here")
+        super().__init__("stopped and saved; rerun the same command to resume")
         self.exit_code = exit_code
         self.told_elsewhere = False
 

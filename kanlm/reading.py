@@ -1,4 +1,4 @@
-"""Reading files that may be damaged or somebody else's: whole and plain, or refused in a line."""
+"""Reading files that may be damaged or come from anybody: whole and plain, or refused in a line."""
 
 import json
 import math
@@ -12,8 +12,8 @@ def read_bytes(path: Path) -> bytes:
     """Read a file that lies where it says.
 
     Raises:
-        UserError: it cannot be read, is no ordinary file, or is a link that leads out of its
-            folder, by which a folder from somebody else could bring in what is not theirs.
+        UserError: it cannot be read, is not an ordinary file, or is a link that leads out of its
+            folder, by which a folder from anybody could read other files.
     """
     try:
         check_plain(path)
@@ -26,7 +26,7 @@ def check_plain(path: Path) -> None:
     """Check that a file is an ordinary one in its own folder.
 
     Raises:
-        UserError: it is none.
+        UserError: it is not.
         OSError: it cannot be looked at.
     """
     path.stat()
@@ -41,7 +41,7 @@ def read_text(path: Path) -> str:
     """Read a text file.
 
     Raises:
-        UserError: as of `read_bytes`, or it is not UTF-8.
+        UserError: see `read_bytes`, or it is not UTF-8.
     """
     try:
         return read_bytes(path).decode()
@@ -53,7 +53,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """Read the JSON object in a file.
 
     Raises:
-        UserError: as of `read_bytes`, or it holds no JSON object of finite numbers.
+        UserError: see `read_bytes`, or it holds no JSON object of finite numbers.
     """
     try:
         return parse_object(read_bytes(path), finite=True)
@@ -68,7 +68,7 @@ def parse_object(text: bytes, *, finite: bool) -> dict[str, Any]:
         finite: whether to refuse what JSON has no word for: NaN and infinities.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not one.
     """
     try:
         value = json.loads(

@@ -837,7 +837,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_bit_for_bit(write, tmp_path):
     process.send_signal(signal.SIGINT)
     output, error = process.communicate(timeout=60)
     assert process.returncode == 130, error
-    assert error == "kanlm: stopped and saved; the same command goes on from here\n"
+    assert error == "kanlm: stopped and saved; rerun the same command to resume\n"
     assert "Traceback" not in output
     (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("step-*")
     assert 0 < int(checkpoint.name.removeprefix("step-")) < 300
@@ -863,7 +863,7 @@ def test_a_signal_before_training_says_how_to_go_on(number, code, verb, write, m
         call(verb, write(study=STUDY))
     assert caught.value.code == code
     error = capsys.readouterr().err
-    assert error == "kanlm: stopped; the same command goes on from what was saved last\n"
+    assert error == "kanlm: stopped; rerun the same command to resume from the last checkpoint\n"
     assert signal.getsignal(number) == before
 
 

@@ -22,7 +22,7 @@ from annotated_types import Ge, Gt, Le, Lt
 REQUIRED = object()
 
 _SECTION = re.compile(r"^(Args|Arguments|Raises|Returns|Attributes|Yields):(.*)$")
-_REFERENCE = re.compile(r"as of `(\w+)`")
+_REFERENCE = re.compile(r"(?:\bas of|^see) `(\w+)`")
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,11 @@ def describe_type(hint: Any) -> str:
     if _is_union(hint):
         return " or ".join(dict.fromkeys(describe_type(argument) for argument in arguments))
     if origin is list or (origin is tuple and arguments[-1] is ...):
-        return f"list of {describe_type(arguments[0])}"
+        return (
+            "list of mapping"
+            if section_of(arguments[0])
+            else f"list of {describe_type(arguments[0])}"
+        )
     if origin is tuple:
         return f"[{', '.join(describe_type(argument) for argument in arguments)}]"
     if origin in (dict, Mapping) or hint is dict:

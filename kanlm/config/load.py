@@ -37,7 +37,7 @@ def read_tree(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     study = tree.get("study")
     command = study.get("launcher") if isinstance(study, dict) else None
     if command is not None:
-        # A file from somebody else must not be able to start a program.
+        # A file may come from anybody, and must not be able to start a program.
         raise UserError(
             f"{path}: study.launcher is a command, and is taken from the command line alone: "
             f"give it as study.launcher={shlex.quote(str(command))}, and null here"

@@ -25,7 +25,7 @@ from kanlm.data.splits import SPLITS
 from kanlm.data.tokenizer import build_tokenizer, decode, wrap
 from kanlm.errors import UserError
 
-#: Documents and characters of a source up to which its splits are known beforehand.
+#: Documents and characters of a source up to which its splits are found before it is prepared.
 FEW_DOCUMENTS, FEW_CHARACTERS = 64, 2**24
 
 
@@ -116,7 +116,7 @@ class Split:
         within = starts - self._starts[firsts]
         for window, index, start in zip(windows, firsts.tolist(), within.tolist(), strict=True):
             piece = self._segments[index][start : start + length]
-            # Nearly always all of it; else it goes on in the segments after.
+            # Nearly always all of it; else the rest is in the segments after.
             while len(piece) < len(window):
                 window[: len(piece)] = piece
                 window = window[len(piece) :]
@@ -209,7 +209,7 @@ class Corpus:
 
     @property
     def tokens_hash(self) -> str:
-        """Hex sha256 of the very tokens and shares: what a run is to go on with."""
+        """Hex sha256 of the very tokens and shares: what a run must find when it resumes."""
         shards = [[shard.sha256 for shard in e.sharded.manifest.shards] for e in self.sources]
         return hash_json([self.fingerprint, shards])
 

@@ -2,7 +2,7 @@
 
 `TokeniseParts` runs in any number of tasks under datatrove's local, SLURM or Ray executor, and
 then `JoinParts` in one. What comes out is, byte for byte, what `kanlm data prepare` writes. A
-task that was killed starts anew, and those that are done are not done again; joining goes on
+task that was killed starts anew, and those that are done are not done again; joining resumes
 after its last finished shard. All machines must see the sources and `data.cache_dir`.
 """
 
@@ -29,7 +29,7 @@ class _Preparation(PipelineStep):
         config: its data and evaluation domains are prepared, as by `kanlm data prepare`.
 
     Raises:
-        UserError: as of `open_tokenizer`.
+        UserError: see `open_tokenizer`.
     """
 
     type = "🔢 - TOKENIZER"
@@ -60,7 +60,7 @@ class TokeniseParts(_Preparation):
         """Write the task's parts of what is not prepared.
 
         Raises:
-            UserError: as of `write_part`, or there is a step before this one.
+            UserError: see `write_part`, or there is a step before this one.
         """
         if data is not None:
             raise UserError(
@@ -88,7 +88,7 @@ class JoinParts(_Preparation):
         """Write the folders of shards, and delete the parts.
 
         Raises:
-            UserError: as of `join_parts` and `prepare`, or there are several tasks.
+            UserError: see `join_parts` and `prepare`, or there are several tasks.
         """
         if world_size != 1:
             raise UserError(f"{self.name}: tasks = {world_size}: expected 1")

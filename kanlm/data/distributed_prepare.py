@@ -4,7 +4,7 @@ Where a shard ends depends on all documents before it, and so does the hash of t
 part is a plain record of its documents in their order, in the folder `SOURCE-KEY.parts-of-N`:
 `NNNNN.tokens` (their tokens end to end), `NNNNN.documents` (a row of `DOCUMENT` for each) and,
 written last, `NNNNN.json`, which says how much there is and its checksums. Once all N are
-there, one process reads them in order and writes the shards; killed, it goes on after its last
+there, one process reads them in order and writes the shards; if killed, it resumes after its last
 finished shard.
 """
 
@@ -110,7 +110,7 @@ def join_parts(
 
     Args:
         target: what was tokenised in parts.
-        shard_tokens: as of `prepare`.
+        shard_tokens: see `prepare`.
         report: takes lines on what is being done.
 
     Raises:

@@ -4,8 +4,8 @@ The stream of a source's N training tokens is a circle. In every epoch it is cut
 offset drawn for that epoch, into ⌈N / context_length⌉ blocks that are visited in an order
 drawn for that epoch; labels of the last block that the first has already are −100, so that
 every token is a target exactly once an epoch. Sequence n of a mixture comes from a source
-given by a cycle in which each has exactly its share. Where weights change, each source goes on
-with the sequence after its last. Nothing but integers is remembered: a run goes on at step k by
+given by a cycle in which each has exactly its share. Where weights change, each source continues
+with the sequence after its last. Nothing but integers is remembered: a run resumes at step k by
 asking for step k, and ranks take slices of the same batch. No workers load data, for there is
 nothing to wait for but the reading of memory-mapped tokens.
 """

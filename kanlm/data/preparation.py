@@ -1,6 +1,6 @@
 """Tokenising a source once, so that every later run reads shards.
 
-A preparation that is killed goes on after its last finished shard: until it is complete,
+A preparation that is killed resumes after its last finished shard: until it is complete,
 it lives in a `.partial` folder whose `progress.json` knows the shards written so far and
 where in the source they end. The finished folder appears by a rename. Of two processes
 that prepare the same thing, the second waits for the first and reuses its work.
@@ -196,7 +196,7 @@ def prepare_by(
     Args:
         read: gives all batches of tokens after some progress.
         target: what is prepared, and where.
-        unfinished: folder to write into, which goes on from what is in it.
+        unfinished: folder to write into, resuming from what is in it.
         shard_tokens: size of a shard; the last batch may exceed it.
         report: takes lines on what is being done.
 
@@ -239,7 +239,7 @@ def _prepare_folder(
     try:
         progress, reading = _write_shards(read, target, unfinished, shard_tokens, report)
     except BaseException:
-        # Nothing in it to go on with.
+        # Nothing in it to resume from.
         if not (unfinished / PROGRESS).exists() and not any(unfinished.iterdir()):
             unfinished.rmdir()
         raise

@@ -86,7 +86,7 @@ def paired_interval(
     Both are resampled together. Hard documents are hard for both, so this is far
     narrower than what two separate intervals suggest.
 
-    Arguments and errors: as of `bootstrap_interval`.
+    See `bootstrap_interval` for arguments and errors.
     """
     return bootstrap_interval(
         nats - other_nats, bytes, resamples=resamples, seed=seed, confidence=confidence

@@ -85,7 +85,7 @@ def _check_sums(
         if not alike or any(getattr(record, name) != value for name, value in sums.items()):
             raise UserError(
                 f"{folder}: results.json and documents.jsonl differ on {record.domain}; delete "
-                "results.json, and the same command makes both anew"
+                "results.json and rerun the same command to make both again"
             )
 
 

@@ -34,7 +34,7 @@ def check_stages(config: Config) -> None:
     """Check that nothing is to be learned afterwards.
 
     Raises:
-        UserError: as of `compare`.
+        UserError: see `compare`.
     """
     if config.study is not None and config.study.stages:
         raise UserError("study.stages belongs to `kanlm continual`; leave it out to compare")

@@ -67,7 +67,7 @@ def _commit(folder: Path) -> tuple[str | None, bool | None]:
         changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.CalledProcessError):
         return None, None
-    # An installed copy may lie inside somebody else's repository.
+    # An installed copy may lie inside another repository.
     return (commit, bool(changes)) if tracked else (None, None)
 
 

@@ -46,7 +46,7 @@ def read_documents(path: Path) -> dict[EvaluationKey, Evaluation]:
     """Read what `write_documents` wrote.
 
     Raises:
-        UserError: the file cannot be read, or a line is none that was written here.
+        UserError: the file cannot be read, or a line is not one that was written here.
     """
     *lines, rest = read_bytes(path).split(b"\n")
     documents = {}

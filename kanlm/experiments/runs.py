@@ -29,8 +29,8 @@ class Entry:
     Attributes:
         state: `finished`, `running`, `stopped` or `damaged`.
         problem: what is damaged.
-        step, steps: of a run, updates done and planned. Done are those that a stopped run goes on
-            from, and that a running one has logged.
+        step, steps: of a run, updates done and planned. Done are those that a stopped run
+            resumes from, and that a running one has logged.
         runs, planned_runs: of a study, how many are finished, and how many there will be.
         arm: structure and basis of a finished run, kinds of feed-forward blocks of another; of a
             study, its arms.
@@ -95,7 +95,7 @@ def print_runs(folder: Path, *, as_json: bool) -> None:
     """Print a table of `list_runs`, or JSON.
 
     Raises:
-        UserError: as of `list_runs`.
+        UserError: see `list_runs`.
     """
     entries = list_runs(folder)
     if as_json:

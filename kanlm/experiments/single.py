@@ -30,7 +30,7 @@ def train(config: Config) -> Path | None:
     process, else None.
 
     Raises:
-        UserError: as of `run`; among others, another job is at work in the folder.
+        UserError: see `run`; among others, another job is at work in the folder.
     """
     # A study's arms and seeds are nothing to a run alone, and keep some settings open.
     config = resolve(replace(config, study=None))

@@ -1,7 +1,7 @@
 """A sweep: what became of an arm's trials, and which of them is chosen.
 
 A trial's loss is the validation loss of the model that it ended with, because that model is
-what goes on. A trial that gave up, or ended without a finite loss, has diverged: it counts as
+trained further. A trial that gave up, or ended without a finite loss, has diverged: it counts as
 tried and is never chosen.
 """
 
@@ -59,7 +59,7 @@ def final_loss(config: Config) -> tuple[float, int]:
     if not validations or unlogged:
         raise UserError(
             f"{folder}: results.json and metrics.jsonl differ on the best validation loss; delete "
-            "results.json, and the same command makes both anew"
+            "results.json and rerun the same command to make both again"
         )
     stopped_early = config.training.early_stopping_patience is not None and of_best
     line = of_best[-1] if stopped_early else validations[-1]
@@ -70,7 +70,7 @@ def outcome(settings: dict[str, Any], config: Config) -> Trial:
     """Find out what became of a trial that is over.
 
     Raises:
-        UserError: as of `final_loss`.
+        UserError: see `final_loss`.
     """
     if has_diverged(config):
         *_, last = read_lines(Path(config.output_dir) / "metrics.jsonl")
@@ -91,8 +91,8 @@ def choose(trials: Sequence[Trial], arm: str) -> list[Trial]:
     best = min(range(len(losses)), key=losses.__getitem__)
     if losses[best] == math.inf:
         raise UserError(
-            f"study.arms.{arm}: all {len(trials)} trials of its grid diverged, and there is none "
-            "to choose: try lower values of optimizer.learning_rate"
+            f"study.arms.{arm}: all {len(trials)} trials of its grid diverged, so that none "
+            "can be chosen: try lower values of optimizer.learning_rate"
         )
     return [replace(trial, chosen=i == best) for i, trial in enumerate(trials)]
 

@@ -1,7 +1,7 @@
 """A table, and how it is printed: as wide as the terminal, with no number and no word broken.
 
 What does not fit side by side stands below, in blocks of columns that each begin with the
-columns that name the rows; long names go on in the next line.
+columns that name the rows; long names continue in the next line.
 """
 
 import re

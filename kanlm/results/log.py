@@ -23,7 +23,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     A loss that is no finite number is NaN, which a curve leaves out.
 
     Raises:
-        UserError: the file cannot be read, or a whole line is none that a run writes.
+        UserError: the file cannot be read, or a whole line is not one that a run writes.
     """
     *lines, _ = read_bytes(path).split(b"\n")
     for number, text in enumerate(lines, 1):

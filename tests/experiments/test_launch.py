@@ -156,7 +156,7 @@ def test_an_interrupted_study_saves_every_run_and_goes_on(tmp_path: Path, make_t
     process.send_signal(signal.SIGTERM)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
-    assert error == "kanlm: stopped and saved; the same command goes on from here\n"
+    assert error == "kanlm: stopped and saved; rerun the same command to resume\n"
     for place in places:
         assert (place / "checkpoints" / "latest").exists()
         assert not (place / "results.json").exists()

@@ -27,18 +27,18 @@ from kanlm.model.settings import ModelSettings
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """All of one run, or of the runs that a study makes from it."""
+    """Settings of one run, or of the runs that a study makes from it."""
 
     # Of the sections, too.
     __pydantic_config__: ClassVar = {"extra": "forbid", "allow_inf_nan": False}
 
-    #: Of initial weights, data order, dropout and samples.
+    #: Seed of initial weights, data order, dropout and samples.
     seed: Seed = 0
     #: Folder of the run or study.
     output_dir: str = "runs/default"
     #: Run folder whose model and tokenizer fine-tuning starts from.
     initialize_from: str | None = None
-    #: Cut model, batch and steps to next to nothing, to see that a config runs at all.
+    #: Cut model, batch and steps to a run of seconds, to see that a config works at all.
     shrink: bool = False
     data: DataSettings = field(default_factory=DataSettings)
     tokenizer: TokenizerSettings = field(

@@ -15,7 +15,7 @@ class TokenizerSettings:
     #: `bytes`, the `characters` of the training text, byte-level `bpe` trained on it, or a
     #: `pretrained` one.
     kind: Literal["bytes", "characters", "bpe", "pretrained"] = "bpe"
-    #: Tokens of a BPE trained here: 256 bytes, the end of a document, and merges.
+    #: Vocabulary of a BPE trained here: 256 bytes, the end-of-document token, and merges.
     vocab_size: Annotated[int, Ge(257)] | None = None
     #: Folder, file or hub name of a pretrained tokenizer.
     name: str | None = None
@@ -39,17 +39,18 @@ class DataSettings:
 
     #: Name of the domain in results.
     domain: str = "text"
-    #: Each `{kind, weight, …}`; the rest are the options of the source's class. The weight is
-    #: its share of the training sequences beside the others', a number or, by the update from
-    #: which on it holds, several: `{0: 1.0, 5000: 0.25}`. Whatever reads text needs one.
+    #: Entries `{kind, weight, …}`, whose other settings are the options of the kind. The weight is
+    #: the source's share of the training sequences relative to the others': a number, or numbers by
+    #: the step from which on they hold, `{0: 1.0, 5000: 0.25}`. A command that reads text needs at
+    #: least one source.
     sources: list[dict[str, Any]] = field(default_factory=list)
-    #: Folder against which a source's relative paths are read.
+    #: Folder that a source's relative paths start from.
     root: str = "."
-    #: Folder of tokenised shards.
+    #: Folder where tokenised shards are kept.
     cache_dir: str = "data/cache"
-    #: Share of the documents, by the hash of their text, held out for validation.
+    #: Share of the documents held out for validation, chosen by the hash of their text.
     validation_fraction: Annotated[float, Gt(0), Lt(1)] = 0.05
-    #: Share of the documents held out for the figures that are reported.
+    #: Share of the documents held out for the results that are reported.
     test_fraction: Annotated[float, Ge(0), Lt(1)] = 0.05
     #: Drop a training document whose 8-token shingles have at least this Jaccard
     #: similarity with a held-out document's; null keeps all.
@@ -69,10 +70,10 @@ class DataSettings:
 
     @property
     def weights(self) -> list[dict[int, float]]:
-        """Of each source, update → weight from that one on.
+        """Weights of each source by the update from which on they hold.
 
         Raises:
-            ValueError: naming the source whose weight is none.
+            ValueError: naming the source whose weight is invalid.
         """
         schedules = []
         for i, source in enumerate(self.sources):

@@ -11,15 +11,15 @@ from kanlm.config.schema.types import NonNegativeFloat, PositiveInt
 class EvaluationSettings:
     """Full passes over held-out text with a sliding window."""
 
-    #: Tokens the window moves by; each token is scored once. Null is context_length.
+    #: Tokens by which the window moves; every token is scored once. Null is context_length.
     stride: PositiveInt | None = None
     #: Windows in one forward pass.
     batch_size: PositiveInt = 32
-    #: Split of the figures that a study reports. Training validates on `validation`.
+    #: Split that results are reported on. Training always validates on `validation`.
     split: Literal["validation", "test"] = "test"
-    #: Domains evaluated beside the one trained on.
+    #: Domains to evaluate in addition to the one trained on, each with the settings of `data`.
     domains: list[DataSettings] = field(default_factory=list)
-    #: Resamples of the bootstrap interval.
+    #: Number of resamples of the bootstrap intervals.
     bootstrap_resamples: PositiveInt = 1000
 
     def __post_init__(self) -> None:
@@ -32,14 +32,13 @@ class EvaluationSettings:
 class GenerationSettings:
     """Samples: what the model is asked to continue, and how tokens are drawn."""
 
-    #: Text to continue; empty starts a document.
+    #: Text to continue; empty starts a new document.
     prompt: str = ""
-    #: Tokens added to the prompt, at most: the end of the document ends a sample.
+    #: Largest number of tokens to generate; the end-of-document token ends a sample.
     max_new_tokens: PositiveInt = 120
-    #: Logits are divided by it before a token is drawn: below 1 samples are less varied.
-    #: 0 is greedy: the likeliest token each time.
+    #: Logits are divided by it before a token is drawn; 0 is greedy decoding.
     temperature: NonNegativeFloat = 0.8
-    #: Most probable tokens that one is drawn from.
+    #: Draw from this many most probable tokens.
     top_k: PositiveInt = 50
 
 
@@ -47,7 +46,8 @@ class GenerationSettings:
 class TrackingSettings:
     """Weights & Biases. `metrics.jsonl` is always written."""
 
-    #: `offline` records the run in its folder, `online` sends it as it goes.
+    #: `offline` records the run in its folder, `online` uploads it while it runs, `disabled`
+    #: records nothing.
     wandb: Literal["offline", "online", "disabled"] = "offline"
-    #: wandb project.
+    #: Project at Weights & Biases.
     project: str = "kanlm"

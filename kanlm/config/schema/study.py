@@ -32,30 +32,30 @@ OWN = ("seed", "output_dir", "initialize_from", "study")
 class StudySettings:
     """Arms × seeds × stages, for `kanlm compare` and `kanlm continual`."""
 
-    #: Name → partial configuration laid over this one. The first arm is the reference. What
-    #: decides on which tokens an arm is trained and scored is the same for all.
+    #: Partial configurations by the name of the arm, each laid over this one. The first arm is the
+    #: reference. Settings that decide on which tokens an arm is trained and scored must be the same
+    #: for all.
     arms: dict[str, dict[str, Any]] = field(default_factory=dict)
-    #: Seeds of every arm: of initial weights and of the order of the text.
+    #: Seeds of every arm, of initial weights and data order.
     seeds: list[Seed] = field(default_factory=lambda: [0])
-    #: What the twins share with the first arm, or with an arm that has no width to solve:
-    #: the feed-forward blocks' parameters or FLOPs. Arms that state `hidden` themselves are
-    #: left alone.
+    #: What twins have in common with the first arm, or with an arm whose width cannot be solved:
+    #: parameters or FLOPs of the feed-forward blocks. Arms that state `hidden` are left alone.
     match: Literal["parameters", "flops"] = "parameters"
-    #: Dotted setting → values tried by every arm with the first seed; those whose model has
-    #: the least validation loss are kept for the other seeds. A trial may diverge.
+    #: Values to try by dotted setting. Every arm tries all combinations with the first seed; the
+    #: one with the lowest validation loss is used for the other seeds. A trial may diverge.
     grid: dict[str, list[Any]] = field(default_factory=dict)
-    #: Grids of single arms in place of `grid`, with equally many trials.
+    #: Grids of single arms by name, which replace `grid` and have equally many trials.
     arm_grids: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
-    #: How many arms go on to the other seeds: those of least validation loss with the first,
-    #: the first arm always among them; null is all.
+    #: Number of arms trained with the other seeds: those with the lowest validation loss with the
+    #: first seed, and always the first arm; null is all.
     finalists: PositiveInt | None = None
-    #: Partial configurations of the stages after pretraining, each naming `data.domain`.
+    #: Partial configurations of the stages after pretraining, each with a `data.domain` of its own.
     stages: list[dict[str, Any]] = field(default_factory=list)
-    #: Command that starts a run, for example `accelerate launch --num_processes 8`;
-    #: null runs each in one process.
+    #: Command that starts a run, such as `accelerate launch --num_processes 8`; null runs each in
+    #: one process. It is taken from the command line only.
     launcher: str | None = None
-    #: Runs side by side, each with its part of the CPU threads. Their times are then those
-    #: of a shared machine.
+    #: Number of runs at the same time, each with its share of the CPU threads. Their times are then
+    #: those of a shared machine.
     parallel_runs: PositiveInt = 1
 
     def __post_init__(self) -> None:
@@ -106,7 +106,7 @@ def check_stage(part: Mapping[str, Any], where: str) -> None:
     """Check that a stage names its text; it would get that of pretraining by another name.
 
     Raises:
-        ValueError: it does not, or as of `check_own`.
+        ValueError: it does not, or see `check_own`.
     """
     check_own(part, where)
     data = part.get("data")

@@ -18,76 +18,77 @@ Beta = Annotated[float, Ge(0), Lt(1)]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
-    """The loop: how long, how much at a time, in which precision."""
+    """The training loop: its length, batches, precision and checkpoints."""
 
-    #: Updates.
+    #: Number of optimizer steps.
     steps: PositiveInt = 1000
-    #: Sequences in a step, over all processes.
+    #: Sequences in a step, summed over all ranks.
     batch_size: PositiveInt = 16
-    #: Sequences in one forward pass of one process; null takes its whole share.
+    #: Sequences in one forward pass of a rank; null takes the rank's whole share of the batch.
     micro_batch_size: PositiveInt | None = None
-    #: Of matrix products: `bf16` by autocast, with weights and optimizer in float32.
+    #: Precision of matrix products. `bf16` uses autocast, with weights and optimizer in float32.
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
-    #: Multiply float32 on a GPU as TF32, whose products have 10 bits behind the point in place
-    #: of 23, several times faster. Null is what torch was set to, off unless a program asked.
+    #: Multiply float32 matrices on a GPU as TF32: several times faster, with 10 bits of mantissa
+    #: instead of 23. Null keeps torch's setting, which is off by default.
     tf32: bool | None = None
-    #: Take operators that give the same bits every time, where torch has a choice. On a CPU
-    #: resumed and repeated runs are equal to the last bit without it; on a GPU only with it,
-    #: on GPUs of one kind with as many processes and the same versions. It costs speed, and
-    #: operators that cannot raise an error.
+    #: Use deterministic algorithms where torch has a choice. On a CPU, resumed and repeated runs
+    #: are bitwise equal without it; on a GPU only with it, and only on the same kind of GPU with
+    #: the same number of ranks and the same versions. It costs speed, and operators without a
+    #: deterministic version raise an error.
     deterministic: bool = False
-    #: `auto` compiles where a GPU and a C compiler are, and says what it chose; `regional`
-    #: compiles a decoder block at a time, which takes a fraction of the time for deep models.
-    #: With sharding, `on` and `auto` are regional, too.
+    #: Whether to use torch.compile. `auto` compiles if there is a GPU and a C compiler, and prints
+    #: its choice; `regional` compiles one decoder block at a time, which takes a fraction of the
+    #: time for deep models. With sharding, `on` and `auto` are regional, too.
     compile: Literal["off", "on", "regional", "auto"] = "auto"
-    #: Keep the inputs of decoder blocks alone, and compute the blocks again in backward.
+    #: Keep only the inputs of decoder blocks, and recompute the blocks in the backward pass.
     activation_checkpointing: bool = False
-    #: What several processes share: `none` keeps the whole model in each (DDP), `full` gives
-    #: each a part of parameters, gradients and optimizer state (FSDP2), and `hybrid` does so
-    #: within a machine and keeps a copy in each machine. One process holds everything.
+    #: `none` replicates the model on every rank (DDP); `full` shards parameters, gradients and
+    #: optimizer state over all ranks (FSDP2); `hybrid` shards within a machine and replicates
+    #: across machines. With one rank nothing is sharded.
     sharding: Literal["none", "full", "hybrid"] = "none"
     #: Largest norm of the gradient; null does not clip.
     gradient_clip: PositiveFloat | None = 1.0
     #: Steps between log lines.
     log_every: PositiveInt = 10
-    #: Steps between full validation passes; null validates at the end alone.
+    #: Steps between full validation passes; null validates only at the end.
     evaluate_every: PositiveInt | None = 250
-    #: Steps between samples; null draws one at the end alone.
+    #: Steps between samples; null draws one only at the end.
     sample_every: PositiveInt | None = None
-    #: Steps between checkpoints; null saves at the end alone.
+    #: Steps between checkpoints; null saves only at the end.
     checkpoint_every: PositiveInt | None = 500
-    #: Checkpoints kept: the newest ones.
+    #: Number of checkpoints that are kept, the newest ones.
     keep_checkpoints: PositiveInt = 2
-    #: Write checkpoints while training goes on, from a copy in the host's memory: `auto` does
-    #: where the model is on a GPU.
+    #: Write checkpoints while training continues, from a copy in the host's memory. `auto` does so
+    #: if the model is on a GPU.
     background_checkpoints: Literal["off", "on", "auto"] = "auto"
-    #: Also save, and keep, a checkpoint of the least validation loss, as early stopping does.
+    #: Also keep the checkpoint with the lowest validation loss, as early stopping does.
     keep_best_checkpoint: bool = False
-    #: Stop after this many validations without a new best, and keep the best model.
+    #: Stop after this many validations without a new best, and keep the best model; null never
+    #: stops early.
     early_stopping_patience: PositiveInt | None = None
-    #: Minutes after which a run saves itself and exits with code 75; another start has as
-    #: many again. It may differ from start to start.
+    #: Minutes after which a run saves a checkpoint and exits with code 75; null has no limit. It
+    #: counts from each start anew, and may differ between starts.
     time_limit_minutes: PositiveFloat | None = None
-    #: Steps in a row that may be left out, for a loss or gradient that is not finite or for
-    #: a spike, before the run gives up.
+    #: Consecutive steps that may be skipped, because of a non-finite loss or gradient or a loss
+    #: spike, before the run gives up.
     max_skipped_steps: PositiveInt = 10
-    #: A loss that is this many standard deviations above those of up to 128 steps before is
-    #: noted as a spike; null looks for none.
+    #: Log a loss as a spike if it is this many standard deviations above the mean of up to 128
+    #: steps before; null does not look for spikes.
     loss_spike_deviations: PositiveFloat | None = 6.0
-    #: Leave the step of a spike out.
+    #: Skip the step of a loss spike.
     skip_loss_spikes: bool = False
-    #: Iterations of L-BFGS over the basis coefficients alone, on one fixed batch after the
-    #: last step; 0 leaves them as training did. Validation is logged before and after.
+    #: Iterations of L-BFGS on the basis coefficients only, on one fixed batch after the last step;
+    #: 0 does none. Validation is logged before and after.
     polish_steps: NonNegativeInt = 0
-    #: Sequences in that batch, the next after those trained on; null is batch_size.
+    #: Sequences in the batch of L-BFGS, which follow those trained on; null is batch_size.
     polish_batch_size: PositiveInt | None = None
-    #: Cells of the splines' grids, by the update before which they are refined to so many:
-    #: `{0: 4, 1000: 8}`. It overrides `grid_size`; twins are matched at the last.
+    #: Grid size of splines by the step before which grids are refined to it: `{0: 4, 1000: 8}`. It
+    #: overrides the basis's `grid_size`; twins are matched at the last size.
     grid_schedule: dict[NonNegativeInt, PositiveInt] | None = None
-    #: Updates before which every grid moves to where its layer's inputs are.
+    #: Steps before which every grid is moved to the range of its layer's inputs.
     grid_adaptation_steps: list[NonNegativeInt] = field(default_factory=list)
-    #: Of a grid that has moved: 1 for equal cells, 0 for cells that hold equally many inputs.
-    #: Less than 1 needs a basis with `equal_cells: false`.
+    #: How uniform an adapted grid is: 1 for equal cells, 0 for cells that hold equally many inputs.
+    #: Values below 1 need a basis with `equal_cells: false`.
     grid_uniform_share: Fraction = 1.0
 
     def __post_init__(self) -> None:
@@ -144,25 +145,27 @@ class OptimizerSettings:
 
     #: `muon` updates hidden matrices by Muon, and the rest by AdamW.
     kind: Literal["adamw", "muon"] = "adamw"
-    #: Peak rate, at the end of the warm-up.
+    #: Peak learning rate, reached at the end of the warm-up.
     learning_rate: PositiveFloat = 6e-3
-    #: Decoupled decay of matrices; gains, biases and what bases own are not decayed.
+    #: Decoupled weight decay of matrices; norm gains, biases and parameters inside bases are not
+    #: decayed.
     weight_decay: NonNegativeFloat = 0.1
-    #: Rate of basis coefficients over that of other weights.
+    #: Learning rate of basis coefficients relative to that of other weights.
     coefficients_learning_rate_ratio: PositiveFloat = 1.0
-    #: Decoupled decay of basis coefficients.
+    #: Decoupled weight decay of basis coefficients.
     coefficients_weight_decay: NonNegativeFloat = 0.1
-    #: Rate over `learning_rate` of parameters inside bases, which are never decayed: scales
-    #: of wavelets, denominators of rationals, weights of implicit functions.
+    #: Learning rate of parameters inside bases relative to `learning_rate`: scales of wavelets,
+    #: denominators of rationals, weights of implicit functions. They are never decayed.
     basis_learning_rate_ratio: PositiveFloat = 1.0
-    #: AdamW's decay rates of its first and second moments.
+    #: Decay rates of the first and second moments of AdamW.
     betas: tuple[Beta, Beta] = (0.9, 0.95)
-    #: Added to the root of AdamW's second moment.
+    #: Added to the square root of AdamW's second moment.
     epsilon: PositiveFloat = 1e-8
-    #: Peak rate of what Muon updates, by steps as large as AdamW's; null is learning_rate.
+    #: Peak learning rate of weights that Muon updates, scaled so that its updates are as large as
+    #: those of AdamW; null is learning_rate.
     muon_learning_rate: PositiveFloat | None = None
-    #: Give Muon the coefficients of layers whose edges own their functions, too, as the
-    #: (in · B, out) matrix that they are.
+    #: Also let Muon update the basis coefficients of KAN layers, as the (in · B, out) matrix that
+    #: they form.
     muon_coefficients: bool = False
 
     def __post_init__(self) -> None:
@@ -176,26 +179,27 @@ class OptimizerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class PenaltySettings:
-    """Weights of what is added to the loss for the coefficients of KAN layers; 0 is nothing.
+    """Penalties on the coefficients of KAN layers, added to the loss; 0 adds nothing.
 
-    Sums over all edges, so that what suits one width is too much for a wider model. The
-    logged `loss` stays the language model's, and `penalty` stands beside it.
+    They are summed over all edges, so that a weight that suits one width is too large for a wider
+    model. The logged `loss` is that of the language model, and `penalty` is logged separately.
     """
 
-    #: Mean |c| of an edge (KAN paper, eq. 2.18).
+    #: Weight of the mean |c| of each edge, summed over edges (KAN paper, eq. 2.18).
     l1: NonNegativeFloat = 0.0
-    #: Entropy of the edges' shares in it (eq. 2.19): few edges rather than many.
+    #: Weight of the entropy of the edges' shares of the L1 norm (eq. 2.19), which favours few
+    #: edges.
     entropy: NonNegativeFloat = 0.0
-    #: Squared second differences of the coefficients of splines and RBFs.
+    #: Weight of the squared second differences of the coefficients of splines and RBFs.
     smoothness: NonNegativeFloat = 0.0
-    #: Exact ∫ f″² of splines of degree 2 or more.
+    #: Weight of the exact ∫ f″² of splines of degree 2 or more.
     curvature: NonNegativeFloat = 0.0
-    #: Squared coefficients.
+    #: Weight of the squared coefficients.
     l2: NonNegativeFloat = 0.0
 
     @property
     def weights(self) -> dict[str, float]:
-        """Those that are not 0, by name."""
+        """The weights that are not 0, by name."""
         return {name: weight for name, weight in vars(self).items() if weight}
 
 
@@ -205,10 +209,10 @@ class ScheduleSettings:
 
     #: How the rate falls from its peak, after the warm-up.
     kind: Literal["cosine", "warmup-stable-decay", "constant"] = "cosine"
-    #: Steps of linear warm-up. `auto` is 50, or a tenth of training.steps where that is less;
-    #: a run's config.yaml states the number.
+    #: Steps of linear warm-up. `auto` is 50, or a tenth of training.steps if that is less; a run's
+    #: config.yaml states the number.
     warmup_steps: NonNegativeInt | Literal["auto"] = "auto"
-    #: Last part of the run over which warmup-stable-decay falls linearly.
+    #: Share of the run, at its end, over which warmup-stable-decay decays linearly.
     decay_fraction: Fraction = 0.2
-    #: Rate at the end, over the peak.
+    #: Learning rate at the end relative to the peak.
     final_ratio: Fraction = 0.1

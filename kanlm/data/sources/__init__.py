@@ -115,7 +115,7 @@ def parse_source_argument(text: str) -> dict[str, Any]:
     from the current folder, and absolute in the spec.
 
     Raises:
-        UserError: it is none of these, or a path does not exist.
+        UserError: it is something else, or a path does not exist.
     """
     if text in ("stdlib-prose", "stdlib-code"):
         return {"kind": text}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-#: A place between two documents, as JSON: where an interrupted reading goes on.
+#: A place between two documents, as JSON: where an interrupted reading resumes.
 Cursor = dict[str, Any]
 
 

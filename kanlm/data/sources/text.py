@@ -32,7 +32,7 @@ def documents_of_text(path: Path, separator: str | None, *, stated: bool) -> Ite
         stated: whether the user says that it is text, and not its name alone.
 
     Raises:
-        UserError: as of `chunks_of_text`.
+        UserError: see `chunks_of_text`.
     """
     return separated(chunks_of_text(path, stated=stated), separator)
 

@@ -31,7 +31,7 @@ def check_stages(config: Config) -> None:
     """Check that there is something to learn afterwards.
 
     Raises:
-        UserError: as of `continual`.
+        UserError: see `continual`.
     """
     if config.study is None or not config.study.stages:
         raise UserError("study.stages is empty: name the domains that follow pretraining")

@@ -248,7 +248,7 @@ def print_plans(config: Config, devices: Devices) -> None:
     """Print the plan of a run, or of every arm of a study.
 
     Raises:
-        UserError: as of `plan`, or of `kanlm.experiments.study.plan`.
+        UserError: see `plan`, or of `kanlm.experiments.study.plan`.
     """
     if config.study is None:
         print_plan(plan(config, devices), config.output_dir)
