@@ -138,30 +138,34 @@ def _parser() -> argparse.ArgumentParser:
     _add_config_verb(verbs, "pretrain", _pretrain, "train a model from scratch")
     _add_config_verb(verbs, "finetune", _finetune, "train a run's model on another domain")
     for name, call, text in (
-        ("compare", _compare, "train every arm on identical batches and tabulate"),
+        ("compare", _compare, "train every arm on identical batches and print tables"),
         ("continual", _continual, "train every arm on one domain after another"),
     ):
         verb = _add_config_verb(verbs, name, call, text)
         verb.add_argument(
-            "--dry-run", action="store_true", help="print every arm's accounting and stop"
+            "--dry-run",
+            action="store_true",
+            help="print parameters and FLOPs of every arm and stop",
         )
     planned = _add_config_verb(
-        verbs, "plan", _plan, "memory and time of a training job, before it starts"
+        verbs, "plan", _plan, "estimate memory and time of a training job before it starts"
     )
-    planned.add_argument("--gpus", type=int, default=1, metavar="N", help="how many; default: 1")
-    planned.add_argument("--gpu", default="h100", metavar="NAME", help="which; default: h100")
     planned.add_argument(
-        "--gpus-per-node", type=int, default=8, metavar="N", help="in one machine; default: 8"
+        "--gpus", type=int, default=1, metavar="N", help="number of GPUs; default: 1"
+    )
+    planned.add_argument("--gpu", default="h100", metavar="NAME", help="GPU model; default: h100")
+    planned.add_argument(
+        "--gpus-per-node", type=int, default=8, metavar="N", help="GPUs in one machine; default: 8"
     )
     planned.add_argument(
         "--utilisation",
         type=float,
         default=0.3,
         metavar="SHARE",
-        help="of the GPU's peak that training reaches; default: 0.3, for small or eager models "
-        "too much",
+        help="share of the GPU's peak FLOP/s that training reaches; default: 0.3, which is too "
+        "high for small or uncompiled models",
     )
-    evaluate = _add_run_verb(verbs, "evaluate", _evaluate, "measure runs on held-out text", True)
+    evaluate = _add_run_verb(verbs, "evaluate", _evaluate, "evaluate runs on held-out text", True)
     evaluate.add_argument(
         "--data",
         action="append",
@@ -173,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run_verb(verbs, "generate", _generate, "continue a prompt", False)
     described = verbs.add_parser(
         "settings",
-        help="what can be set in a config",
+        help="print the settings of a config",
         description="Every setting with its type, default and meaning.",
     )
     described.add_argument(
@@ -189,10 +193,10 @@ def _parser() -> argparse.ArgumentParser:
     listed.add_argument("folder", nargs="?", default="runs", metavar="FOLDER", help="default: runs")
     listed.add_argument("--json", action="store_true", help="print JSON instead of a table")
     listed.set_defaults(call=_runs, paths=None, overrides=None)
-    data = verbs.add_parser("data", help="look at or prepare the text of a config")
+    data = verbs.add_parser("data", help="inspect or prepare the text of a config")
     actions = data.add_subparsers(required=True, metavar="ACTION")
     _add_config_verb(actions, "describe", _describe, "show what a config would train on")
-    _add_config_verb(actions, "prepare", _prepare, "tokenise into shards and stop")
+    _add_config_verb(actions, "prepare", _prepare, "tokenise text into shards and stop")
     return parser
 
 
