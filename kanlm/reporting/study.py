@@ -16,7 +16,7 @@ from kanlm.results.read import read_results
 
 
 @dataclass(frozen=True)
-class Run:
+class RunLog:
     """One run's place in the study and its logs."""
 
     arm: str
@@ -40,7 +40,7 @@ class Study:
 
     name: str
     results: dict[str, Any]
-    runs: list[Run]
+    runs: list[RunLog]
 
     @property
     def arms(self) -> list[str]:
@@ -55,7 +55,7 @@ class Study:
         """Domain trained on in every stage."""
         return self.domains[: stage_count(self.results)]
 
-    def arm_runs(self, arm: str, seed: int | None = None) -> list[Run]:
+    def arm_runs(self, arm: str, seed: int | None = None) -> list[RunLog]:
         """Runs of an arm in the order of seeds and stages."""
         return [r for r in self.runs if r.arm == arm and (seed is None or r.seed == seed)]
 
@@ -77,7 +77,7 @@ def read_study(folder: Path) -> Study:
     return Study(folder.resolve().name, results, runs)
 
 
-def _runs(folder: Path, results: Mapping[str, Any]) -> Iterator[Run]:
+def _runs(folder: Path, results: Mapping[str, Any]) -> Iterator[RunLog]:
     for arm in results["arms"]:
         # Whoever made the file may have named a folder elsewhere.
         if arm in ("", ".", "..") or "/" in arm or "\0" in arm:
@@ -92,15 +92,15 @@ def _runs(folder: Path, results: Mapping[str, Any]) -> Iterator[Run]:
             yield _read_run(place, arm, seed, stage, domain)
 
 
-def _single_run(folder: Path, results: Mapping[str, Any]) -> Iterator[Run]:
+def _single_run(folder: Path, results: Mapping[str, Any]) -> Iterator[RunLog]:
     if len(results["arms"]) != 1:
         raise UserError(f"{folder / 'results.json'} holds several arms, beside a single run's log")
     [(arm, values)] = results["arms"].items()
     yield _read_run(folder, arm, values["seeds"][0], 0, results["domains"][0])
 
 
-def _read_run(folder: Path, arm: str, seed: int, stage: int, domain: str) -> Run:
+def _read_run(folder: Path, arm: str, seed: int, stage: int, domain: str) -> RunLog:
     lines: dict[str, list[dict[str, Any]]] = {"train": [], "validation": [], "sample": []}
     for line in read_lines(folder / "metrics.jsonl"):
         lines.setdefault(line["kind"], []).append(line)
-    return Run(arm, seed, stage, domain, lines, read_text(folder / "config.yaml"))
+    return RunLog(arm, seed, stage, domain, lines, read_text(folder / "config.yaml"))

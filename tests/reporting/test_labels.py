@@ -12,7 +12,7 @@ from matplotlib.text import Text
 
 from kanlm.reporting import labels
 from kanlm.reporting.figures import STYLE, curves_figure, matrix_figure
-from kanlm.reporting.study import Run, Study
+from kanlm.reporting.study import RunLog, Study
 from kanlm.reporting.sweep_figure import axis_setting, sweep_figure
 
 NAMES = st.lists(
@@ -33,7 +33,7 @@ def study_of(domains: list[str], steps: list[int]) -> Study:
     for stage, (domain, count) in enumerate(zip(domains, steps, strict=False)):
         values = {"step": count, "bits_per_byte": 2.0 + stage, "domain": domain}
         lines = {"train": [{**values, "step": 1}], "validation": [values], "sample": []}
-        runs.append(Run("kan", 0, stage, domain, lines, ""))
+        runs.append(RunLog("kan", 0, stage, domain, lines, ""))
     return Study("study", {"domains": domains, "arms": {"kan": arm}}, runs)
 
 
