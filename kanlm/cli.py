@@ -248,23 +248,17 @@ def _complete(
 
 
 def _pretrain(arguments: argparse.Namespace) -> None:
-    config = _load(arguments)
-    if config is None:
-        return
-    from kanlm.experiments.single import train
+    tree = _tree(arguments)
+    from kanlm.config import from_tree
 
-    _finish(train(config))
+    _train(from_tree(tree), arguments)
 
 
 def _finetune(arguments: argparse.Namespace) -> None:
     tree = _tree(arguments)
     from kanlm.training.inheritance import inherit
 
-    config = _resolved(inherit(tree), arguments)
-    if config is not None:
-        from kanlm.experiments.single import train
-
-        _finish(train(config))
+    _train(inherit(tree), arguments)
 
 
 def _compare(arguments: argparse.Namespace) -> None:
@@ -465,8 +459,15 @@ def _read_runs(arguments: argparse.Namespace, verb: str) -> bool:
     return False
 
 
-def _finish(folder: Path | None) -> None:
-    """Say where the results of a finished run are."""
+def _train(config: Any, arguments: argparse.Namespace) -> None:
+    """Pretrain or fine-tune, and print where the results are."""
+    if arguments.print_config:
+        _resolved(config, arguments)
+        return
+    _check_before_torch(config, arguments)
+    from kanlm.experiments.single import train
+
+    folder = train(config)
     if folder is not None:
         for name in ("model", "results.json", "report.html"):
             print(folder / name)

@@ -7,9 +7,10 @@ somebody left under such a name is not followed, so nothing is written outside t
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, Any
 
 from safetensors import SafetensorError
 
@@ -80,32 +81,57 @@ def said_of(target: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a small file in one move.
+    """Replace a small file in one move, in a folder in which no other process writes it.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
     """
-    draft = path.with_name(f".{path.name}.draft")
-    try:
+    with said_of(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft.unlink(missing_ok=True)
-        with draft.open("x", encoding="utf-8") as file:
-            file.write(text)
-        flush(draft)
+        draft = path.with_name(f".{path.name}.draft")
+        write_atomically(path, lambda file: file.write(text.encode()), draft)
+
+
+def write_atomically(
+    path: Path, write: Callable[[IO[bytes]], Any], draft: Path | None = None
+) -> None:
+    """Let `write` fill another file, flush it to the disk, and move it into place.
+
+    Args:
+        draft: that file; by default one that no other process writes.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; nothing is left behind.
+    """
+    draft = draft or path.with_name(f".{path.name}.{os.getpid()}.draft")
+    draft.unlink(missing_ok=True)
+    try:
+        with draft.open("xb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
         draft.replace(path)
-    except OSError as error:
+    except BaseException:
         with suppress(OSError):
             draft.unlink()
-        raise cannot_write(path, error) from None
+        raise
 
 
-def cannot_write(path: Path, error: Exception) -> UserError:
-    """Say in a line why a file or folder cannot be written."""
-    full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+def cannot_write(path: Path | str, error: Exception, advice: str = "") -> UserError:
+    """Say in a line why a file or folder cannot be written, and what to do."""
     reason = getattr(error, "strerror", None) or str(error)
-    return UserError(
-        f"{path} cannot be written: {'no space is left on the disk' if full else reason}"
-    )
+    full = "no space is left on the disk"
+    said = f"{path} cannot be written: {full if disk_is_full(error) else reason}"
+    return UserError(f"{said}; {advice}" if advice else said)
+
+
+def disk_is_full(error: Exception) -> bool:
+    """Whether a write failed for want of space."""
+    number = getattr(error, "errno", None)
+    # numpy gives no number where the disk fills up in the middle of an array.
+    cut_short = number is None and "requested and" in str(error)
+    full = number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+    return full or cut_short
 
 
 def _remove(path: Path) -> None:

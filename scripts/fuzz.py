@@ -48,13 +48,13 @@ from kanlm.reporting import page
 from kanlm.reporting.study import read_study
 from kanlm.results.read import read_run_results, records_of
 from kanlm.results.schema import EvaluationKey, Note, Record, References, Trial
-from kanlm.training.checkpoint import checkpoint_to_resume, read_state
+from kanlm.training.checkpointing.export import load_tokenizer, load_trained, write_model
+from kanlm.training.checkpointing.reader import checkpoint_to_resume, read_state
+from kanlm.training.checkpointing.tensors import StoredTensors, load_weights
 from kanlm.training.progress import figures
 from kanlm.training.resolve import resolve
-from kanlm.training.stored import StoredTensors, load_weights
-from kanlm.training.tracking import lines_up_to
-from kanlm.training.trained import load_tokenizer, load_trained, write_model
-from kanlm.training.trainer import Progress
+from kanlm.training.state import TrainingState
+from kanlm.training.tracking import first_lines
 
 #: Seconds that no input may take.
 SLOWEST = 5.0
@@ -288,7 +288,7 @@ class Readers:
 
     def state(self, content: bytes) -> None:
         (self.checkpoint / "state.json").write_bytes(content)
-        check(Progress, read_state(self.checkpoint), "state.json")
+        check(TrainingState, read_state(self.checkpoint), "state.json")
 
     def metrics(self, content: bytes) -> None:
         path = self.folder / "metrics.jsonl"
@@ -296,7 +296,7 @@ class Readers:
         line = _last_training_line(path)
         if line is not None:
             figures(line)
-        lines_up_to(path, 2)
+        first_lines(path, 2)
 
     def log(self, content: bytes) -> None:
         path = self.study / "kan" / "seed-0" / "stage-0-words" / "metrics.jsonl"

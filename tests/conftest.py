@@ -8,7 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,26 @@ def make_tree(make_text: Callable[..., str]) -> MakeTree:
             "tracking": {"wandb": "disabled"},
         }
         return merge(tree, parts)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def at() -> Callable[..., Any]:
+    """Makes a callback that calls a function with the trainer at a moment of some steps."""
+    from kanlm.training.callbacks import Callback
+    from kanlm.training.trainer import Trainer
+
+    def make(
+        steps: int | Container[int], act: Callable[[Trainer], object], moment: str = "before_step"
+    ) -> Callback:
+        wanted = [steps] if isinstance(steps, int) else steps
+
+        def method(self: Callback, *arguments: Any) -> None:
+            if self.trainer.state.step in wanted:
+                act(self.trainer)
+
+        return type("At", (Callback,), {moment: method})()
 
     return make
 

@@ -681,7 +681,7 @@ def test_no_room_for_a_checkpoint(write, refuse, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     path = write()
-    monkeypatch.setattr("kanlm.training.stored.save_file", full)
+    monkeypatch.setattr("kanlm.training.checkpointing.tensors.save_file", full)
     with pytest.raises(SystemExit) as caught:
         call("pretrain", path)
     assert caught.value.code == 2

@@ -10,12 +10,9 @@ cores by threads, while this one reads the next and writes what is done. A docum
 whole, but for the text of a source that is nothing but one file of text: that streams past.
 """
 
-import fcntl
 import hashlib
-import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
@@ -23,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from filelock import FileLock
 from transformers import PreTrainedTokenizerFast
 
 from kanlm.config import DataSettings, parse_json
@@ -438,11 +436,7 @@ def _read_progress(partial: Path) -> PreparationProgress | None:
         raise UserError(f"{path}: damaged; delete {partial} to prepare it anew") from None
 
 
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Hold a lock that the operating system releases if this process dies."""
+def _lock(folder: Path) -> FileLock:
+    """A lock that the operating system releases if this process dies."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    path = folder.parent / f".{folder.name}.lock"
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666), "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    return FileLock(folder.parent / f".{folder.name}.lock", fallback_to_soft=False)

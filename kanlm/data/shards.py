@@ -8,22 +8,22 @@ made of and what their checksums are. Training reads these alone, memory-mapped.
 
 import errno
 import functools
-import hashlib
 import json
-import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
+from kanlm.checksums import file_sha256
 from kanlm.config import parse_json
 from kanlm.data.splits import SPLITS
 from kanlm.errors import UserError
+from kanlm.files import cannot_write, disk_is_full, write_atomically
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
@@ -209,41 +209,21 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Let `write` fill a temporary file, flush it to the disk, and put it in place."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Say in one line that the cache folder is full or cannot be written."""
+    """Around what reads sources and writes to the cache folder: errors of writing in one line.
+
+    Raises:
+        UserError: the folder is full or cannot be written. Other errors are left as they are.
+    """
     try:
         yield
     except OSError as error:
-        # numpy gives no number where the disk fills up in the middle of an array.
-        cut_short = error.errno is None and "requested and" in str(error)
-        if cut_short or error.errno in (errno.ENOSPC, errno.EDQUOT):
-            advice = "free some, or set data.cache_dir; what is finished is kept"
-            raise UserError(f"{folder}: no space is left on the disk; {advice}") from None
         denied = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
-        if error.errno in denied:
-            reason = os.strerror(error.errno)
-            raise UserError(f"data.cache_dir = '{folder}': cannot be written: {reason}") from None
-        raise
-
-
-def file_sha256(path: Path) -> str:
-    """Return the hex sha256 of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        if not (disk_is_full(error) or error.errno in denied):
+            raise
+        where = f"data.cache_dir = {folder}"
+        raise cannot_write(where, error, "what is finished is kept") from None
 
 
 def count_splits(shards: Sequence[Shard]) -> dict[str, dict[str, int]]:

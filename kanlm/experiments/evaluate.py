@@ -37,12 +37,12 @@ from kanlm.model.accounting import account
 from kanlm.reporting.table import print_table, quality_table
 from kanlm.results.read import read_run_results
 from kanlm.results.schema import EvaluationKey, Note, Record
-from kanlm.training.checkpoint import read_state
+from kanlm.training.checkpointing.export import Newest, load_newest, newest, newest_tokenizer
+from kanlm.training.checkpointing.reader import read_state
 from kanlm.training.folder import load_config
 from kanlm.training.resolve import resolve
 from kanlm.training.sampling import device_at_hand
-from kanlm.training.trained import Newest, load_newest, newest, newest_tokenizer
-from kanlm.training.trainer import Progress
+from kanlm.training.state import TrainingState
 
 
 @dataclass(frozen=True)
@@ -275,7 +275,7 @@ def _facts(weights: Newest, model: KanLMForCausalLM) -> dict[str, Any]:
             raise UserError(f"{weights.run} has no results.json yet: finish that run first")
         return read_run_results(path)[1]
     path = weights.place / "state.json"
-    progress: Progress = check(Progress, read_state(weights.place), str(path))
+    progress: TrainingState = check(TrainingState, read_state(weights.place), str(path))
     return {
         **arm_facts(account(model.config), progress, None),
         "planned_steps": weights.steps,

@@ -3,9 +3,9 @@
 import sys
 from pathlib import Path
 
+from kanlm.training.checkpointing.export import load_newest, newest, newest_tokenizer
 from kanlm.training.folder import load_config
 from kanlm.training.sampling import device_at_hand, sample_text
-from kanlm.training.trained import load_newest, newest, newest_tokenizer
 
 
 def generate(run: Path, overrides: list[str]) -> str:

@@ -1,5 +1,6 @@
 """One run by itself, with the same results.json and report as a study of one arm."""
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,20 +15,24 @@ from kanlm.model import accounting as models
 from kanlm.patience import saying
 from kanlm.reporting.page import write_report
 from kanlm.results.schema import Accounting, ArmFacts, EvaluationKey, Note, Record
+from kanlm.training.callbacks import Callback
 from kanlm.training.folder import change_of_length, claim, is_finished
 from kanlm.training.lock import held
 from kanlm.training.processes import is_first
 from kanlm.training.resolve import resolve
 from kanlm.training.run import Outcome, run
+from kanlm.training.state import TrainingState
 from kanlm.training.tracking import say
-from kanlm.training.trainer import Progress
 
 
-def train(config: Config) -> Path | None:
+def train(config: Config, callbacks: Sequence[Callback] = ()) -> Path | None:
     """Pretrain or fine-tune as `config` says, and write results.json last.
 
     A finished run is left as it is, unless it is to be longer. Returns the folder on the main
     process, else None.
+
+    Args:
+        callbacks: what else happens at the moments of the run (`kanlm.training.callbacks`).
 
     Raises:
         UserError: see `run`; among others, another job is at work in the folder.
@@ -45,7 +50,7 @@ def train(config: Config) -> Path | None:
                 return None
             keep.enter_context(held(folder))
         else:
-            outcome = run(config, keep)
+            outcome = run(config, keep, callbacks=callbacks)
             if outcome is None:
                 return None
             with saying("computing references, intervals and results", say):
@@ -93,7 +98,7 @@ def _write_results(config: Config, outcome: Outcome) -> None:
 
 
 def arm_facts(
-    accounting: models.Accounting, progress: Progress, peak_memory_bytes: int | None
+    accounting: models.Accounting, progress: TrainingState, peak_memory_bytes: int | None
 ) -> ArmFacts:
     """What results.json says of an arm beside its losses."""
     # The window holds what came since the last log line.
@@ -110,7 +115,7 @@ def arm_facts(
         tokens_per_second=tokens / progress.seconds,
         peak_memory_bytes=peak_memory_bytes,
         steps=progress.step,
-        skipped_steps=progress.health.skipped_steps,
+        skipped_steps=progress.guard.skipped_steps,
         best_validation={"nats_per_token": progress.best_loss, "step": progress.best_step},
         accounting=cast(Accounting, asdict(accounting)),
     )

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from kanlm.checksums import file_sha256
 from kanlm.config import Config, DataSettings, from_tree
 from kanlm.data.corpus import Corpus, open_corpus
 from kanlm.data.overlap import FOUND_SHARE, found_shares, window_tokens
-from kanlm.data.shards import file_sha256
 from kanlm.data.sources import check_source, make_source
 from kanlm.errors import UserError
 from kanlm.reading import read_object
-from kanlm.training.checkpoint import checkpoint_place, read_state
+from kanlm.training.checkpointing.reader import checkpoint_place, read_state
 from kanlm.training.folder import checkpoint_steps, read_config_tree
 
 #: Training tokens from which on a search takes so long that a line says so.
@@ -164,7 +164,7 @@ def _check_unchanged(text: TrainingText, corpus: Corpus) -> None:
         same = hashes.get(text.data.domain) == corpus.fingerprint
     elif steps:
         state = read_state(checkpoint_place(checkpoints, steps[0]))
-        same = state.get("data_hash") == corpus.tokens_hash
+        same = state.get("tokens_hash") == corpus.tokens_hash
     else:
         raise UserError(f"{text.run} has neither results.json nor a checkpoint to say so")
     if not same:

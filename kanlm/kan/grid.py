@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .bases import Basis, BSpline, Refinable
+from .bases import Adaptable, Basis, Refinable
 from .layer import KANLinear
 from .shared import SharedFunctions
 
@@ -134,15 +134,15 @@ def adapt_layer(
             another number of channels or not finite.
     """
     basis = layer.basis
-    if not isinstance(basis, BSpline):
+    if not isinstance(basis, Adaptable):
         raise ValueError(f"basis = {basis.label}: it has no knots to move")
     rows = _rows(inputs, layer.in_features)
-    pooled = rows if len(basis.knots) > 1 else rows.reshape(-1, 1)
+    pooled = rows if len(basis.grid) > 1 else rows.reshape(-1, 1)
     quantiles = input_quantiles(pooled, basis.grid_size + 1, tail)
     grid = grid_from_quantiles(
         quantiles, basis.grid_size, margin=margin, uniform_share=uniform_share
     )
-    return refit_layer(layer, basis.with_grid(grid.to(basis.knots.device)), rows)
+    return refit_layer(layer, basis.with_grid(grid.to(basis.grid.device)), rows)
 
 
 def input_quantiles(inputs: Tensor, count: int, tail: float = 0.0) -> Tensor:
@@ -276,7 +276,7 @@ def _anchors(basis: Basis, rows: Tensor) -> Tensor:
     low, high = basis.ends.to(rows.device, torch.float64).unbind(1)
     if not torch.isfinite(low).all():
         return rows.double()
-    if isinstance(basis, BSpline):
+    if isinstance(basis, Adaptable):
         steps = (torch.arange(8 * basis.grid_size, device=rows.device) + 0.5) / 8
         cell = steps.long()
         left, right = basis.grid.double()[:, cell], basis.grid.double()[:, cell + 1]

@@ -12,15 +12,13 @@ Sums are over edges, as in the paper, so a weight that suits one width is too la
 wider layer.
 """
 
-import math
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from .bases import RBF, Basis, BSpline, Local
+from .bases import Basis, Curved
 from .sharding import gathered
 
 
@@ -64,7 +62,7 @@ def smoothness(layer: Edges) -> Tensor:
     Raises:
         ValueError: the functions do not stand in a row along x, or are fewer than 3.
     """
-    if not isinstance(layer.basis, Local | RBF):
+    if not layer.basis.in_a_row:
         raise ValueError(
             f"smoothness of {layer.basis.label}: expected a basis whose functions stand in a "
             "row along x, such as bspline or rbf"
@@ -75,7 +73,7 @@ def smoothness(layer: Edges) -> Tensor:
 
 
 def curvature(layer: Edges) -> Tensor:
-    """Exact Σ_io ∫ φ_io″(x)² dx of spline edges, as cᵀ Q c with `curvature_matrix`.
+    """Exact Σ_io ∫ φ_io″(x)² dx of spline edges, as cᵀ Q c with the basis' matrix.
 
     In float64, for a smooth function on a fine grid is a small difference of large terms.
 
@@ -86,9 +84,9 @@ def curvature(layer: Edges) -> Tensor:
         ValueError: the basis is no spline of degree 2 or more, or has another number of
             grids than the layer has rows of coefficients.
     """
-    if not isinstance(layer.basis, BSpline):
+    if not isinstance(layer.basis, Curved):
         raise ValueError(f"curvature of {layer.basis.label}: expected a bspline")
-    matrix, coefficients = curvature_matrix(layer.basis), _wide(layer)
+    matrix, coefficients = layer.basis.curvature_matrix(), _wide(layer)
     if len(matrix) not in (1, len(coefficients)):
         raise ValueError(
             f"curvature of {layer.basis.label}: {len(matrix)} grids for coefficients of "
@@ -141,65 +139,6 @@ def edge_layers(model: nn.Module) -> Iterator[Edges]:
         owned = dict(module.named_parameters(recurse=False))
         if "coefficients" in owned and isinstance(getattr(module, "basis", None), Basis):
             yield module  # pyright: ignore[reportReturnType]
-
-
-@torch.no_grad()
-def curvature_matrix(basis: BSpline) -> Tensor:
-    """Q with cᵀ Q c = ∫ s″(x)² dx over the grid, for the spline s = Σ_b c_b φ_b.
-
-    Differentiating a spline of degree k leaves one of degree k − 1 with coefficients
-    k (c_b − c_{b−1}) / (t_{b+k} − t_b) on the knots without the outermost two (de Boor 2001,
-    ch. X). Twice that is s″, of degree k − 2. The Gauss-Legendre rule of k − 1 points
-    is exact for the product of two of those on each cell.
-
-    Returns: (channels or 1, B, B) in float64.
-
-    Raises:
-        ValueError: the degree is less than 2.
-    """
-    degree, cells = basis.degree, basis.grid_size
-    if degree < 2:
-        raise ValueError(
-            f"curvature of {basis.label}: degree = {degree} has no second derivative; "
-            "expected degree 2 or more, or smoothness in place of curvature"
-        )
-    knots = basis.exact_knots
-    second = _differentiation(knots[:, 1:-1], degree - 1) @ _differentiation(knots, degree)
-    # s″ is evaluated by the basis of its own degree and knots.
-    lower = BSpline(
-        len(knots), grid_size=cells, degree=degree - 2, equal_cells=False, per_channel=True
-    ).to(knots)
-    lower.knots = knots[:, 2:-2]
-
-    nodes, weights = (t.to(knots) for t in _gauss_legendre(degree - 1))
-    ends = lower.grid.T
-    halves = ends.diff(dim=0).unsqueeze(1) / 2
-    middles = (ends[1:] + ends[:-1]).unsqueeze(1) / 2
-    # (cells, points, channels), and the values at them, (cells, points, channels, B − 2).
-    values = lower.values(middles + halves * nodes.unsqueeze(-1))
-    gram = torch.einsum("gnca,gncb,gnc->cab", values, values, halves * weights.unsqueeze(-1))
-    return second.mT @ gram @ second
-
-
-def _differentiation(knots: Tensor, degree: int) -> Tensor:
-    """The matrix from a spline's coefficients to its derivative's, (channels, B − 1, B)."""
-    spans = knots[:, degree + 1 : -1] - knots[:, 1 : -degree - 1]
-    differences = torch.eye(spans.shape[1] + 1, dtype=knots.dtype, device=knots.device).diff(dim=0)
-    return degree / spans.unsqueeze(-1) * differences
-
-
-@lru_cache
-def _gauss_legendre(points: int) -> tuple[Tensor, Tensor]:
-    """Nodes and weights on [−1, 1], exact for degree 2 points − 1.
-
-    The nodes are the eigenvalues of the Legendre polynomials' Jacobi matrix, the weights
-    twice the squares of its eigenvectors' first entries (Golub & Welsch 1969).
-    """
-    off = [n / math.sqrt(4 * n * n - 1) for n in range(1, points)]
-    beside = torch.tensor(off, dtype=torch.float64, device="cpu").diag(1)
-    jacobi = beside + beside.T if off else beside.new_zeros(1, 1)
-    nodes, vectors = torch.linalg.eigh(jacobi)
-    return nodes, 2 * vectors[0].square()
 
 
 def _norms(layer: Edges) -> Tensor:

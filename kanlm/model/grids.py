@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kan import KANLinear, Occupancy, SharedFunctions
-from ..kan.bases import Refinable
+from ..kan.bases import BASES, Adaptable, Refinable
 from ..kan.grid import Refit, adapt_layer, refine_layer
 from .decoder import KanLMForCausalLM
 from .settings import ModelSettings
@@ -21,12 +21,17 @@ def grid_layers(model: nn.Module) -> Iterator[tuple[str, KANLinear | SharedFunct
             yield name, module
 
 
-def grid_sizes(settings: ModelSettings) -> set[int]:
-    """The grid sizes that the feed-forward blocks' bases state."""
+def grid_sizes(settings: ModelSettings, capability: type[Refinable] = Refinable) -> set[int]:
+    """The grid sizes that the feed-forward blocks' bases state.
+
+    Args:
+        capability: of bases of that class alone.
+    """
     found: set[int] = set()
 
     def note(basis: Mapping[str, Any]) -> dict[str, Any]:
-        found.add(basis["grid_size"])
+        if issubclass(BASES[basis["kind"]], capability):
+            found.add(basis["grid_size"])
         return dict(basis)
 
     _map_grids(settings, note)
@@ -62,10 +67,10 @@ def refine_model(model: KanLMForCausalLM, grid_size: int) -> dict[str, Tensor]:
 def adapt_model(
     model: KanLMForCausalLM, batch: Mapping[str, Any], *, uniform_share: float
 ) -> dict[str, Refit]:
-    """Move every grid to the inputs that its layer has on a batch, and keep its function there.
+    """Move every grid that can be moved to the inputs that its layer has on a batch.
 
-    All inputs are those before any grid moves. The layers' coefficients are new parameters
-    afterwards.
+    Functions stay as they are where inputs fall. All inputs are those before any grid moves.
+    The layers' coefficients are new parameters afterwards.
 
     Arguments:
         batch: what the model's forward takes.
@@ -73,7 +78,11 @@ def adapt_model(
 
     Returns: name of each new parameter → its matrix and the error left.
     """
-    layers = {name: layer for name, layer in grid_layers(model) if isinstance(layer, KANLinear)}
+    layers = {
+        name: layer
+        for name, layer in grid_layers(model)
+        if isinstance(layer, KANLinear) and isinstance(layer.basis, Adaptable)
+    }
     inputs = _inputs(model, layers, batch)
     return {
         f"{name}.coefficients": adapt_layer(layer, inputs[name], uniform_share=uniform_share)
@@ -136,6 +145,7 @@ def _map_grids(
         if not isinstance(value, Mapping):
             return value
         inner = {key: changed(item) for key, item in value.items()}
-        return change(inner) if inner.get("kind") == "bspline" else inner
+        kind = BASES.get(str(inner.get("kind")))
+        return change(inner) if kind is not None and issubclass(kind, Refinable) else inner
 
     return replace(settings, feed_forward=changed(settings.feed_forward))

@@ -1,4 +1,4 @@
-"""Whether the model is compiled, and why; and how long compiling took.
+"""How the model is executed: compiled or eagerly, and what of it is kept for backward.
 
 Inductor keeps what it compiled in TORCHINDUCTOR_CACHE_DIR (torch's default: a folder of the
 user's in the temporary one), so that the next run of the same shapes only traces its graphs.
@@ -6,12 +6,15 @@ user's in the temporary one), so that the next run of the same shapes only trace
 
 import os
 import shutil
+from functools import partial
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 from torch._dynamo.utils import calculate_time_spent
 from torch.utils._triton import has_triton
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 
 from kanlm.errors import UserError
 from kanlm.kan.compilers import no_c_compiler
@@ -53,6 +56,19 @@ def compile_model(
 def compile_seconds() -> float:
     """Seconds that this process has spent compiling so far, tracing and cache hits included."""
     return calculate_time_spent()["total_wall_time"]
+
+
+def recompute_blocks(model: PreTrainedModel) -> None:
+    """Checkpoint the activations of every decoder block while the model trains.
+
+    Memory for time (Chen et al., arXiv 1604.06174): a block keeps its inputs alone and computes
+    the rest again in backward, exactly, its random numbers drawn as before. That costs another
+    forward pass of the blocks, a third of a step's operations.
+    """
+    # Without the hook on the embedding that transformers' public method adds for adapters.
+    model._set_gradient_checkpointing(
+        enable=True, gradient_checkpointing_func=partial(checkpoint, use_reentrant=False)
+    )
 
 
 def _obstacle(device: torch.device) -> str | None:

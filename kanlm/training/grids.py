@@ -7,12 +7,97 @@ nothing had happened.
 """
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from kanlm.config import TrainingSettings
-from kanlm.kan.grid import refine_moments
+from kanlm.faults import point
+from kanlm.kan.grid import Refit, refine_moments
+from kanlm.model import KanLMForCausalLM
+from kanlm.model.grids import adapt_model, first_sequences, refine_model
+from kanlm.training.callbacks import Callback
+from kanlm.training.metrics import Accumulator
+
+if TYPE_CHECKING:
+    from kanlm.training.trainer import Trainer
+
+
+class GridChanges(Callback):
+    """Refines grids by `training.grid_schedule`, and moves them at `grid_adaptation_steps`."""
+
+    def before_resume(self, step: int) -> None:
+        """Refine as far as the run had when it wrote the checkpoint, which is then loaded."""
+        schedule = self.trainer.config.training.grid_schedule
+        if schedule is None:
+            return
+        # A checkpoint is written before grids change.
+        size = grid_size_at(schedule, max(step - 1, 0))
+        if size != schedule[0]:
+            replace_parameters(self.trainer, lambda model: refine_model(model, size))
+
+    def before_step(self) -> None:
+        """Refine or move grids where that is due before this update."""
+        trainer, state, training = self.trainer, self.trainer.state, self.trainer.config.training
+        size, adapts = changes_at(training, state.step)
+        if size is not None:
+            replace_parameters(trainer, lambda model: refine_model(model, size))
+            if training.early_stopping_patience is not None:
+                # The best model so far has another shape, and cannot be gone back to.
+                state.best_loss, state.stale_validations = None, 0
+            trainer.tracker.note(f"step {state.step}: grids refined to {size} cells")
+        if adapts:
+            self._adapt()
+
+    def _adapt(self) -> None:
+        """Move the grids to the inputs of the next batch, the same sequences on every rank."""
+        trainer, step = self.trainer, self.trainer.state.step
+        batch = first_sequences(trainer.batch(step, 0, 1), trainer.accelerator.device)
+        share = trainer.config.training.grid_uniform_share
+        refits: dict[str, Refit] = {}
+
+        def adapt(model: KanLMForCausalLM) -> dict[str, Tensor]:
+            refits.update(adapt_model(model, batch, uniform_share=share))
+            return {name: refit.matrix for name, refit in refits.items()}
+
+        replace_parameters(trainer, adapt)
+        errors = {f"{name}/refit_error": refit.error for name, refit in refits.items()}
+        # Of the next step, in which it happens.
+        trainer.record("grid", errors, step=step + 1)
+        worst = max(errors.values())
+        trainer.tracker.note(f"step {step}: grids moved, relative error at most {worst:.1e}")
+
+
+def replace_parameters(
+    trainer: "Trainer", change: Callable[[KanLMForCausalLM], Mapping[str, Tensor]]
+) -> None:
+    """Give the model new parameters, and carry the optimizer's state over.
+
+    The one place where shapes change: the optimizer is made anew around its old state, and the
+    model wrapped and compiled anew.
+
+    Args:
+        change: changes a whole model, and returns name of each new parameter → the matrix that
+            made it of the old.
+    """
+    window, placement = trainer.accumulator.read(), trainer.placement
+    model, optimizer = placement.whole()
+    before = dict(model.named_parameters())
+    matrices = change(model)
+    point("inside-grid-change")
+    carried = carry_optimizer(
+        optimizer,
+        before,
+        model,
+        placement.build_optimizer,
+        matrices,
+        trainer.config.optimizer.epsilon,
+    )
+    placement.replace(model, carried)
+    trainer.accumulator = Accumulator(model, trainer.accelerator, window)
+    for callback in trainer.callbacks:
+        callback.parameters_replaced(matrices)
 
 
 def grid_size_at(schedule: Mapping[int, int], step: int) -> int:
@@ -40,7 +125,7 @@ def carry_optimizer(
     Moments of coefficients in `matrices` are mapped by `refine_moments`; all others, and
     step counts, are taken over.
 
-    Arguments:
+    Args:
         old: the optimizer so far.
         parameters: the model's parameters by name when `old` was built.
         model: the model as it is now.

@@ -3,18 +3,20 @@
 The operating system gives the lock back when the process dies, by whatever cause.
 """
 
-import fcntl
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+
+from filelock import FileLock, Timeout
 
 from kanlm.errors import UserError
-from kanlm.files import cannot_write
+from kanlm.files import cannot_write, said_of
 
 _NAME = ".lock"
+#: Seconds in which a lock is taken whose file a job deletes as it ends.
+_PATIENCE = 0.1
 
 
 def check_free(folder: Path) -> None:
@@ -23,12 +25,10 @@ def check_free(folder: Path) -> None:
     Raises:
         UserError: naming the job.
     """
-    try:
-        file = (folder / _NAME).open()
-    except OSError:
-        return
-    with file:
-        _lock(file, fcntl.LOCK_SH, folder)
+    path = folder / _NAME
+    if path.exists():
+        with _acquired(path, folder):
+            pass
 
 
 @contextmanager
@@ -41,13 +41,11 @@ def held(folder: Path) -> Iterator[None]:
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     path = folder / _NAME
     try:
-        with _opened(path, folder) as file:
-            try:
-                file.truncate()
-                file.write(f"process {os.getpid()} on {socket.gethostname()}")
-                file.flush()
-            except OSError as error:
-                raise cannot_write(path, error) from None
+        with said_of(path):
+            folder.mkdir(parents=True, exist_ok=True)
+        with _acquired(path, folder):
+            with said_of(path):
+                path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
             try:
                 yield
             finally:
@@ -58,34 +56,26 @@ def held(folder: Path) -> Iterator[None]:
                 place.rmdir()
 
 
-def _opened(path: Path, folder: Path) -> IO[str]:
-    """The lock's file, locked."""
-    while True:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        except OSError as error:
-            raise cannot_write(path, error) from None
-        file = os.fdopen(descriptor, "r+")
-        try:
-            _lock(file, fcntl.LOCK_EX, folder)
-            # Another job may have deleted it before it let go.
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(descriptor), path.stat()):
-                    return file
-        except BaseException:
-            file.close()
-            raise
-        file.close()
+@contextmanager
+def _acquired(path: Path, folder: Path) -> Iterator[None]:
+    """Hold the lock.
 
-
-def _lock(file: IO[str], kind: int, folder: Path) -> None:
+    Raises:
+        UserError: another job holds it, or its file cannot be written.
+    """
+    holder = ""
+    # A soft lock would outlive a killed process.
+    lock = FileLock(path, timeout=_PATIENCE, poll_interval=_PATIENCE / 10, fallback_to_soft=False)
     try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
+        acquired = lock.acquire()
+    except Timeout:
+        with suppress(OSError):
+            holder = path.read_text().strip()
         raise UserError(
-            f"output_dir = {folder} is in use by {file.read().strip() or 'another job'}; "
+            f"output_dir = {folder} is in use by {holder or 'another job'}; "
             "wait for it, or choose another output_dir"
         ) from None
     except OSError as error:
-        raise cannot_write(folder / _NAME, error) from None
+        raise cannot_write(path, error) from None
+    with acquired:
+        yield

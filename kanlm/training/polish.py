@@ -8,15 +8,19 @@ after, and this is off unless asked for.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from kanlm.kan.penalties import edge_layers, penalty
+from kanlm.kan.penalties import edge_layers
+from kanlm.training.callbacks import Callback
+from kanlm.training.step import loss_terms
+from kanlm.training.validation import Validation
 
 #: Pairs of steps that L-BFGS remembers, each as large as all coefficients twice over.
 HISTORY = 10
@@ -39,6 +43,70 @@ class Polish:
     seconds: float
 
 
+class PolishAtEnd(Callback):
+    """Polishes the coefficients on the batches after the last, and validates again.
+
+    Args:
+        validation: of the run.
+    """
+
+    def __init__(self, validation: Validation) -> None:
+        self.validation = validation
+        self.polished = False
+
+    def after_step(self) -> None:
+        """Polish after the last step, as `training.polish_steps` says."""
+        trainer = self.trainer
+        if not (trainer.is_last and trainer.config.training.polish_steps):
+            return
+        trainer.check_stop()
+        if not self.polished:
+            self._polish()
+            self.polished = True
+            trainer.check_stop()
+        before = trainer.state.last_loss
+        self.validation.validate()
+        after = trainer.state.last_loss
+        assert before is not None
+        assert after is not None
+        worse = "; validation got worse: leave out training.polish_steps, or raise "
+        trainer.tracker.note(
+            f"polished: {before:.4f} to {after:.4f} nats per token in validation"
+            f"{worse + 'polish_batch_size' if after > before else ''}"
+        )
+
+    def _polish(self) -> None:
+        trainer, training = self.trainer, self.trainer.config.training
+        count = (training.polish_batch_size or training.batch_size) // training.batch_size
+        rank, ranks = trainer.accelerator.process_index, trainer.accelerator.num_processes
+        outcome = polish(
+            trainer.accelerator,
+            trainer.model,
+            [trainer.batch(training.steps + i, rank, ranks) for i in range(count)],
+            micro_batch_size=training.micro_batch_size,
+            steps=training.polish_steps,
+            options=trainer.forward_options,
+            terms=lambda *arguments: loss_terms(trainer.callbacks, *arguments).values(),
+            penalties=lambda: [each.penalty(trainer.model) for each in trainer.callbacks],
+            between=trainer.check_stop,
+        )
+        trainer.state.seconds += outcome.seconds
+        trainer.state.tokens += outcome.tokens
+        trainer.record("polish", asdict(outcome))
+        trainer.tracker.note(
+            f"polished in {outcome.iterations} iterations: {outcome.loss_before:.4f} to "
+            f"{outcome.loss_after:.4f} nats per token on its batch"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whether the validation after it is all that is left to do."""
+        return {"polished": self.polished}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue after the polish, where a stop came between the two."""
+        self.polished = state["polished"]
+
+
 def coefficients(model: nn.Module) -> list[nn.Parameter]:
     """The trainable coefficients of a model's edge functions."""
     owned = [layer.coefficients for layer in edge_layers(model)]
@@ -52,21 +120,26 @@ def polish(
     *,
     micro_batch_size: int | None,
     steps: int,
-    penalty_weights: Mapping[str, float],
+    options: Mapping[str, Any] = MappingProxyType({}),
+    terms: Callable[[Mapping[str, Tensor], Any, Tensor], Iterable[Tensor]] = lambda *_: (),
+    penalties: Callable[[], Iterable[Tensor | None]] = lambda: (),
     between: Callable[[], None] = lambda: None,
 ) -> Polish:
     """Move the coefficients by L-BFGS with strong Wolfe line searches (Liu & Nocedal 1989).
 
-    The objective is training's, without dropout: the mean loss of all tokens and the
-    penalty. Losses and gradients are summed over processes, so that all of them take the
-    same steps.
+    The objective is training's, without dropout: the mean loss of all tokens, and what
+    callbacks add to it. Losses and gradients are summed over ranks, so that all of them take
+    the same steps.
 
-    Arguments:
+    Args:
         model: unwrapped; its forward takes `shift_labels` and `num_items_in_batch`.
         batches: this process's share of what is together one batch.
         micro_batch_size: sequences in one forward pass; None takes those of a batch.
         steps: iterations at most.
-        penalty_weights: as of `kanlm.kan.penalties.penalty`.
+        options: of the model's forward.
+        terms: what is added to the loss of a micro-batch, given it, the model's outputs and the
+            tokens of all batches.
+        penalties: what is added of the weights alone.
         between: called before each pass over the batch; where it raises, the coefficients are
             as before.
     """
@@ -91,10 +164,12 @@ def polish(
         loss = torch.zeros((), dtype=torch.float64, device=accelerator.device)
         sums: list[Any] = [loss, *map(torch.zeros_like, parameters)]
         for piece in pieces:
-            _add(sums, model(**piece, num_items_in_batch=tokens).loss, parameters)
+            output = model(**piece, num_items_in_batch=tokens, **options)
+            _add(sums, sum(terms(piece, output, tokens), start=output.loss), parameters)
         sums = list(accelerator.reduce(sums, "sum"))
-        if penalty_weights:
-            _add(sums, penalty(model, penalty_weights), parameters)
+        for penalty in penalties():
+            if penalty is not None:
+                _add(sums, penalty, parameters)
         for parameter, gradient in zip(parameters, sums[1:], strict=True):
             parameter.grad = gradient
         return sums[0]
@@ -127,7 +202,7 @@ def _minimise(
 ) -> tuple[float, float, int]:
     """The objective before and after L-BFGS, and the iterations it took.
 
-    Arguments:
+    Args:
         objective: sets the parameters' gradients and returns the loss.
     """
     optimizer = torch.optim.LBFGS(

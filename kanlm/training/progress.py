@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from kanlm.config import TrainingSettings
+
 #: Seconds between plain lines.
 SPARSE = 60.0
 #: Share of the width for a name; a longer one shows its end, which tells runs apart.
@@ -76,6 +78,23 @@ class Pace:
             means["update"] = begun / share if self._before is None else self._before
         total = sum(means.get(name, 0.0) * count for name, count in coming.items())
         return total - share * means["update"]
+
+
+def parts_left(training: TrainingSettings, step: int) -> dict[str, int]:
+    """How often what takes time is yet to come after `step` updates."""
+
+    def coming(every: int | None) -> int:
+        """Of what is done every so many updates, and at the end."""
+        if step == training.steps:
+            return 0
+        return 1 if every is None else -(-training.steps // every) - step // every
+
+    return {
+        "update": training.steps - step,
+        "validation": coming(training.evaluate_every),
+        "sample": coming(training.sample_every),
+        "checkpoint": coming(training.checkpoint_every),
+    }
 
 
 @dataclass

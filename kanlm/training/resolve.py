@@ -19,6 +19,7 @@ import torch
 from kanlm.config import Config, DataSettings, ScheduleSettings, check_options, from_tree
 from kanlm.data.sources import check_source
 from kanlm.errors import UserError, nearest
+from kanlm.kan.bases import Adaptable, Refinable
 from kanlm.kan.penalties import penalty
 from kanlm.model import KanLMConfig, KanLMForCausalLM
 from kanlm.model.decoder import KanLMDecoderLayer
@@ -168,8 +169,9 @@ def at_last_grid(config: Config) -> ModelSettings:
         UserError: as of `complete_model`, or grids are to change and there are none.
     """
     model, training = complete_model(config.model), config.training
-    for name in ("grid_schedule", "grid_adaptation_steps"):
-        if getattr(training, name) and not grid_sizes(model):
+    capabilities = {"grid_schedule": Refinable, "grid_adaptation_steps": Adaptable}
+    for name, capability in capabilities.items():
+        if getattr(training, name) and not grid_sizes(model, capability):
             raise UserError(
                 f"training.{name} = {getattr(training, name)}: no feed-forward block's basis "
                 "has a grid"

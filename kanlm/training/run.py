@@ -1,9 +1,9 @@
 """One run, from a configuration to a folder.
 
-1. Claim the folder.
-2. Tokenizer and shards, made by the main process first.
+1. Lock the folder.
+2. Tokenizer and shards, made by the main rank first.
 3. The model: new, or the base run's for fine-tuning.
-4. Train, resuming where a checkpoint is.
+4. Train, resuming from the newest checkpoint if there is one.
 5. Evaluate every domain and save `model/`.
 """
 
@@ -11,17 +11,14 @@ import os
 import re
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from kanlm.config import Config, DataSettings
@@ -29,27 +26,37 @@ from kanlm.data.corpus import Corpus, check_few_documents, open_corpus
 from kanlm.data.loader import Batches
 from kanlm.data.tokenizer import vocabulary_size
 from kanlm.errors import UserError
-from kanlm.evaluation.perplexity import Evaluation, evaluate
+from kanlm.evaluation.perplexity import Evaluation
 from kanlm.faults import point
 from kanlm.model import KanLMForCausalLM
 from kanlm.model.accounting import Accounting, account
 from kanlm.model.grids import with_grid_size
 from kanlm.patience import saying
 from kanlm.training.arithmetic import arithmetic
-from kanlm.training.compilation import compile_model
-from kanlm.training.folder import claim, write_config
+from kanlm.training.callbacks import Callback
+from kanlm.training.checkpointing.export import (
+    load_trained,
+    model_config,
+    run_tokenizer,
+    write_model,
+)
+from kanlm.training.compilation import compile_model, recompute_blocks
+from kanlm.training.folder import write_config
 from kanlm.training.gpus import reported_gpu
+from kanlm.training.grids import GridChanges
 from kanlm.training.lock import held
-from kanlm.training.optimizer import build_optimizer
-from kanlm.training.processes import in_all, on_main, sum_over_processes
-from kanlm.training.recomputation import recompute_blocks
+from kanlm.training.metrics import TrainLog
+from kanlm.training.penalties import Penalties
+from kanlm.training.polish import PolishAtEnd
+from kanlm.training.processes import in_all, on_main
 from kanlm.training.resolve import count_parameters
-from kanlm.training.sampling import sample_text
+from kanlm.training.sampling import Samples
 from kanlm.training.sharding import accelerator_options, check_engine, shards
+from kanlm.training.state import TrainingState
 from kanlm.training.stopping import Stop
 from kanlm.training.tracking import say
-from kanlm.training.trained import load_trained, model_config, run_tokenizer, write_model
-from kanlm.training.trainer import Progress, Trainer
+from kanlm.training.trainer import Trainer
+from kanlm.training.validation import Evaluator, Validation
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ class Outcome:
 
     folder: Path
     accounting: Accounting
-    progress: Progress
+    progress: TrainingState
     #: Of this process: on the GPU if there is one, else resident.
     peak_memory_bytes: int
     #: Domain → figures over `evaluation.split`, the domain trained on first.
@@ -66,11 +73,15 @@ class Outcome:
     corpora: dict[str, Corpus]
 
 
-def run(config: Config, keep: ExitStack | None = None) -> Outcome | None:
+def run(
+    config: Config, keep: ExitStack | None = None, *, callbacks: Sequence[Callback] = ()
+) -> Outcome | None:
     """Bring the run of a resolved configuration to its end, short of writing its results.
 
-    Arguments:
+    Args:
+        config: whose folder is new or this run's (`claim`).
         keep: keeps other jobs out of the folder until it is closed, as this does without it.
+        callbacks: called after the loop's own.
 
     Returns the outcome on the main process and None on the others.
 
@@ -79,7 +90,6 @@ def run(config: Config, keep: ExitStack | None = None) -> Outcome | None:
         Interrupted: a signal stopped the loop, which saved itself.
     """
     folder = Path(config.output_dir)
-    claim(folder, config)
     _check_host(config)
     limit = config.training.time_limit_minutes
     stop = Stop(None if limit is None else 60 * limit)
@@ -89,16 +99,21 @@ def run(config: Config, keep: ExitStack | None = None) -> Outcome | None:
         if said and accelerator.is_main_process:
             say(f"{accelerator.device}: {said}")
         on_main(accelerator, lambda: (keep or own).enter_context(held(folder)))
-        return _run(config, accelerator, stop, folder)
+        return _run(config, accelerator, stop, folder, callbacks)
 
 
-def _run(config: Config, accelerator: Accelerator, stop: Stop, folder: Path) -> Outcome | None:
+def _run(
+    config: Config,
+    accelerator: Accelerator,
+    stop: Stop,
+    folder: Path,
+    callbacks: Sequence[Callback],
+) -> Outcome | None:
     """`run` in a folder that nobody else is at work in."""
     # The main process prepares what the others then find.
-    prepared: list[tuple[PreTrainedTokenizerFast, list[Corpus]]] = []
+    prepared: list[tuple[PreTrainedTokenizerFast, dict[str, Corpus]]] = []
     on_main(accelerator, lambda: prepared.append(_text(config, say)))
-    tokenizer, corpora = prepared[0] if prepared else _text(config, _silent)
-    built: list[tuple[PreTrainedTokenizerFast, list[Corpus], KanLMForCausalLM]] = []
+    built: list[tuple[PreTrainedTokenizerFast, dict[str, Corpus], KanLMForCausalLM]] = []
 
     def build() -> None:
         tokenizer, corpora = prepared[0] if prepared else _text(config, _silent)
@@ -108,20 +123,21 @@ def _run(config: Config, accelerator: Accelerator, stop: Stop, folder: Path) -> 
     with saying("building the model", report):
         in_all(accelerator, build)
     ((tokenizer, corpora, model),) = built
+    evaluator = Evaluator(config, accelerator, corpora)
     with saying("placing the model and looking for a checkpoint", report):
-        trainer = _trainer(config, accelerator, model, tokenizer, corpora, stop, folder)
+        own = _own_callbacks(config, accelerator, model, tokenizer, evaluator)
+        trainer = _trainer(config, accelerator, model, corpora, [*own, *callbacks], stop)
     # Nothing is wrong with the settings: the folder becomes this run's.
     point("before-config")
     on_main(accelerator, lambda: write_config(folder, config))
     try:
         trainer.train()
+        trainer.finish()
         split, evaluations = config.evaluation.split, {}
-        for corpus, data in zip(corpora, _domains(config), strict=True):
-            with saying(f"evaluating on {data.domain} ({split})", report):
-                evaluations[data.domain] = _evaluate(
-                    trainer.bare_model, corpus, split, config, accelerator
-                )
-        model = trainer.whole_model()
+        for domain in corpora:
+            with saying(f"evaluating on {domain} ({split})", report):
+                evaluations[domain] = evaluator.evaluate(trainer.model, domain, split)
+        model = trainer.placement.whole_model()
 
         def save() -> None:
             assert model is not None
@@ -140,9 +156,7 @@ def _run(config: Config, accelerator: Accelerator, stop: Stop, folder: Path) -> 
         progress=trainer.state,
         peak_memory_bytes=peak_memory_bytes(),
         evaluations=evaluations,
-        corpora={
-            data.domain: corpus for corpus, data in zip(corpora, _domains(config), strict=True)
-        },
+        corpora=corpora,
     )
 
 
@@ -155,7 +169,7 @@ def check_corpus(corpus: Corpus, config: Config) -> None:
     for split in ("validation", config.evaluation.split):
         corpus.split(split)
     if corpus.data == config.data:
-        _batches(corpus, config)
+        make_batches(corpus, config)
 
 
 def _check_host(config: Config) -> None:
@@ -210,13 +224,15 @@ def _silent(line: str) -> None:
 
 def _text(
     config: Config, report: Callable[[str], None]
-) -> tuple[PreTrainedTokenizerFast, list[Corpus]]:
-    """The tokenizer and every domain's tokens, prepared where they are not yet."""
+) -> tuple[PreTrainedTokenizerFast, dict[str, Corpus]]:
+    """The tokenizer, and domain → its tokens, prepared where they are not yet."""
     for data in _domains(config):
         check_few_documents(data, ("validation", config.evaluation.split))
     tokenizer = run_tokenizer(config, report)
-    corpora = [open_corpus(data, tokenizer, report=report) for data in _domains(config)]
-    for corpus in corpora:
+    corpora = {
+        data.domain: open_corpus(data, tokenizer, report=report) for data in _domains(config)
+    }
+    for corpus in corpora.values():
         check_corpus(corpus, config)
     return tokenizer, corpora
 
@@ -238,44 +254,46 @@ def _model(config: Config, tokenizer: PreTrainedTokenizerFast) -> KanLMForCausal
     return model.double() if config.training.precision == "fp64" else model
 
 
-def _trainer(
+def _own_callbacks(
     config: Config,
     accelerator: Accelerator,
     model: KanLMForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
-    corpora: list[Corpus],
+    evaluator: Evaluator,
+) -> list[Callback]:
+    """What the settings ask for at the moments of the run."""
+    train = evaluator.corpora[config.data.domain].split("train")
+    validation = Validation(evaluator)
+    return [
+        TrainLog(
+            train.n_tokens / int(train.document_bytes.sum()),
+            _peak_tokens_per_second(model, config, accelerator),
+        ),
+        GridChanges(),
+        Penalties(config.penalties),
+        validation,
+        PolishAtEnd(validation),
+        Samples(tokenizer),
+    ]
+
+
+def _trainer(
+    config: Config,
+    accelerator: Accelerator,
+    model: KanLMForCausalLM,
+    corpora: dict[str, Corpus],
+    callbacks: Sequence[Callback],
     stop: Stop,
-    folder: Path,
 ) -> Trainer:
     by_block = shards(accelerator, config.training.sharding)
     compiled = compile_model(model, config.training.compile, accelerator, by_block=by_block)
+    corpus = corpora[config.data.domain]
     if accelerator.is_main_process:
-        say(_introduction(config, model, corpora[0], compiled))
-    train = corpora[0].split("train")
+        say(_introduction(config, model, corpus, compiled))
     # Dropout differs between processes and is the same in a resumed run.
     torch.manual_seed(config.seed + 1000003 * (1 + accelerator.process_index))
     return Trainer(
-        config,
-        accelerator,
-        model,
-        _batches(corpora[0], config),
-        build_optimizer=lambda model: build_optimizer(model, config.optimizer),
-        compile_model=lambda model: compile_model(
-            model, config.training.compile, accelerator, by_block=by_block
-        ),
-        validate=lambda model, between: [
-            figures(_evaluate(model, corpus, "validation", config, accelerator, between), data)
-            for corpus, data in zip(corpora, _domains(config), strict=True)
-        ],
-        sample=lambda model, between: sample_text(
-            model, tokenizer, config.generation, config.seed, between
-        ),
-        tokens_per_byte=train.n_tokens / int(train.document_bytes.sum()),
-        peak_tokens_per_second=_peak_tokens_per_second(model, config, accelerator),
-        data_hash=corpora[0].tokens_hash,
-        check_data=corpora[0].check_unchanged,
-        stop=stop,
-        folder=folder,
+        config, accelerator, model, make_batches(corpus, config), corpora, callbacks, stop
     )
 
 
@@ -293,7 +311,7 @@ def _peak_tokens_per_second(
     return accelerator.num_processes * peak / account(model.config).training_flops_per_token
 
 
-def _batches(corpus: Corpus, config: Config) -> Batches:
+def make_batches(corpus: Corpus, config: Config) -> Batches:
     return Batches(
         corpus,
         seed=config.seed,
@@ -305,42 +323,6 @@ def _batches(corpus: Corpus, config: Config) -> Batches:
 
 def _domains(config: Config) -> tuple[DataSettings, ...]:
     return (config.data, *config.evaluation.domains)
-
-
-def _evaluate(
-    model: nn.Module,
-    corpus: Corpus,
-    split: str,
-    config: Config,
-    accelerator: Accelerator,
-    between: Callable[[], None] = lambda: None,
-) -> Evaluation:
-    """One full pass, shared among the processes."""
-    several = accelerator.num_processes > 1
-    with accelerator.autocast():
-        return evaluate(
-            model,
-            corpus.split(split),
-            context_length=config.model.context_length,
-            stride=config.evaluation.stride or config.model.context_length,
-            batch_size=config.evaluation.batch_size,
-            attention_within_documents=config.data.attention_within_documents,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
-            reduce=partial(sum_over_processes, accelerator) if several else None,
-            device=accelerator.device,
-            between=between,
-        )
-
-
-def figures(evaluation: Evaluation, data: DataSettings) -> dict[str, Any]:
-    """The figures of a validation line in metrics.jsonl."""
-    return {
-        "domain": data.domain,
-        "nats_per_token": evaluation.nats_per_token,
-        "bits_per_byte": evaluation.bits_per_byte,
-        "token_perplexity": evaluation.token_perplexity,
-    }
 
 
 def peak_memory_bytes() -> int:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import LogitsProcessor, PreTrainedTokenizerFast
 
 from kanlm.config import GenerationSettings
+from kanlm.training.callbacks import Callback
 
 
 def sample_text(
@@ -21,7 +22,7 @@ def sample_text(
 
     Draws from a random state of its own, so that sampling changes nothing in training.
 
-    Arguments:
+    Args:
         between: called before each token; it may raise to end the sample.
 
     Returns: the prompt and its continuation, up to the end of the document.
@@ -74,6 +75,34 @@ def device_at_hand() -> torch.device:
     """The accelerator that training would use, or the CPU."""
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return found or torch.device("cpu")
+
+
+class Samples(Callback):
+    """Writes a `sample` line every `training.sample_every` steps and at the end.
+
+    Args:
+        tokenizer: of the run.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.tokenizer = tokenizer
+
+    def after_step(self) -> None:
+        """Sample where it is due."""
+        trainer, accelerator = self.trainer, self.trainer.accelerator
+        if not (trainer.finished or trainer.due(trainer.config.training.sample_every)):
+            return
+        trainer.check_stop()
+        text, settings = None, trainer.config.generation
+        # A sharded model needs all ranks, which draw the same tokens.
+        if accelerator.is_main_process or trainer.placement.sharded:
+            # One rank alone cannot stop.
+            between = trainer.check_stop if accelerator.num_processes == 1 else lambda: None
+            with trainer.phases.of("sample"), trainer.pace.of("sample"):
+                text = sample_text(
+                    trainer.model, self.tokenizer, settings, trainer.config.seed, between
+                )
+        trainer.record("sample", {"prompt": settings.prompt, "text": text})
 
 
 class _Calling(LogitsProcessor):

@@ -25,7 +25,7 @@ from kanlm.errors import UserError
 from kanlm.kan.sharding import gathered, split_as
 from kanlm.model import KanLMForCausalLM
 from kanlm.model.decoder import KanLMDecoderLayer
-from kanlm.training.recomputation import recompute_blocks
+from kanlm.training.compilation import recompute_blocks
 
 #: Makes the optimizer over a model's parameters.
 Build = Callable[[nn.Module], torch.optim.Optimizer]

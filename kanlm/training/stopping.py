@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -49,3 +49,12 @@ class Stop:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+class StopRequested(Exception):
+    """A stop is wanted, and what is being done after a step is left to the resumed run."""
+
+
+def agreed_exit_code(stops: Sequence[float]) -> int | None:
+    """The exit code on which ranks agree, from how many of them stop with each of `EXIT_CODES`."""
+    return next((code for code, n in zip(EXIT_CODES, stops, strict=True) if n), None)

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self
 
 from rich.console import Console
 
@@ -20,10 +20,6 @@ from kanlm.faults import point
 from kanlm.files import cannot_write, write_text
 from kanlm.reading import parse_object
 from kanlm.training.progress import Display, figures
-
-#: What may be due after an update, in this order; "polished" is the validation after a polish.
-Duty = Literal["validation", "polish", "polished", "sample"]
-DUTIES: tuple[Duty, ...] = get_args(Duty)
 
 console = Console(highlight=False)
 
@@ -36,12 +32,15 @@ def say(text: str) -> None:
 class Tracker:
     """Context manager around the loop of one process.
 
-    Arguments:
+    Args:
         folder: the run's folder.
         config: written into the wandb run.
         main: whether this is the main process; the others' calls do nothing.
         step: the checkpoint's step, 0 for a fresh run.
-        pending: what it left to be done of that step, of `DUTIES` of the trainer.
+        lines: how many lines there were when the checkpoint was written.
+
+    Attributes:
+        lines: how many there are.
         wandb_id: identity of the wandb run that is being resumed.
     """
 
@@ -52,14 +51,14 @@ class Tracker:
         *,
         main: bool,
         step: int,
+        lines: int,
         wandb_id: str | None,
-        pending: Duty | None = None,
     ) -> None:
         self.folder = folder
         self.config = config
         self.main = main
         self.step = step
-        self.pending: Duty | None = pending
+        self.lines = lines
         self.wandb_id = wandb_id
         self.wandb_run: Any = None
         self.display = Display(console, disable=not main)
@@ -68,7 +67,8 @@ class Tracker:
         if not self.main:
             return self
         path = self.folder / "metrics.jsonl"
-        keep = lines_up_to(path, self.step, self.pending) if self.step else []
+        keep = first_lines(path, self.lines)
+        self.lines = len(keep)
         point("inside-log-rewrite")
         write_text(path, "".join(keep))
         try:
@@ -99,7 +99,7 @@ class Tracker:
     def log(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Write one line of metrics and send its numbers to wandb.
 
-        Arguments:
+        Args:
             kind: `train`, `validation`, `grid`, `polish`, `sample` or `unusual`.
             step: updates done.
             values: numbers and strings; a `domain` becomes part of the wandb names.
@@ -116,6 +116,7 @@ class Tracker:
                 rest = rest[self.file.write(rest) :]
         except OSError as error:
             raise cannot_write(Path(self.file.name), error) from None
+        self.lines += 1
         if self.wandb_run is not None:
             prefix = "/".join([kind, *([values["domain"]] if "domain" in values else [])])
             numbers = {
@@ -158,41 +159,31 @@ class Tracker:
         self.wandb_id = self.wandb_run.id
 
 
-def lines_up_to(path: Path, step: int, pending: Duty | None = None) -> list[str]:
-    """The whole lines of a metrics file that were written before a checkpoint.
-
-    Arguments:
-        step: of the checkpoint.
-        pending: the first of `DUTIES` that it left to be done.
+def first_lines(path: Path, count: int) -> list[str]:
+    """The first whole lines of a metrics file, fewer if there are fewer.
 
     Raises:
-        UserError: a whole line is none that was written here.
+        UserError: one of them is none that was written here.
     """
+    if not count:
+        return []
     try:
         lines = path.read_bytes().splitlines(keepends=True)
     except FileNotFoundError:
         return []
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    kept: list[str] = []
-    done: Any = None
     # What a crash of the machine left behind the last whole line is not a line.
-    for number, line in enumerate((line for line in lines if line.endswith(b"\n")), 1):
-        kind, line_step = _kind_and_step(line, f"{path}, line {number}")
-        if line_step == step and kind in DUTIES:
-            done = "polished" if kind == "validation" and done == "polish" else kind
-        late = pending and done and DUTIES.index(done) >= DUTIES.index(pending)
-        if line_step < step or (line_step == step and not late):
-            kept.append(line.decode())
-    return kept
+    kept = [line for line in lines if line.endswith(b"\n")][:count]
+    for number, line in enumerate(kept, 1):
+        _check_line(line, f"{path}, line {number}")
+    return [line.decode() for line in kept]
 
 
-def _kind_and_step(line: bytes, where: str) -> tuple[Any, int]:
+def _check_line(line: bytes, where: str) -> None:
     try:
-        values = parse_object(line, finite=False)
+        step = parse_object(line, finite=False).get("step")
     except ValueError:
         raise UserError(f"{where}: expected a JSON object with a step") from None
-    step = values.get("step")
     if isinstance(step, bool) or not isinstance(step, int):
         raise UserError(f"{where}: expected a JSON object with a whole number for a step")
-    return values.get("kind"), step

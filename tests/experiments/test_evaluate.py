@@ -14,6 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from kanlm.checksums import seal
 from kanlm.config import from_tree, merge, to_tree
 from kanlm.data.corpus import open_corpus
 from kanlm.data.sources import parse_source_argument
@@ -23,9 +24,8 @@ from kanlm.experiments.evaluate import evaluate_runs
 from kanlm.experiments.generate import generate
 from kanlm.experiments.single import train
 from kanlm.experiments.training_text import cut_as_known, training_texts
+from kanlm.training.checkpointing.export import load_tokenizer
 from kanlm.training.resolve import resolve
-from kanlm.training.seal import seal
-from kanlm.training.trained import load_tokenizer
 from kanlm.training.trainer import Trainer
 
 WORDS = [f"w{i:03d}" for i in range(300)]
@@ -261,23 +261,18 @@ def test_an_option_that_is_stated_is_used(folder, scored):
 
 
 @pytest.fixture
-def stopped(tmp_path: Path, make_tree, monkeypatch) -> Callable[..., Path]:
+def stopped(tmp_path: Path, make_tree, at) -> Callable[..., Path]:
     """Makes a run of 12 steps that stopped when the checkpoint of step 10 was there."""
 
     def stop(**parts: Any) -> Path:
         training = {"checkpoint_every": 5, **parts.pop("training", {})}
         config = from_tree(make_tree(tmp_path, training=training, **parts))
-        plain = Trainer._save_and_stop
 
-        def save_and_stop(self: Trainer) -> None:
-            plain(self)
-            if self.state.step == 10:
-                raise Interrupted(130)
+        def interrupt(trainer: Trainer) -> None:
+            raise Interrupted(130)
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Trainer, "_save_and_stop", save_and_stop)
-            with pytest.raises(Interrupted):
-                train(config)
+        with pytest.raises(Interrupted):
+            train(config, callbacks=[at(10, interrupt)])
         return tmp_path / "run"
 
     return stop

@@ -17,7 +17,6 @@ from kanlm.kan import RBF, Basis, BSpline, Chebyshev, KANLinear
 from kanlm.kan.penalties import (
     PENALTIES,
     curvature,
-    curvature_matrix,
     entropy,
     l1,
     l2,
@@ -92,7 +91,7 @@ def test_a_parabola_has_the_curvature_of_its_formula(grid_size: int) -> None:
 def test_the_curvature_matrix_is_symmetric_and_knows_straight_lines(degree, grid_size, seed):
     torch.manual_seed(seed)
     basis = free_spline(degree, 2, grid_size)
-    matrix = curvature_matrix(basis)
+    matrix = basis.curvature_matrix()
     assert matrix.dtype == torch.float64
     # Entries of long sums may be small beside what they are the sum of.
     atol = 1e-14 * matrix.abs().max().item()

@@ -92,19 +92,13 @@ def test_what_equal_to_the_last_bit_means_is_said():
 
 
 def test_deterministic_operators_are_on_while_a_run_trains(
-    config: Config, monkeypatch: pytest.MonkeyPatch
+    config: Config, monkeypatch: pytest.MonkeyPatch, at
 ):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     found: list[bool] = []
-    step = runs.Trainer.train_step
-
-    def watched(self) -> None:
-        found.append(torch.are_deterministic_algorithms_enabled())
-        step(self)
-
-    monkeypatch.setattr(runs.Trainer, "train_step", watched)
+    watch = at({0, 1}, lambda _: found.append(torch.are_deterministic_algorithms_enabled()))
     training = replace(config.training, deterministic=True, steps=2)
-    runs.run(replace(config, training=training))
+    runs.run(replace(config, training=training), callbacks=[watch])
     assert found == [True, True]
     assert not torch.are_deterministic_algorithms_enabled()
 

@@ -19,7 +19,7 @@ from kanlm.config import Config, from_tree, merge, to_tree
 from kanlm.kan.casts import cast_once
 from kanlm.model import KanLMConfig, KanLMForCausalLM, loss
 from kanlm.training import run as runs
-from kanlm.training.recomputation import recompute_blocks
+from kanlm.training.compilation import recompute_blocks
 from kanlm.training.resolve import resolve
 from kanlm.training.trainer import Trainer
 
@@ -42,9 +42,7 @@ class Casts(TorchDispatchMode):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("kind", ["gelu", "kan", "kan-local"])
-def test_a_step_casts_each_matrix_once(
-    config: Config, monkeypatch: pytest.MonkeyPatch, kind: str, checkpointing: bool
-) -> None:
+def test_a_step_casts_each_matrix_once(config: Config, at, kind: str, checkpointing: bool) -> None:
     """Over all micro-batches, in forward, in backward and where blocks are computed again."""
     training = {
         "steps": 2,
@@ -58,26 +56,23 @@ def test_a_step_casts_each_matrix_once(
     model = {"d_model": 36, "context_length": 10, "feed_forward": kind, "tie_embeddings": False}
     parts = {"training": training, "model": model, "generation": {"max_new_tokens": 1}}
     changed = resolve(from_tree(merge(to_tree(config), parts)))
-    step, seen, matrices = Trainer.train_step, Casts(), Counter()
+    seen, matrices = Casts(), Counter()
 
-    def counted(trainer: Trainer) -> None:
-        if trainer.state.step == 0:
-            for name, parameter in trainer.bare_model.named_parameters():
-                if parameter.ndim == 1 or "embed_tokens" in name or "base_weight" in name:
-                    continue
-                size = parameter.numel()
-                if kind == "kan-local" and "coefficients" in name:
-                    # One matrix with the base's weights.
-                    size += size // parameter.shape[1]
-                matrices[size] += 1
-            with seen:
-                step(trainer)
-        else:
-            step(trainer)
+    def start(trainer: Trainer) -> None:
+        for name, parameter in trainer.model.named_parameters():
+            if parameter.ndim == 1 or "embed_tokens" in name or "base_weight" in name:
+                continue
+            size = parameter.numel()
+            if kind == "kan-local" and "coefficients" in name:
+                # One matrix with the base's weights.
+                size += size // parameter.shape[1]
+            matrices[size] += 1
+        seen.__enter__()
 
-    monkeypatch.setattr(Trainer, "train_step", counted)
     AcceleratorState._reset_state()
-    runs.run(changed)
+    end = at(0, lambda _: seen.__exit__(None, None, None), "after_update")
+    end.name = "End"
+    runs.run(changed, callbacks=[at(0, start), end])
     AcceleratorState._reset_state()
     assert {size: seen.sizes[size] for size in matrices} == matrices
 

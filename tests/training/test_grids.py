@@ -17,6 +17,7 @@ from kanlm.model.grids import adapt_model, grid_layers, refine_model
 from kanlm.training import run as runs
 from kanlm.training.grids import carry_optimizer, changes_at, grid_size_at
 from kanlm.training.resolve import resolve
+from kanlm.training.trainer import Trainer
 
 SPLINES = {"kind": "kan", "base": "silu", "basis": {"kind": "bspline", "degree": 2}}
 #: Each changes grids in its own way in a run of 12 steps with checkpoints at 4 and 8.
@@ -150,25 +151,18 @@ def test_moments_that_cannot_be_mapped_are_refused() -> None:
 
 @pytest.mark.parametrize("which", SCHEDULES)
 def test_a_run_interrupted_around_a_change_resumes_exactly(
-    config: Config, tmp_path: Path, which: str, monkeypatch: pytest.MonkeyPatch
+    config: Config, tmp_path: Path, which: str, at
 ) -> None:
     whole = scheduled(config, **SCHEDULES[which])
     runs.run(whole)
     broken = replace(whole, output_dir=str(tmp_path / "broken"))
-    from kanlm.training.trainer import Trainer
+
+    def crash(trainer: Trainer) -> None:
+        raise ZeroDivisionError
 
     for stop in (5, 9):
-        step = Trainer.train_step
-
-        def crash(self: Trainer, at: int = stop, step=step) -> None:
-            if self.state.step == at:
-                raise RuntimeError("crash")
-            step(self)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Trainer, "train_step", crash)
-            with pytest.raises(RuntimeError, match="crash"):
-                runs.run(broken)
+        with pytest.raises(ZeroDivisionError):
+            runs.run(broken, callbacks=[at(stop, crash)])
     runs.run(broken)
     one, other = (
         load_file(Path(c.output_dir) / "model" / "model.safetensors") for c in (whole, broken)

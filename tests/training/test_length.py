@@ -36,19 +36,18 @@ def make(tmp_path: Path, make_tree) -> Make:
     return make
 
 
-def stop_at(step: int, config: Config) -> None:
-    """Train up to the checkpoint of a step, and no further."""
-    plain = Trainer._save_and_stop
+@pytest.fixture
+def stop_at(at) -> Callable[[int, Config], None]:
+    """Trains up to the checkpoint of a step, and no further."""
 
-    def save_and_stop(self: Trainer) -> None:
-        plain(self)
-        if self.state.step == step:
-            raise Interrupted(130)
+    def interrupt(trainer: Trainer) -> None:
+        raise Interrupted(130)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_save_and_stop", save_and_stop)
+    def stop_at(step: int, config: Config) -> None:
         with pytest.raises(Interrupted):
-            train(config)
+            train(config, callbacks=[at(step, interrupt)])
+
+    return stop_at
 
 
 def outcome(config: Config) -> tuple[bytes, Any]:
@@ -95,7 +94,7 @@ def test_a_finished_run_that_is_lengthened_equals_a_longer_one(make, capsys):
 
 
 @pytest.mark.parametrize("steps", [10, 16])
-def test_a_stopped_run_equals_one_that_had_its_new_length(steps, make):
+def test_a_stopped_run_equals_one_that_had_its_new_length(steps, make, stop_at):
     stop_at(8, make(12))
     train(make(steps))
     train(make(steps, "whole"))
@@ -103,7 +102,7 @@ def test_a_stopped_run_equals_one_that_had_its_new_length(steps, make):
     assert validations(make(steps)) == validations(make(steps, "whole"))
 
 
-def test_before_its_decay_a_warmup_stable_decay_run_may_change(make):
+def test_before_its_decay_a_warmup_stable_decay_run_may_change(make, stop_at):
     schedule = {"kind": "warmup-stable-decay", "decay_fraction": 0.25}
     stop_at(8, make(12, schedule=schedule))
     train(make(16, schedule=schedule))
@@ -113,7 +112,7 @@ def test_before_its_decay_a_warmup_stable_decay_run_may_change(make):
         train(make(40, schedule=schedule))
 
 
-def test_what_cannot_change_is_said_and_left_alone(make):
+def test_what_cannot_change_is_said_and_left_alone(make, stop_at):
     stop_at(8, make(12))
     place = Path(make(12).output_dir)
     before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
@@ -127,7 +126,7 @@ def test_what_cannot_change_is_said_and_left_alone(make):
     assert {path: path.read_bytes() for path in place.rglob("*") if path.is_file()} == before
 
 
-def test_cosine_cannot_change_after_the_warmup(make):
+def test_cosine_cannot_change_after_the_warmup(make, stop_at):
     cosine = {"schedule": {"kind": "cosine"}}
     stop_at(4, make(12, **cosine))
     with pytest.raises(UserError, match=r"by schedule.kind = cosine the rate of update 4, which"):

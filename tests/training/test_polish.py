@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from kanlm.config import Config, from_tree, merge, to_tree
 from kanlm.kan import BSpline, KANLinear
+from kanlm.kan.penalties import penalty
+from kanlm.training import polish as polishing_module
 from kanlm.training import run as runs
-from kanlm.training import trainer as trainers
 from kanlm.training.polish import Polish, coefficients, polish
 from kanlm.training.resolve import resolve
 
@@ -41,7 +42,7 @@ def data(seed: int = 0, rows: int = 60) -> dict[str, Tensor]:
 
 
 def polished(model: nn.Module, batches: list[dict[str, Tensor]], **options) -> Polish:
-    settings = {"micro_batch_size": None, "steps": 200, "penalty_weights": {}, **options}
+    settings = {"micro_batch_size": None, "steps": 200, **options}
     return polish(Accelerator(cpu=True), model, batches, **settings)
 
 
@@ -66,7 +67,9 @@ def test_finds_the_least_squares_fit_and_moves_coefficients_alone(weight: float)
     solution, *_ = np.linalg.lstsq(rows, target, rcond=None)
     least = np.square(rows @ solution - target).sum()
 
-    outcome = polished(model, [batch], penalty_weights={"l2": weight} if weight else {})
+    outcome = polished(
+        model, [batch], penalties=lambda: [penalty(model, {"l2": weight}) if weight else None]
+    )
     assert outcome.loss_after == pytest.approx(least, abs=1e-8)
     assert outcome.loss_after < outcome.loss_before / 2
     assert outcome.tokens == 60
@@ -178,6 +181,6 @@ def test_a_validation_that_got_worse_is_said(
                 parameter.add_(torch.randn_like(parameter))
         return Polish(2.0, 1.0, 5, 6, 64, 0.1)
 
-    monkeypatch.setattr(trainers, "polish", spoil)
+    monkeypatch.setattr(polishing_module, "polish", spoil)
     runs.run(polishing)
     assert "validation got worse" in " ".join(capsys.readouterr().out.split())

@@ -15,11 +15,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from kanlm.checksums import seal
 from kanlm.config import Config, from_tree, merge, to_tree, to_yaml
 from kanlm.training import run as runs
-from kanlm.training.checkpoint import checkpoint_place
+from kanlm.training.checkpointing.reader import checkpoint_place
 from kanlm.training.resolve import resolve
-from kanlm.training.seal import seal
 
 
 def launch(config: Config, *command: str) -> None:
@@ -213,27 +213,26 @@ def test_one_process_s_trouble_is_everybodys(config: Config, tmp_path: Path):
     crashed = tmp_path / "crashed"
     program.write_text(
         f"""
-import math, pathlib, sys
-from kanlm.cli import main
-from kanlm.training.trainer import Trainer
-
-step = Trainer.train_step
+import math, pathlib
+from kanlm import load, train
+from kanlm.training.callbacks import Callback
 
 
-def disturbed(self):
-    second = self.accelerator.process_index == 1
-    if self.state.step == 6 and second:
-        pathlib.Path({str(crashed)!r}).touch()
-        raise ZeroDivisionError
-    parameter = next(self.bare_model.parameters())
-    ill = self.state.step == 3 and second
-    hook = parameter.register_hook(lambda gradient: gradient * (math.nan if ill else 1))
-    step(self)
-    hook.remove()
+class Disturb(Callback):
+    def before_step(self):
+        second = self.trainer.accelerator.process_index == 1
+        if self.trainer.state.step == 6 and second:
+            pathlib.Path({str(crashed)!r}).touch()
+            raise ZeroDivisionError
+        ill = self.trainer.state.step == 3 and second
+        parameter = next(self.trainer.model.parameters())
+        self.hook = parameter.register_hook(lambda gradient: gradient * (math.nan if ill else 1))
+
+    def after_step(self):
+        self.hook.remove()
 
 
-Trainer.train_step = disturbed
-main(sys.argv[1:])
+train(load({str(tmp_path / "two.yaml")!r}), callbacks=[Disturb()])
 """
     )
     done = run_in_two(program, config, tmp_path, training={"log_every": 1})
@@ -258,19 +257,19 @@ def test_a_full_disk_in_one_process_ends_both_and_costs_no_checkpoint(
         """
 import errno, os, sys
 from kanlm.cli import main
-from kanlm.training import stored
+from kanlm.training.checkpointing import tensors
 
-save_file, calls = stored.save_file, []
+save_file, calls = tensors.save_file, []
 
 
-def full(tensors, path):
+def full(held, path):
     calls.append(path)
-    if os.environ["RANK"] == "1" and len(calls) == 3:
+    if os.environ["RANK"] == "1" and "step-00000004" in str(path):
         raise OSError(errno.ENOSPC, "No space left on device")
-    save_file(tensors, path)
+    save_file(held, path)
 
 
-stored.save_file = full
+tensors.save_file = full
 main(sys.argv[1:])
 """
     )
@@ -296,25 +295,19 @@ def test_a_killed_process_ends_the_other(
     killed = tmp_path / "killed"
     program.write_text(
         f"""
-import os, pathlib, signal, sys
-from kanlm.cli import main
-from kanlm.training import trainer
-
-calls = 0
-synchronised = trainer.synchronised
+import os, pathlib, signal
+from kanlm import load, train
+from kanlm.training.callbacks import Callback
 
 
-def disturbed(accelerator, wrapped, last):
-    global calls
-    calls += 1
-    if calls == 6 and accelerator.process_index == {victim}:
-        pathlib.Path({str(killed)!r}).touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return synchronised(accelerator, wrapped, last)
+class Kill(Callback):
+    def loss(self, batch, outputs):
+        if self.trainer.state.step == 5 and self.trainer.accelerator.process_index == {victim}:
+            pathlib.Path({str(killed)!r}).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
-trainer.synchronised = disturbed
-main(sys.argv[1:])
+train(load({str(tmp_path / "two.yaml")!r}), callbacks=[Kill()])
 """
     )
     training = {"log_every": 1, "sharding": sharding}

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from kanlm.model import KanLMConfig, KanLMForCausalLM
-from kanlm.training.recomputation import recompute_blocks
+from kanlm.training.compilation import recompute_blocks
 
 
 def step(kind: str, recomputed: bool) -> tuple[Tensor, dict[str, Tensor], int]:

@@ -11,8 +11,8 @@ import torch
 
 from kanlm.config import GenerationSettings
 from kanlm.experiments.generate import generate
+from kanlm.training.checkpointing.export import load_tokenizer, load_trained
 from kanlm.training.sampling import device_at_hand, sample_text, seeded
-from kanlm.training.trained import load_tokenizer, load_trained
 
 
 def test_temperature_0_takes_the_likeliest_token_each_time(finished_runs: Path):

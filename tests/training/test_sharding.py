@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import socket
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,10 @@ from kanlm.config import Config, from_tree, load, merge, to_tree, to_yaml
 from kanlm.errors import Interrupted
 from kanlm.kan.sharding import from_own_part, gathered, own_part, own_rows
 from kanlm.training import run as runs
+from kanlm.training.callbacks import Callback
+from kanlm.training.checkpointing.export import load_trained
 from kanlm.training.resolve import resolve
 from kanlm.training.sharding import fsdp_plugin
-from kanlm.training.trained import load_trained
 from kanlm.training.trainer import Trainer
 
 TOLERANCES = {"fp64": 1e-9, "fp32": 1e-5}
@@ -71,6 +73,16 @@ def weights(config: Config) -> dict[str, Tensor]:
     return load_file(Path(config.output_dir) / "model" / "model.safetensors")
 
 
+class Watch(Callback):
+    """Calls a function before every step."""
+
+    def __init__(self, watch: Callable[[Trainer], None]) -> None:
+        self.watch = watch
+
+    def before_step(self) -> None:
+        self.watch(self.trainer)
+
+
 def check_own_parts(groups: list[dict[str, Any]]) -> None:
     """What we take for this process's rows is what torch put there."""
     for parameter in [p for group in groups for p in group["params"]]:
@@ -105,11 +117,10 @@ def process(
     )
     leave_group = Accelerator.end_training
     Accelerator.end_training = lambda self: None  # type: ignore[method-assign]
-    step = Trainer.train_step
 
-    def watched(trainer: Trainer) -> None:
+    def watch(trainer: Trainer) -> None:
         # Of the model, those outside the blocks are whole after a pass without gradients.
-        groups = trainer._bare_optimizer.param_groups
+        groups = trainer.optimizer.param_groups
         kinds = {
             isinstance(parameter, DTensor) for group in groups for parameter in group["params"]
         }
@@ -122,7 +133,6 @@ def process(
             assert first.device_mesh.shape == (processes // local, local)
         if trainer.state.step == interrupt_at and rank == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        step(trainer)
 
     if by_accelerate:
         make_accelerator = runs._accelerator
@@ -136,11 +146,10 @@ def process(
 
         runs._accelerator = with_plugin
 
-    Trainer.train_step = watched  # type: ignore[method-assign]
     for path in paths:
         config = load(path, [])
         try:
-            runs.run(config)
+            runs.run(config, callbacks=[Watch(watch)])
         except Interrupted:
             assert interrupt_at is not None
         AcceleratorState._reset_state()

@@ -16,7 +16,7 @@ from kanlm.errors import UserError
 from kanlm.experiments.single import train
 from kanlm.training import run as runs
 from kanlm.training.resolve import resolve
-from kanlm.training.tracking import Tracker, lines_up_to
+from kanlm.training.tracking import Tracker, first_lines
 from kanlm.training.trainer import Trainer
 
 BLOCK = 32768
@@ -81,20 +81,15 @@ def as_wandb_sees(line: dict) -> dict:
 
 
 def test_an_offline_run_holds_the_config_every_metric_and_the_resumed_id(
-    config: Config, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    config: Config, at, capfd: pytest.CaptureFixture[str]
 ):
     config = resolve(from_tree(merge(to_tree(config), {"tracking": {"wandb": "offline"}})))
-    step = Trainer.train_step
 
-    def crashing(self: Trainer) -> None:
-        if self.state.step == 10:
-            raise ZeroDivisionError
-        step(self)
+    def crash(trainer: Trainer) -> None:
+        raise ZeroDivisionError
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", crashing)
-        with pytest.raises(ZeroDivisionError):
-            runs.run(config)
+    with pytest.raises(ZeroDivisionError):
+        runs.run(config, callbacks=[at(10, crash)])
     runs.run(config)
 
     folder = Path(config.output_dir)
@@ -126,7 +121,7 @@ def test_resuming_cuts_later_and_unfinished_lines(config: Config, tmp_path: Path
     lines = [json.dumps({"kind": "train", "step": step}) + "\n" for step in (3, 6, 9)]
     (tmp_path / "metrics.jsonl").write_text("".join(lines) + '{"kind": "tra')
     quiet = replace(config, tracking=replace(config.tracking, wandb="disabled"))
-    with Tracker(tmp_path, quiet, main=True, step=6, wandb_id=None) as tracker:
+    with Tracker(tmp_path, quiet, main=True, step=6, lines=2, wandb_id=None) as tracker:
         tracker.log("train", 7, {"loss": 1.0})
     assert [line["step"] for line in metrics(tmp_path)] == [3, 6, 7]
 
@@ -157,7 +152,7 @@ def test_a_line_is_whole_or_its_end_is_missed(missing: int, config: Config, tmp_
     line = json.dumps({"kind": "train", "step": 1, "loss": 1.25}).encode() + b"\n"
     disk = SmallDisk(len(line) - missing)
     quiet = replace(config, tracking=replace(config.tracking, wandb="disabled"))
-    with Tracker(tmp_path, quiet, main=True, step=0, wandb_id=None) as tracker:
+    with Tracker(tmp_path, quiet, main=True, step=0, lines=0, wandb_id=None) as tracker:
         tracker.file.close()
         tracker.file = disk  # pyright: ignore[reportAttributeAccessIssue]
         if missing:
@@ -172,7 +167,7 @@ def test_a_log_that_cannot_be_opened_is_named(config: Config, tmp_path: Path, mo
     monkeypatch.setattr("kanlm.training.tracking.write_text", lambda path, text: path.mkdir())
     with (
         pytest.raises(UserError, match=r"metrics\.jsonl cannot be written: Is a directory"),
-        Tracker(tmp_path, config, main=True, step=0, wandb_id=None),
+        Tracker(tmp_path, config, main=True, step=0, lines=0, wandb_id=None),
     ):
         pass
 
@@ -195,7 +190,7 @@ def test_a_line_that_was_not_written_here_ends_a_resumption(line: bytes, tmp_pat
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n' + line + b"\n")
     with pytest.raises(UserError, match=r"metrics\.jsonl, line 2: expected a JSON object with a"):
-        lines_up_to(path, 3)
+        first_lines(path, 3)
 
 
 def test_a_run_says_what_takes_long(

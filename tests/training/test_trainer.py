@@ -6,6 +6,7 @@ import os
 import pkgutil
 import resource
 import signal
+from collections.abc import Container
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +15,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from kanlm.checksums import file_sha256
 from kanlm.config import Config, from_tree, merge, to_tree, to_yaml
 from kanlm.data.corpus import open_corpus, open_tokenizer
-from kanlm.data.shards import file_sha256
 from kanlm.errors import Interrupted, UserError
 from kanlm.experiments.single import train
 from kanlm.training import run as runs
+from kanlm.training.callbacks import Callback
 from kanlm.training.inheritance import inherit
 from kanlm.training.lock import held
 from kanlm.training.resolve import resolve
@@ -88,7 +90,7 @@ POLISH = {"training": {"polish_steps": 3}, "penalties": {"l1": 1e-3}}
 def test_a_signal_saves_and_the_same_command_goes_on_bit_for_bit(
     request: pytest.FixtureRequest,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    at,
     settings: str,
     stop: int,
     part: dict,
@@ -96,17 +98,9 @@ def test_a_signal_saves_and_the_same_command_goes_on_bit_for_bit(
     config: Config = changed(request.getfixturevalue(settings), **part)
     runs.run(config)
     other = replace(config, output_dir=str(tmp_path / "other"))
-    step = Trainer.train_step
-
-    def interrupted(self: Trainer) -> None:
-        step(self)
-        if self.state.step == stop:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", interrupted)
-        with pytest.raises(Interrupted) as caught:
-            runs.run(other)
+    terminate = at(stop - 1, lambda _: os.kill(os.getpid(), signal.SIGTERM), "after_update")
+    with pytest.raises(Interrupted) as caught:
+        runs.run(other, callbacks=[terminate])
     assert caught.value.exit_code == 128 + signal.SIGTERM
     assert not (tmp_path / "other" / "model").exists()
     runs.run(other)
@@ -120,9 +114,9 @@ LONG_SAMPLE = {"generation": {"max_new_tokens": 40}}
     ("where", "call", "step", "lines"),
     [
         # The validation passes over three batches of windows.
-        ("kanlm.training.trainer.Trainer.train_step", 5, 5, ["train"]),
+        ("kanlm.training.metrics.TrainLog.after_update", 5, 5, ["train"]),
         ("kanlm.evaluation.perplexity._score", 2, 5, ["train"]),
-        ("kanlm.training.trainer.Trainer.train_step", 12, 12, ["train"]),
+        ("kanlm.training.metrics.TrainLog.after_update", 12, 12, ["train"]),
         ("kanlm.training.polish._split", 1, 12, ["train", "validation", "grid"]),
         ("kanlm.training.polish._add", 3, 12, ["train", "validation", "grid"]),
         ("kanlm.training.tracking.Tracker.note", 4, 12, ["train", "validation", "grid", "polish"]),
@@ -158,12 +152,9 @@ def test_ctrl_c_stops_after_the_update_and_the_rest_is_done_after_the_resume(
     def interrupting(*args, **kwargs):
         nonlocal calls
         calls += 1
-        if calls == call and "train_step" not in where:
+        if calls == call:
             os.kill(os.getpid(), signal.SIGINT)
-        found = original(*args, **kwargs)
-        if calls == call and "train_step" in where:
-            os.kill(os.getpid(), signal.SIGINT)
-        return found
+        return original(*args, **kwargs)
 
     with monkeypatch.context() as patch:
         patch.setattr(where, interrupting)
@@ -184,79 +175,57 @@ def test_ctrl_c_stops_after_the_update_and_the_rest_is_done_after_the_resume(
 
 
 def test_what_was_done_after_a_resume_that_crashed_is_done_again(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Config, tmp_path: Path, at
 ):
     """Its lines are of the step of the checkpoint that is gone on from, and stand there once."""
     config = changed(config, training={"checkpoint_every": None})
     runs.run(config)
     other = replace(config, output_dir=str(tmp_path / "other"))
-    step = Trainer.train_step
-
-    def interrupted(self: Trainer) -> None:
-        step(self)
-        if self.state.step == 5:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", interrupted)
-        with pytest.raises(Interrupted):
-            runs.run(other)
-    with monkeypatch.context() as patch:
-        crash_at(patch, 7)
-        with pytest.raises(ZeroDivisionError):
-            runs.run(other)
+    interrupt = at(4, lambda _: os.kill(os.getpid(), signal.SIGINT), "after_update")
+    with pytest.raises(Interrupted):
+        runs.run(other, callbacks=[interrupt])
+    with pytest.raises(ZeroDivisionError):
+        runs.run(other, callbacks=[at(7, crash)])
     assert [x["step"] for x in metrics(other.output_dir) if x["kind"] == "validation"] == [5]
     runs.run(other)
     assert_same_run(config.output_dir, other.output_dir)
 
 
-def test_a_crash_goes_on_from_the_last_checkpoint_bit_for_bit(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def crash(trainer: Trainer) -> None:
+    raise ZeroDivisionError
+
+
+def test_a_crash_goes_on_from_the_last_checkpoint_bit_for_bit(config: Config, tmp_path: Path, at):
     runs.run(config)
     other = replace(config, output_dir=str(tmp_path / "other"))
-    step = Trainer.train_step
-
-    def crashing(self: Trainer) -> None:
-        if self.state.step == 10:
-            raise ZeroDivisionError
-        step(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", crashing)
-        with pytest.raises(ZeroDivisionError):
-            runs.run(other)
+    with pytest.raises(ZeroDivisionError):
+        runs.run(other, callbacks=[at(10, crash)])
     runs.run(other)
     assert_same_run(config.output_dir, other.output_dir)
 
 
-def disturb_gradient(monkeypatch: pytest.MonkeyPatch, at: set[int], value: float) -> None:
-    """Make the gradient of one parameter `value` in these steps."""
-    step = Trainer.train_step
+def disturbing(at, steps: Container[int], value: float) -> Callback:
+    """Makes the gradient of one parameter `value` in these steps."""
 
-    def disturbed(self: Trainer) -> None:
-        parameter = next(self.bare_model.parameters())
-        hook = parameter.register_hook(
-            lambda gradient: torch.full_like(gradient, value) if self.state.step in at else gradient
-        )
-        step(self)
-        hook.remove()
+    def disturb(trainer: Trainer) -> None:
+        gradient = next(trainer.model.parameters()).grad
+        assert gradient is not None
+        gradient.fill_(value)
 
-    monkeypatch.setattr(Trainer, "train_step", disturbed)
+    return at(steps, disturb, "gradients")
 
 
 def test_a_step_without_a_finite_gradient_is_left_out_and_counted(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at
 ):
     """Weights and moments are those of a run in which that update did nothing at all."""
     config = changed(config, training={"log_every": 1, "steps": 6, "checkpoint_every": 1})
     with monkeypatch.context() as patch:
         clock = iter(range(10**9, 0, -1))
         patch.setattr("time.time", lambda: float(next(clock)))
-        disturb_gradient(patch, {3}, math.nan)
-        outcome = runs.run(config)
+        outcome = runs.run(config, callbacks=[disturbing(at, {3}, math.nan)])
     assert outcome is not None
-    assert outcome.progress.health.skipped_steps == 1
+    assert outcome.progress.guard.skipped_steps == 1
     lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     (unusual,) = [line for line in lines if line["kind"] == "unusual"]
     assert (unusual["step"], unusual["skipped"]) == (4, True)
@@ -286,33 +255,29 @@ def test_a_step_without_a_finite_gradient_is_left_out_and_counted(
 
 
 def test_too_many_such_steps_end_the_run_and_leave_the_last_good_checkpoint(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Config, tmp_path: Path, at
 ):
     part = {"checkpoint_every": 1, "keep_checkpoints": 1, "max_skipped_steps": 3, "steps": 12}
     config = changed(config, training=part)
-    disturb_gradient(monkeypatch, set(range(5, 12)), math.inf)
-    with pytest.raises(UserError, match=r"step 8: .* norm inf; 3 steps in a row were left out"):
-        runs.run(config)
+    disturb = disturbing(at, range(5, 12), math.inf)
+    with pytest.raises(UserError, match=r"step 8: .* norm inf; 3 steps in a row"):
+        runs.run(config, callbacks=[disturb])
     kept = [path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")]
     assert kept == ["step-00000005"]
 
 
-def test_a_run_that_gives_up_keeps_what_is_being_written(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_run_that_gives_up_keeps_what_is_being_written(config: Config, tmp_path: Path, at):
     """The checkpoint before the trouble is good, and may take longer to write than the trouble."""
     part = {"checkpoint_every": 5, "background_checkpoints": "on", "max_skipped_steps": 1}
     config = changed(config, training=part)
-    disturb_gradient(monkeypatch, set(range(5, 12)), math.inf)
+    disturb = disturbing(at, range(5, 12), math.inf)
     with pytest.raises(UserError, match="the last good checkpoint is kept"):
-        runs.run(config)
+        runs.run(config, callbacks=[disturb])
     kept = [path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")]
     assert kept == ["step-00000005"]
 
 
-def test_weights_that_are_no_numbers_are_never_the_best(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_weights_that_are_no_numbers_are_never_the_best(config: Config, tmp_path: Path, at):
     """Saved as such while steps are left out, they would push out the last good checkpoint."""
     part = {
         "checkpoint_every": 1,
@@ -322,17 +287,13 @@ def test_weights_that_are_no_numbers_are_never_the_best(
         "max_skipped_steps": 3,
     }
     config = changed(config, training=part)
-    step = Trainer.train_step
 
-    def spoiled(self: Trainer) -> None:
-        if self.state.step == 2:
-            with torch.no_grad():
-                next(self.bare_model.parameters()).fill_(math.nan)
-        step(self)
+    def spoil(trainer: Trainer) -> None:
+        with torch.no_grad():
+            next(trainer.model.parameters()).fill_(math.nan)
 
-    monkeypatch.setattr(Trainer, "train_step", spoiled)
     with pytest.raises(UserError, match="the last good checkpoint is kept"):
-        runs.run(config)
+        runs.run(config, callbacks=[at(2, spoil)])
     kept = [path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")]
     assert kept == ["step-00000002"]
 
@@ -350,25 +311,9 @@ def change_text(config: Config) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
-def crash_at(monkeypatch: pytest.MonkeyPatch, step: int, act=None) -> None:
-    """Call `act` before this step, and crash where there is none."""
-    train_step = Trainer.train_step
-
-    def crashing(self: Trainer) -> None:
-        if self.state.step == step:
-            if act is None:
-                raise ZeroDivisionError
-            act()
-        train_step(self)
-
-    monkeypatch.setattr(Trainer, "train_step", crashing)
-
-
-def test_a_run_does_not_go_on_with_another_text(config: Config, monkeypatch: pytest.MonkeyPatch):
-    with monkeypatch.context() as patch:
-        crash_at(patch, 6)
-        with pytest.raises(ZeroDivisionError):
-            runs.run(config)
+def test_a_run_does_not_go_on_with_another_text(config: Config, at):
+    with pytest.raises(ZeroDivisionError):
+        runs.run(config, callbacks=[at(6, crash)])
     change_text(config)
     with pytest.raises(UserError, match="was trained on other text"):
         runs.run(config)
@@ -376,9 +321,9 @@ def test_a_run_does_not_go_on_with_another_text(config: Config, monkeypatch: pyt
 
 @pytest.mark.parametrize("gone", [False, True])
 def test_a_shard_that_changes_under_a_run_ends_it_before_the_next_checkpoint(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: bool
+    config: Config, tmp_path: Path, at, gone: bool
 ):
-    def change() -> None:
+    def change(trainer: Trainer) -> None:
         (path,) = Path(config.data.cache_dir).glob("words-*/train-*.tokens.npy")
         if gone:
             path.unlink()
@@ -387,9 +332,8 @@ def test_a_shard_that_changes_under_a_run_ends_it_before_the_next_checkpoint(
             file.seek(-1, os.SEEK_END)
             file.write(b"\7")
 
-    crash_at(monkeypatch, 6, change)
     with pytest.raises(UserError, match="missing" if gone else "does not match the manifest"):
-        runs.run(config)
+        runs.run(config, callbacks=[at(6, change)])
     kept = [path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")]
     assert kept == ["step-00000004"]
 
@@ -433,7 +377,7 @@ def test_micro_batches_change_nothing_but_rounding(config: Config, tmp_path: Pat
 
 @pytest.mark.parametrize("micro_batch_size", [None, 1])
 def test_a_penalty_adds_its_gradient_once_a_step(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, micro_batch_size: int | None
+    config: Config, tmp_path: Path, at, micro_batch_size: int | None
 ):
     """2 λ c for squared coefficients, whatever the micro-batches; the loss stays what it was."""
     exact = changed(
@@ -448,26 +392,20 @@ def test_a_penalty_adds_its_gradient_once_a_step(
         },
     )
     seen: list[dict[str, tuple[torch.Tensor, torch.Tensor]]] = []
-    step = Trainer.train_step
 
-    def watched(self: Trainer) -> None:
-        def note(optimizer, args, kwargs) -> None:
-            seen.append(
-                {
-                    name: (p.detach().clone(), p.grad.clone())
-                    for name, p in self.bare_model.named_parameters()
-                    if p.grad is not None
-                }
-            )
+    def note(trainer: Trainer) -> None:
+        seen.append(
+            {
+                name: (p.detach().clone(), p.grad.clone())
+                for name, p in trainer.model.named_parameters()
+                if p.grad is not None
+            }
+        )
 
-        if self.state.step == 0:
-            self._bare_optimizer.register_step_pre_hook(note)
-        step(self)
-
-    monkeypatch.setattr(Trainer, "train_step", watched)
-    runs.run(exact)
+    watch = at({0, 1}, note, "before_update")
+    runs.run(exact, callbacks=[watch])
     penalised = changed(exact, output_dir=str(tmp_path / "l2"), penalties={"l2": 0.3})
-    runs.run(penalised)
+    runs.run(penalised, callbacks=[watch])
     before, _, after, _ = seen
     for name, (weight, gradient) in after.items():
         added = 0.6 * weight if name.endswith("coefficients") else torch.zeros_like(weight)
@@ -495,25 +433,22 @@ def test_early_stopping_ends_and_keeps_the_best_model(config: Config):
     assert all(torch.equal(saved[name], tensor) for name, tensor in kept.items())
 
 
-def test_the_best_model_is_kept_when_its_step_was_left_out(
-    config: Config, monkeypatch: pytest.MonkeyPatch
-):
+def test_the_best_model_is_kept_when_its_step_was_left_out(config: Config, at):
     """Its weights are those of the step before, and good."""
     stopping = changed(
         config,
         optimizer={"learning_rate": 1e-30, "weight_decay": 0.0, "coefficients_weight_decay": 0.0},
         training={"steps": 100, "evaluate_every": 2, "early_stopping_patience": 2},
     )
-    disturb_gradient(monkeypatch, {1}, math.nan)
-    outcome = runs.run(stopping)
+    outcome = runs.run(stopping, callbacks=[disturbing(at, {1}, math.nan)])
     assert outcome is not None
-    assert outcome.progress.health.skipped_steps == 1
+    assert outcome.progress.guard.skipped_steps == 1
 
 
 def test_a_folder_of_other_settings_is_refused(config: Config):
     runs.run(config)
     with pytest.raises(UserError, match=r"optimizer\.learning_rate = 0\.006, not 0\.1"):
-        runs.run(changed(config, optimizer={"learning_rate": 0.1}))
+        train(changed(config, optimizer={"learning_rate": 0.1}))
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(config: Config, tmp_path: Path):

@@ -6,7 +6,7 @@ Both are counted, so a CPU shows what would cost a GPU its lead.
 import gc
 import json
 from collections import Counter
-from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kanlm.config import Config, from_tree, merge, to_tree
 from kanlm.model.documents import document_numbers, flex_mask
 from kanlm.training import run as runs
+from kanlm.training.callbacks import Callback
 from kanlm.training.resolve import resolve
 from kanlm.training.trainer import Trainer
 
@@ -50,13 +51,31 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def steps_of(
-    config: Config, monkeypatch: pytest.MonkeyPatch, around: Callable[[Trainer, Any], None]
-) -> None:
-    """Run, with `around(trainer, step)` in the place of every step."""
-    step = Trainer.train_step
-    monkeypatch.setattr(Trainer, "train_step", lambda self: around(self, step))
-    runs.run(config)
+class Counting(Callback):
+    """Counts what waits for the device in each step, from its beginning to its end."""
+
+    def __init__(self) -> None:
+        self.counted: list[Counter[str]] = []
+        self.stack = ExitStack()
+
+    def before_step(self) -> None:
+        counts: Counter[str] = Counter()
+        patch = self.stack.enter_context(pytest.MonkeyPatch.context())
+        for name in READING:
+            method = getattr(torch.Tensor, name)
+
+            def counting(
+                tensor: torch.Tensor, *args: Any, name: str = name, method: Any = method
+            ) -> Any:
+                counts[name] += 1
+                return method(tensor, *args)
+
+            patch.setattr(torch.Tensor, name, counting)
+        self.stack.enter_context(Waits(counts))
+        self.counted.append(counts)
+
+    def after_step(self) -> None:
+        self.stack.close()
 
 
 def changed(config: Config, **parts: Any) -> Config:
@@ -76,35 +95,18 @@ def changed(config: Config, **parts: Any) -> Config:
 )
 def test_a_step_waits_for_the_device_once(
     request: pytest.FixtureRequest,
-    monkeypatch: pytest.MonkeyPatch,
     settings: str,
     part: dict,
     more: dict[str, int],
 ) -> None:
     """For the loss and norm by which it decides whether to be taken, and for nothing else."""
     config = changed(request.getfixturevalue(settings), **part)
-    config = changed(config, training={"log_every": config.training.steps})
-    counted: list[Counter[str]] = []
-
-    def around(trainer: Trainer, step: Any) -> None:
-        counts: Counter[str] = Counter()
-        with monkeypatch.context() as patch, Waits(counts):
-            for name in READING:
-                method = getattr(torch.Tensor, name)
-
-                def counting(
-                    tensor: torch.Tensor, *args: Any, name: str = name, method: Any = method
-                ) -> Any:
-                    counts[name] += 1
-                    return method(tensor, *args)
-
-                patch.setattr(torch.Tensor, name, counting)
-            step(trainer)
-        counted.append(counts)
-
-    steps_of(config, monkeypatch, around)
+    last = config.training.steps
+    config = changed(config, training={"log_every": last, "evaluate_every": last})
+    counting = Counting()
+    runs.run(config, callbacks=[counting])
     # The first may set up what the others use, and the last is logged.
-    assert counted[1:-1] == [{"tolist": 1, **more}] * (config.training.steps - 2)
+    assert counting.counted[1:-1] == [{"tolist": 1, **more}] * (config.training.steps - 2)
 
 
 def test_on_a_gpu_documents_are_kept_apart_without_waiting() -> None:
@@ -116,25 +118,21 @@ def test_on_a_gpu_documents_are_kept_apart_without_waiting() -> None:
 
 
 @pytest.mark.parametrize("settings", ["config", "routed"])
-def test_tensors_do_not_pile_up(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, settings: str
-) -> None:
+def test_tensors_do_not_pile_up(request: pytest.FixtureRequest, at, settings: str) -> None:
     config = changed(request.getfixturevalue(settings), training={"steps": 36})
     found: dict[int, tuple[int, int]] = {}
 
-    def around(trainer: Trainer, step: Any) -> None:
-        step(trainer)
+    def count(trainer: Trainer) -> None:
         # Every kind of line has been written, and checkpoints have been.
-        if trainer.state.step % 12 == 0:
-            gc.collect()
-            # Tests that compiled leave tensors without storage behind, of other types.
-            real = (torch.Tensor, torch.nn.Parameter)
-            tensors = [thing for thing in gc.get_objects() if type(thing) in real]
-            storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors}
-            size = sum(storage.nbytes() for storage in storages.values())
-            found[trainer.state.step] = len(tensors), size
+        gc.collect()
+        # Tests that compiled leave tensors without storage behind, of other types.
+        real = (torch.Tensor, torch.nn.Parameter)
+        tensors = [thing for thing in gc.get_objects() if type(thing) in real]
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors}
+        size = sum(storage.nbytes() for storage in storages.values())
+        found[trainer.state.step] = len(tensors), size
 
-    steps_of(config, monkeypatch, around)
+    runs.run(config, callbacks=[at({12, 24, 36}, count, "after_step")])
     assert found[12] == found[24] == found[36]
 
 

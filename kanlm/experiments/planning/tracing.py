@@ -25,7 +25,7 @@ from kanlm.model.attention import Attention
 from kanlm.model.decoder import KanLMModel
 from kanlm.model.feed_forward import FeedForward
 from kanlm.model.layers import Embedding, Linear, RMSNorm
-from kanlm.training.recomputation import recompute_blocks
+from kanlm.training.compilation import recompute_blocks
 
 #: Copies of parameters in the dtype of autocast, which the step keeps until backward.
 CASTS = "casts"

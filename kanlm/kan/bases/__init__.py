@@ -4,7 +4,7 @@ Adding one is one subclass of `Basis`, or of `Smooth`, which extends formulas be
 range, and one line in `BASES`; its options are the keyword-only arguments of its `__init__`.
 """
 
-from .base import Basis, Differentiable, Local, Outside, Refinable, Smooth
+from .base import Adaptable, Basis, Curved, Differentiable, Local, Outside, Refinable, Smooth
 from .bspline import BSpline
 from .fourier import Fourier
 from .implicit import Implicit
@@ -29,9 +29,11 @@ BASES: dict[str, type[Basis]] = {
 __all__ = [
     "BASES",
     "RBF",
+    "Adaptable",
     "BSpline",
     "Basis",
     "Chebyshev",
+    "Curved",
     "Differentiable",
     "Fourier",
     "Hermite",

@@ -3,9 +3,10 @@
 A basis turns x (…, in) into the values of its B functions, (…, in, B). Its state that must
 survive saving (knots, centres, scales) is a persistent buffer or a parameter.
 
-Three capabilities are declared by a base class, and kernels and grids ask for them with
+Capabilities are declared by base classes, and kernels, grids and penalties ask for them with
 `isinstance`: `Differentiable` has its derivatives in closed form, `Local` has few functions
-that differ from zero at any one input, `Refinable` can be put on a finer grid exactly.
+that differ from zero at any one input, `Refinable` can be put on a finer grid exactly,
+`Adaptable` on a grid of other cells, and `Curved` knows the integral of its squared curvature.
 """
 
 import math
@@ -50,6 +51,8 @@ class Basis(nn.Module, ABC):
     flops_per_input: int
     #: Whether some combination of the functions is constant, so that a layer needs no bias.
     spans_constants: bool = False
+    #: Whether the functions stand in a row along x, so that neighbours overlap.
+    in_a_row: ClassVar[bool] = False
     #: The function that a layer lays beside this basis unless it is told: polynomials do
     #: better without one, local functions with (the tables of configs/ablation-*.yaml).
     default_base: ClassVar[Literal["silu"] | None] = "silu"
@@ -163,6 +166,7 @@ class Local(Basis):
 
     #: Functions that can differ from zero at one input.
     support: int
+    in_a_row = True
 
     @abstractmethod
     def active(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -178,7 +182,10 @@ class Local(Basis):
 
 
 class Refinable(Local):
-    """A basis on a grid of cells that a finer grid can hold without changing any function."""
+    """A basis on a grid of cells that a finer grid can hold without changing any function.
+
+    Its constructor takes `grid_size`, by which a model's settings say how fine it is.
+    """
 
     grid_size: int
 
@@ -192,6 +199,36 @@ class Refinable(Local):
 
         Raises:
             ValueError: `grid_size` is no multiple of this one's.
+        """
+
+
+class Adaptable(Refinable):
+    """A basis whose cells can be moved to where inputs are."""
+
+    @property
+    @abstractmethod
+    def grid(self) -> Tensor:
+        """The cells' ends, (channels or 1, grid_size + 1), increasing."""
+
+    @abstractmethod
+    def with_grid(self, grid: Tensor) -> Self:
+        """The basis on another grid, with this one's options, dtype and device.
+
+        Raises:
+            ValueError: a row does not increase, or its cells are not those that the options ask
+                for.
+        """
+
+
+class Curved(Basis):
+    """A basis of piecewise polynomials, whose second derivatives are integrated exactly."""
+
+    @abstractmethod
+    def curvature_matrix(self) -> Tensor:
+        """Q with cᵀ Q c = ∫ s″(x)² dx for s = Σ_b c_b φ_b, (channels or 1, B, B) in float64.
+
+        Raises:
+            ValueError: the functions have no second derivative.
         """
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, Self
 
 import torch
@@ -9,11 +10,11 @@ from torch import Tensor
 
 from ..initialization import assign_
 from ..knots import equally_spaced, extended, insertion_matrix, split
-from .base import Differentiable, Refinable, functions_last, scatter_active, working_dtype
+from .base import Adaptable, Curved, Differentiable, functions_last, scatter_active, working_dtype
 from .formulas import Formulas
 
 
-class BSpline(Refinable, Differentiable):
+class BSpline(Adaptable, Curved, Differentiable):
     """B-splines of degree 0 to 5.
 
     A B-spline is local: at x only the degree + 1 functions over x's grid cell differ from
@@ -189,6 +190,43 @@ class BSpline(Refinable, Differentiable):
         matrix = insertion_matrix(coarse, fine if self.equal_cells else knots.double(), self.degree)
         return self._with_knots(knots), matrix
 
+    @torch.no_grad()
+    def curvature_matrix(self) -> Tensor:
+        """Q with cᵀ Q c = ∫ s″(x)² dx over the grid, for the spline s = Σ_b c_b φ_b.
+
+        Differentiating a spline of degree k leaves one of degree k − 1 with coefficients
+        k (c_b − c_{b−1}) / (t_{b+k} − t_b) on the knots without the outermost two (de Boor 2001,
+        ch. X). Twice that is s″, of degree k − 2. The Gauss-Legendre rule of k − 1 points
+        is exact for the product of two of those on each cell.
+
+        Returns: (channels or 1, B, B) in float64.
+
+        Raises:
+            ValueError: the degree is less than 2.
+        """
+        degree, cells = self.degree, self.grid_size
+        if degree < 2:
+            raise ValueError(
+                f"curvature of {self.label}: degree = {degree} has no second derivative; "
+                "expected degree 2 or more, or smoothness in place of curvature"
+            )
+        knots = self.exact_knots
+        second = _differentiation(knots[:, 1:-1], degree - 1) @ _differentiation(knots, degree)
+        # s″ is evaluated by the basis of its own degree and knots.
+        lower = BSpline(
+            len(knots), grid_size=cells, degree=degree - 2, equal_cells=False, per_channel=True
+        ).to(knots)
+        lower.knots = knots[:, 2:-2]
+
+        nodes, weights = (t.to(knots) for t in _gauss_legendre(degree - 1))
+        ends = lower.grid.T
+        halves = ends.diff(dim=0).unsqueeze(1) / 2
+        middles = (ends[1:] + ends[:-1]).unsqueeze(1) / 2
+        # (cells, points, channels), and the values at them, (cells, points, channels, B − 2).
+        values = lower.values(middles + halves * nodes.unsqueeze(-1))
+        gram = torch.einsum("gnca,gncb,gnc->cab", values, values, halves * weights.unsqueeze(-1))
+        return second.mT @ gram @ second
+
     def _with_knots(self, knots: Tensor) -> Self:
         """A basis with these knots and this one's options."""
         many = len(knots) > 1
@@ -286,6 +324,27 @@ def _neighbours(own: list[Tensor], of_previous: list[Tensor]) -> list[Tensor]:
     """own_r + of_previous_{r−1}, for r one further than either has."""
     middle = [a + b for a, b in zip(own[1:], of_previous[:-1], strict=True)]
     return [own[0], *middle, of_previous[-1]]
+
+
+def _differentiation(knots: Tensor, degree: int) -> Tensor:
+    """The matrix from a spline's coefficients to its derivative's, (channels, B − 1, B)."""
+    spans = knots[:, degree + 1 : -1] - knots[:, 1 : -degree - 1]
+    differences = torch.eye(spans.shape[1] + 1, dtype=knots.dtype, device=knots.device).diff(dim=0)
+    return degree / spans.unsqueeze(-1) * differences
+
+
+@lru_cache
+def _gauss_legendre(points: int) -> tuple[Tensor, Tensor]:
+    """Nodes and weights on [−1, 1], exact for degree 2 points − 1.
+
+    The nodes are the eigenvalues of the Legendre polynomials' Jacobi matrix, the weights
+    twice the squares of its eigenvectors' first entries (Golub & Welsch 1969).
+    """
+    off = [n / math.sqrt(4 * n * n - 1) for n in range(1, points)]
+    beside = torch.tensor(off, dtype=torch.float64, device="cpu").diag(1)
+    jacobi = beside + beside.T if off else beside.new_zeros(1, 1)
+    nodes, vectors = torch.linalg.eigh(jacobi)
+    return nodes, 2 * vectors[0].square()
 
 
 def _at(rows: Tensor, index: Tensor) -> Tensor:

@@ -32,6 +32,8 @@ class RBF(Smooth):
         outside: `linear` or `squash`.
     """
 
+    in_a_row = True
+
     def __init__(
         self,
         channels: int | None = None,

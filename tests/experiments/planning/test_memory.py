@@ -12,43 +12,49 @@ from kanlm.experiments.planning.memory import memory
 from kanlm.kan import plain_tensors
 from kanlm.model import loss
 from kanlm.training import run as runs
+from kanlm.training.callbacks import Callback
 from kanlm.training.resolve import resolve
-from kanlm.training.trainer import Trainer
 
 #: The first step makes the optimizer's state.
 MEASURED = 1
 VOCAB = 257
 
 
-def measured_peak(config: Config, monkeypatch: pytest.MonkeyPatch) -> int:
+class Measure(Callback):
+    """Profiles a step; `before` are the bytes of what was there before it."""
+
+    def __init__(self) -> None:
+        self.profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+        self.before = 0
+
+    def before_step(self) -> None:
+        if self.trainer.state.step == MEASURED:
+            states = self.trainer.optimizer.state.values()
+            tensors = [*self.trainer.model.parameters(), *(t for s in states for t in s.values())]
+            self.before = sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+            self.profiler.__enter__()
+
+    def after_step(self) -> None:
+        if self.trainer.state.step == MEASURED + 1:
+            self.profiler.__exit__(None, None, None)
+
+
+def measured_peak(config: Config) -> int:
     """Bytes of the allocator at its peak in a training step, what was there before included."""
-    step, found = Trainer.train_step, []
-
-    def measured(trainer: Trainer) -> None:
-        if trainer.state.step != MEASURED:
-            step(trainer)
-            return
-        states = trainer._bare_optimizer.state.values()
-        tensors = [*trainer.bare_model.parameters(), *(t for s in states for t in s.values())]
-        before = sum(tensor.untyped_storage().nbytes() for tensor in tensors)
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-            step(trainer)
-        assert profiler.profiler is not None
-        results = profiler.profiler.kineto_results
-        assert results is not None
-        events = [e for e in results.events() if e.name() == "[memory]"]
-        now = peak = 0
-        for event in sorted(events, key=lambda event: event.start_ns()):
-            now += event.nbytes()  # pyright: ignore[reportAttributeAccessIssue]
-            peak = max(peak, now)
-        found.append(before + peak)
-
-    monkeypatch.setattr(Trainer, "train_step", measured)
+    measure = Measure()
     # Another precision needs another state.
     AcceleratorState._reset_state()
-    runs.run(config)
+    runs.run(config, callbacks=[measure])
     AcceleratorState._reset_state()
-    return found[0]
+    assert measure.profiler.profiler is not None
+    results = measure.profiler.profiler.kineto_results
+    assert results is not None
+    events = [e for e in results.events() if e.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()  # pyright: ignore[reportAttributeAccessIssue]
+        peak = max(peak, now)
+    return measure.before + peak
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -95,7 +101,7 @@ def test_planned_memory_is_that_of_a_real_step_to_15_percent(
     config = resolve(from_tree(tree))
     # Plans are for GPUs; a CPU has kernels of its own, which make less for the moment.
     monkeypatch.setattr(plain_tensors, "is_cpu_float32", lambda x: False)
-    measured = measured_peak(config, monkeypatch)
+    measured = measured_peak(config)
     planned = memory(config, VOCAB, "one device", devices=1, node_devices=8)
     assert planned.peak == pytest.approx(measured, rel=0.15)
     assert (

@@ -14,8 +14,14 @@ from safetensors.torch import save_file
 
 from kanlm.config import OptimizerSettings
 from kanlm.errors import UserError
+from kanlm.training.checkpointing.tensors import (
+    INDEX,
+    Layout,
+    StoredTensors,
+    load_moments,
+    write_index,
+)
 from kanlm.training.optimizer import build_optimizer
-from kanlm.training.stored import INDEX, Layout, StoredTensors, load_moments, write_index
 
 
 def cuts(draw: st.DrawFn, rows: int) -> list[int]:

@@ -12,7 +12,7 @@ on it in the sum that every step has anyway.
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -21,30 +21,27 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
-from torch import nn
 
+from kanlm.checksums import Facts, facts, seal
 from kanlm.faults import point
 from kanlm.files import cannot_write, discard, flush, replacing, said_of, sweep, write_text
-from kanlm.training.checkpoint import (
-    checkpoint_place,
-    random_file,
-    random_state,
-)
+from kanlm.training.checkpointing.reader import checkpoint_place, random_file, random_state
+from kanlm.training.checkpointing.tensors import Index, Kind, OwnPart, write_index
 from kanlm.training.folder import checkpoint_steps
 from kanlm.training.processes import in_all, on_main
-from kanlm.training.seal import Facts, facts, seal
-from kanlm.training.stored import Index, OwnPart, write_index
 
 #: What a process has written: where rows of shared tensors are, and facts by file name.
 Written = tuple[Index, dict[str, Facts]]
+#: By kind and name.
+Tensors = Mapping[Kind, Mapping[str, torch.Tensor]]
 
 
-class Saving:
+class Writer:
     """Checkpoints of one run, one at a time.
 
     All processes call `start` and `finish` at once, and see the same folder.
 
-    Arguments:
+    Args:
         accelerator: the processes.
         folder: of the checkpoints.
         background: write on a thread, from a copy on the host.
@@ -60,8 +57,7 @@ class Saving:
     def start(
         self,
         step: int,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        tensors: Tensors,
         state: dict[str, Any],
         *,
         keep: int,
@@ -69,26 +65,55 @@ class Saving:
     ) -> None:
         """Begin `step-N`, having finished what was begun before.
 
-        Arguments:
-            model: whole, or shared, with the parts where they belong (`reshard`).
-            state: as of the main process.
+        Args:
+            tensors: by kind and name, whole or sharded; each rank with its part (`reshard`).
+            state: as of the main rank.
             keep: how many of the newest are kept.
             best_step: of a checkpoint that is kept besides.
 
         Raises:
             UserError: the disk is full or the folder cannot be written.
         """
-        self.finish()
-        target, rank = checkpoint_place(self.folder, step), self.accelerator.process_index
+        target = checkpoint_place(self.folder, step)
         point("before-checkpoint-write")
-        # The main process holds the draft; it moves into place when the stack closes.
+
+        def complete() -> None:
+            point("after-write-before-latest")
+            write_text(self.folder / "latest", target.name)
+            _prune(self.folder, step, keep, best_step)
+
+        self._start(target, tensors, {"step": step, **state}, random_state(), complete)
+
+    def write(self, target: Path, tensors: Tensors, state: dict[str, Any]) -> None:
+        """Write a folder of the same form, and wait until it is in its place.
+
+        Raises:
+            UserError: the disk is full or the folder cannot be written.
+        """
+        self._start(target, tensors, state, None, lambda: None)
+        self.finish()
+
+    def _start(
+        self,
+        target: Path,
+        tensors: Tensors,
+        state: dict[str, Any],
+        numbers: dict[str, torch.Tensor] | None,
+        then: Callable[[], None],
+    ) -> None:
+        """Begin a folder, and call `then` on the main rank when it is in its place."""
+        self.finish()
+        rank = self.accelerator.process_index
+        # The main rank holds the draft; it moves into place when the stack closes.
         draft = on_main(self.accelerator, lambda: self._stack.enter_context(replacing(target)))
-        own, numbers = OwnPart.of(model, optimizer, rank), random_state()
+        own = OwnPart.of(tensors, rank)
 
         def write(part: OwnPart) -> Written:
             with said_of(target):
-                files = [*part.write(draft), random_file(draft, rank)]
-                save_file(numbers, files[-1])
+                files = part.write(draft)
+                if numbers is not None:
+                    files.append(random_file(draft, rank))
+                    save_file(numbers, files[-1])
                 for file in files:
                     flush(file)
                 return part.index, {file.name: facts(file) for file in files}
@@ -96,14 +121,12 @@ class Saving:
         def complete(written: list[Written]) -> None:
             with said_of(target):
                 write_index(draft, [index for index, _ in written])
-                (draft / "state.json").write_text(json.dumps({"step": step, **state}, indent=1))
+                (draft / "state.json").write_text(json.dumps(state, indent=1))
                 point("inside-checkpoint-write")
                 seal(draft, {name: known for _, each in written for name, known in each.items()})
                 point("before-checkpoint-move")
             self._stack.close()
-            point("after-write-before-latest")
-            write_text(self.folder / "latest", target.name)
-            _prune(self.folder, step, keep, best_step)
+            then()
 
         self._complete = complete
         if not self.background:

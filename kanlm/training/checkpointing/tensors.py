@@ -1,13 +1,14 @@
 """Tensors on the disk: written by who holds them, read by who wants them.
 
-Where every process has the whole model, the first one writes it:
+Where every rank has the whole model, the first one writes it:
 
     model.safetensors           weights and persistent buffers, grids among them
     optimizer.safetensors       the optimizer's moments, NAME:MOMENT for each parameter
+    callbacks.safetensors       what callbacks keep, CALLBACK:NAME
 
-Where it is shared (FSDP2), each writes the rows that it holds, of several copies the first:
+Where it is sharded (FSDP2), each writes the rows that it holds, of several copies the first:
 
-    model-rank-R.safetensors, optimizer-rank-R.safetensors
+    model-rank-R.safetensors, optimizer-rank-R.safetensors, callbacks-rank-R.safetensors
     shards.json                 which rows of what lie where
 
 Any number of processes reads either: each takes its own rows out of the files, so that none
@@ -37,7 +38,7 @@ INDEX = "shards.json"
 MOMENTS = {"adamw": {"step", "exp_avg", "exp_avg_sq"}, "muon": {"momentum_buffer"}}
 
 #: Which of the tensors.
-Kind = Literal["model", "optimizer"]
+Kind = Literal["model", "optimizer", "callbacks"]
 
 
 @dataclass
@@ -56,11 +57,11 @@ Index = dict[Kind, dict[str, Layout]]
 
 @dataclass(frozen=True)
 class OwnPart:
-    """What one process has to write of a model and its optimizer.
+    """What one rank has to write.
 
     Attributes:
-        tensors: by kind and name, the rows that are this process's to write.
-        index: where they belong; empty if the model is not shared.
+        tensors: by kind and name, the rows that are this rank's to write.
+        index: where they belong; empty if nothing is sharded.
     """
 
     rank: int
@@ -68,17 +69,13 @@ class OwnPart:
     index: Index
 
     @classmethod
-    def of(cls, model: nn.Module, optimizer: torch.optim.Optimizer, rank: int) -> "OwnPart":
-        """The part of process `rank`, still in the model's own memory.
+    def of(cls, tensors: Mapping[Kind, Mapping[str, torch.Tensor]], rank: int) -> "OwnPart":
+        """The part of `rank`, still in the tensors' own memory.
 
-        Arguments:
-            model: whole, or shared, with the parts where they belong (`reshard`).
+        Args:
+            tensors: by kind and name, whole or sharded; each rank with its part (`reshard`).
         """
-        tensors: dict[Kind, dict[str, torch.Tensor]] = {
-            "model": weights(model),
-            "optimizer": _moments(model, optimizer),
-        }
-        sharded = any(is_sharded(tensor) for tensor in tensors["model"].values())
+        sharded = any(is_sharded(tensor) for held in tensors.values() for tensor in held.values())
         part = cls(rank, {}, {})
         for kind, held in tensors.items():
             own = {name: tensor for name, tensor in held.items() if is_first_copy(tensor, rank)}
@@ -297,7 +294,8 @@ def load_moments(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Pat
         optimizer.state[parameters[name]] = state
 
 
-def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The optimizer's state by NAME:MOMENT."""
     return {
         f"{name}:{key}": value
         for name, parameter in model.named_parameters()

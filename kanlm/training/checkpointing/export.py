@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from kanlm.checksums import INDEX, damage, seal
 from kanlm.config import Config, check, from_tree, to_tree
 from kanlm.data.corpus import open_corpus, open_tokenizer
 from kanlm.data.tokenizer import end_of_document, vocabulary_size
@@ -24,12 +25,11 @@ from kanlm.model import KanLMConfig, KanLMForCausalLM
 from kanlm.model.grids import grid_sizes, with_grid_size
 from kanlm.model.settings import ModelSettings
 from kanlm.reading import check_plain, read_object
-from kanlm.training.checkpoint import checkpoint_step, checkpoint_to_resume, read_state
+from kanlm.training.checkpointing.reader import checkpoint_step, checkpoint_to_resume, read_state
+from kanlm.training.checkpointing.tensors import load_weights
 from kanlm.training.folder import check_weights, first_difference, read_config_tree
 from kanlm.training.grids import grid_size_at
 from kanlm.training.resolve import complete_model
-from kanlm.training.seal import INDEX, damage, seal
-from kanlm.training.stored import load_weights
 
 #: What people and the hub's programs put beside a model; transformers reads none of it.
 BESIDE = ("README.md", ".gitattributes", ".git", ".cache", ".DS_Store")
@@ -59,7 +59,7 @@ class Newest:
 def newest(run: Path, report: Callable[[str], None]) -> Newest:
     """Find a run's `model/`, or, before it is finished, its newest intact checkpoint.
 
-    Arguments:
+    Args:
         report: takes lines on which checkpoint it is, and on damaged ones that are passed over.
 
     Raises:
@@ -112,7 +112,7 @@ def newest_tokenizer(found: Newest, report: Callable[[str], None]) -> PreTrained
     inherited = config.initialize_from is not None
     if not inherited and config.tokenizer.kind != "bytes":
         corpus = open_corpus(config.data, tokenizer, report=report)
-        if corpus.tokens_hash != read_state(found.place).get("data_hash"):
+        if corpus.tokens_hash != read_state(found.place).get("tokens_hash"):
             raise UserError(
                 f"{found.place} holds no tokenizer, and the text in data '{config.data.domain}' "
                 "makes another than it was trained with: bring that text back"
@@ -174,7 +174,7 @@ def model_folder(run: Path) -> Path:
 def load_trained(run: Path, *, dropout: float | None = None) -> KanLMForCausalLM:
     """The model in a finished run's `model/`.
 
-    Arguments:
+    Args:
         dropout: in place of the run's.
 
     Raises:

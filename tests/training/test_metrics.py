@@ -1,12 +1,16 @@
-"""Routers in training: what the log says of them."""
+"""What training lines say: of updates, of phases, and of what modules count."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from kanlm.config import Config, from_tree, merge, to_tree
 from kanlm.training import run as runs
+from kanlm.training.metrics import PhaseTimer, copied_parameters, update_norms
 from kanlm.training.resolve import resolve
 
 
@@ -65,3 +69,32 @@ def test_a_shrunk_recipe_trains(config: Config, kind: str, within: bool) -> None
     outcome = runs.run(resolve(from_tree(tree)))
     assert outcome is not None
     assert outcome.progress.step == 2
+
+
+def test_an_update_is_as_long_as_its_parameters_have_moved():
+    torch.manual_seed(0)
+    first, second = nn.Parameter(torch.randn(3, 2)), nn.Parameter(torch.randn(5))
+    groups = [{"params": [first], "name": "matrices"}, {"params": [second], "name": "vectors"}]
+    optimizer = torch.optim.SGD(groups, lr=0.5)
+    first.grad, second.grad = torch.randn(3, 2), torch.randn(5)
+    before = copied_parameters(optimizer)
+    optimizer.step()
+    norms = update_norms(optimizer, before)
+    expected = {
+        "update_norm/matrices": 0.5 * first.grad.norm().item(),
+        "update_norm/vectors": 0.5 * second.grad.norm().item(),
+    }
+    total = 0.5 * torch.cat([first.grad.flatten(), second.grad]).norm().item()
+    found = {name: norm.item() for name, norm in norms.items()}
+    assert found == pytest.approx({**expected, "update_norm": total})
+
+
+def test_phases_add_up_and_start_again():
+    phases = PhaseTimer(torch.device("cpu"))
+    for _ in range(2):
+        with phases.of("data"):
+            time.sleep(0.01)
+    found = phases.read()
+    assert list(found) == ["phase_seconds/data"]
+    assert 0.02 <= found["phase_seconds/data"] < 0.5
+    assert phases.read() == {}

@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from kanlm.config import from_tree, load
 from kanlm.errors import UserError
 from kanlm.model.grids import with_grid_size
+from kanlm.training.checkpointing.export import load_tokenizer, load_trained, model_folder
 from kanlm.training.resolve import resolve
 from kanlm.training.run import run
-from kanlm.training.trained import load_tokenizer, load_trained, model_folder
 
 
 @pytest.fixture

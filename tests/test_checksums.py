@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kanlm.training.seal import damage, seal
+from kanlm.checksums import damage, seal
 
 
 @pytest.fixture

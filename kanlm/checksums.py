@@ -1,4 +1,4 @@
-"""A folder's index: the size and SHA-256 of each file in it, written last.
+"""Checksums of files, and a folder's index: size and SHA-256 of each file, written last.
 
 A disk that lies, a copy that broke off and a flipped bit are found before anything is read
 from the folder, and a file that was put there by somebody else as well.
@@ -21,6 +21,12 @@ FORMAT_VERSION = 1
 Facts = dict[str, Any]
 
 
+def file_sha256(path: Path) -> str:
+    """The hex SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def facts(path: Path) -> Facts:
     """Read a file for what the index says of it.
 
@@ -28,15 +34,13 @@ def facts(path: Path) -> Facts:
         UserError: it is no ordinary file.
     """
     check_plain(path)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": digest}
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
 def seal(folder: Path, known: Mapping[str, Facts] | None = None) -> None:
     """Write `index.json` over all files in the folder.
 
-    Arguments:
+    Args:
         known: file name → its facts, of those that need not be read for them again.
     """
     (folder / INDEX).write_text(_text(_files(folder, known or {})))
@@ -45,7 +49,7 @@ def seal(folder: Path, known: Mapping[str, Facts] | None = None) -> None:
 def damage(folder: Path, beside: Collection[str] = ()) -> str | None:
     """What is wrong with a sealed folder, in words, or None if it is as it was sealed.
 
-    Arguments:
+    Args:
         beside: names of what may have been put there since.
     """
     try:

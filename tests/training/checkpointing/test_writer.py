@@ -8,13 +8,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from kanlm import files
+from kanlm.checksums import seal
 from kanlm.config import OptimizerSettings
 from kanlm.errors import UserError
-from kanlm.training import checkpoint as checkpoints
-from kanlm.training import stored
+from kanlm.training.checkpointing import reader, tensors
+from kanlm.training.checkpointing.writer import Tensors, Writer
 from kanlm.training.optimizer import build_optimizer
-from kanlm.training.saving import Saving
-from kanlm.training.seal import seal
 
 
 class Tied(nn.Module):
@@ -42,16 +41,20 @@ def step(model: Tied, optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad()
 
 
+def held(model, optimizer) -> Tensors:
+    return {"model": tensors.weights(model), "optimizer": tensors.moments(model, optimizer)}
+
+
 def save(folder, number, model, optimizer, keep=2, best_step=None):
-    saving = Saving(Accelerator(cpu=True), folder, background=False)
-    saving.start(number, model, optimizer, {"best": 0.5}, keep=keep, best_step=best_step)
-    return checkpoints.checkpoint_place(folder, number)
+    writer = Writer(Accelerator(cpu=True), folder, background=False)
+    writer.start(number, held(model, optimizer), {"best": 0.5}, keep=keep, best_step=best_step)
+    return reader.checkpoint_place(folder, number)
 
 
 def find(folder, said=None):
     """The checkpoint to resume; lines that were reported go to `said`."""
     lines = []
-    found = checkpoints.checkpoint_to_resume(folder, lines.append)
+    found = reader.checkpoint_to_resume(folder, lines.append)
     assert lines == (said or [])
     return found
 
@@ -62,7 +65,7 @@ def test_loading_goes_on_bit_for_bit(tmp_path):
     other, other_optimizer = trained(seed=1)
     found = find(tmp_path)
     assert found is not None
-    state = checkpoints.load_checkpoint(found, other, other_optimizer)
+    state = reader.load_checkpoint(found, other, other_optimizer)
     assert state == {"step": 3, "best": 0.5}
     for _ in range(2):
         step(model, optimizer)
@@ -88,7 +91,7 @@ def test_another_architecture_is_refused_by_name(tmp_path):
     with pytest.raises(
         UserError, match=r"another architecture: scale is \(3,\) there and \(5,\) in"
     ):
-        checkpoints.load_checkpoint(place, wider, build_optimizer(wider, OptimizerSettings()))
+        reader.load_checkpoint(place, wider, build_optimizer(wider, OptimizerSettings()))
 
 
 FILES = ["model.safetensors", "optimizer.safetensors", "random-0.safetensors", "state.json"]
@@ -113,7 +116,7 @@ def test_a_damaged_file_makes_the_previous_checkpoint_take_over(tmp_path, file, 
     newest = save(tmp_path, 2, model, optimizer)
     damage(newest / file, kind)
     said = []
-    assert checkpoints.checkpoint_to_resume(tmp_path, said.append) == previous
+    assert reader.checkpoint_to_resume(tmp_path, said.append) == previous
     (line,) = said
     # A wrong checksum may be the file's or the index's fault.
     named = "" if file == "index.json" else f"{file} "
@@ -196,8 +199,8 @@ def test_a_sealed_checkpoint_of_something_else_is_refused(tmp_path, file, tensor
     seal(place)
 
     def load():
-        checkpoints.load_checkpoint(place, model, optimizer)
-        checkpoints.load_random_state(place, 0)
+        reader.load_checkpoint(place, model, optimizer)
+        reader.load_random_state(place, 0)
 
     with pytest.raises(UserError, match=said):
         load()
@@ -210,7 +213,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_and_nothing_else(tmp_path, m
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(stored, "save_file", full)
+    monkeypatch.setattr(tensors, "save_file", full)
     with pytest.raises(UserError, match="no space is left on the disk"):
         save(tmp_path, 2, model, optimizer)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-00000001"]
@@ -263,15 +266,15 @@ def test_a_link_is_neither_followed_nor_deleted_through(tmp_path):
 def test_a_checkpoint_that_cannot_be_begun_leaves_nothing(tmp_path, monkeypatch):
     """Copies for the background may not fit into memory."""
     model, optimizer = trained()
-    saving = Saving(Accelerator(cpu=True), tmp_path, background=True)
+    writer = Writer(Accelerator(cpu=True), tmp_path, background=True)
 
     def too_much(part):
         raise MemoryError
 
-    monkeypatch.setattr(stored.OwnPart, "copied", too_much)
+    monkeypatch.setattr(tensors.OwnPart, "copied", too_much)
     with pytest.raises(MemoryError):
-        saving.start(1, model, optimizer, {}, keep=2)
-    saving.abandon()
+        writer.start(1, held(model, optimizer), {}, keep=2)
+    writer.abandon()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -279,8 +282,8 @@ def test_weights_of_another_type_are_refused(tmp_path):
     """Numbers cut to integers would go unnoticed."""
     model, optimizer = trained()
     place = save(tmp_path, 1, model, optimizer)
-    tensors = {name: tensor.to(torch.int8) for name, tensor in stored.weights(model).items()}
-    save_file(tensors, place / "model.safetensors")
+    cut = {name: tensor.to(torch.int8) for name, tensor in tensors.weights(model).items()}
+    save_file(cut, place / "model.safetensors")
     seal(place)
     with pytest.raises(UserError, match="int8"):
-        checkpoints.load_checkpoint(place, model, optimizer)
+        reader.load_checkpoint(place, model, optimizer)

@@ -23,10 +23,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from kanlm.checksums import damage
 from kanlm.errors import UserError, first_line
+from kanlm.training.checkpointing.tensors import load_moments, load_weights
 from kanlm.training.folder import checkpoint_steps
-from kanlm.training.seal import damage
-from kanlm.training.stored import load_moments, load_weights
 
 
 def checkpoint_place(folder: Path, step: int) -> Path:
@@ -42,7 +42,7 @@ def random_file(checkpoint: Path, rank: int) -> Path:
 def checkpoint_to_resume(folder: Path, report: Callable[[str], None]) -> Path | None:
     """The checkpoint that `latest` names, or, where it is damaged, the newest intact one.
 
-    Arguments:
+    Args:
         report: takes a line on a damaged checkpoint that is passed over.
 
     Returns:
@@ -95,7 +95,7 @@ def load_checkpoint(
 ) -> dict[str, Any]:
     """Put weights and moments into place and return the contents of state.json.
 
-    Arguments:
+    Args:
         model, optimizer: whole, or shared by any number of processes.
 
     Raises:
