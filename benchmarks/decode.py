@@ -14,8 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.blocks import REFERENCE, matched_block
-from benchmarks.decode_model import measure_models
-from benchmarks.generate import measure_few_tokens, measure_generate
+from benchmarks.decode_model import measure_models, models_table, speed
+from benchmarks.generate import (
+    few_tokens_section,
+    generate_section,
+    generate_table,
+    layer_table,
+    measure_few_tokens,
+    measure_generate,
+)
 from benchmarks.measure import bytes_read, interleaved, ratio
 from benchmarks.report import Results, lines, markdown_table, rules, where
 from kanlm.kan import decoding
@@ -141,7 +148,7 @@ def _decode(stack: Sequence[nn.Module], inputs: Iterator[Tensor]) -> None:
 
 def tables(results: Results) -> list[Table]:
     """Tabulate the blocks, whole models, a layer, and `generate`."""
-    tables = (_blocks_table, _models_table, _layer_table, _generate_table)
+    tables = (_blocks_table, models_table, layer_table, generate_table)
     return [table(results) for table in tables]
 
 
@@ -181,108 +188,6 @@ def _blocks_table(results: Results) -> Table:
         rows=[cells(row) for group in groups for row in group],
         note="Bytes are the floor: weights that a step must read, those of coefficients for "
         "inputs spread evenly over the grid.",
-        rules=rules(groups),
-    )
-
-
-def _models_table(results: Results) -> Table:
-    settings = results["settings"]
-
-    def cells(row: Results) -> list[str]:
-        return [
-            row["block"],
-            row["dtype"],
-            f"{row['vocab_size']:,}",
-            fixed(row["time_ratio"]["median"], 2),
-            span([row["time_ratio"]["low"], row["time_ratio"]["high"]], 2),
-            fixed(row["bytes_ratio"], 2),
-            fixed(row["share_of_allowed_speed"], 2),
-            fixed(1 / row["seconds_per_token"], 1),
-            count(row["bytes_per_second"], "B/s"),
-        ]
-
-    groups = [
-        where(results, what="model", dtype=dtype, vocab_size=size)
-        for dtype in settings["dtypes"]
-        for size in settings["vocab_sizes"]
-    ]
-    return Table(
-        title=f"Whole models of {settings['n_layers']} layers, d_model {settings['d_model']}, "
-        "token by token, equal parameters",
-        columns=[
-            "block",
-            "dtype",
-            "vocabulary",
-            "× MLP's time",
-            "quartiles",
-            "× MLP's bytes",
-            "speed / allowed",
-            "tokens/s",
-            "read at",
-        ],
-        rows=[cells(row) for group in groups for row in group],
-        note="Allowed is the speed of a model that reads its own bytes as fast as the MLP's model "
-        "reads its.",
-        rules=rules(groups),
-    )
-
-
-def _layer_table(results: Results) -> Table:
-    groups = [where(results, what="layer", dtype=d) for d in results["settings"]["dtypes"]]
-    return Table(
-        title="A layer for a few tokens, new inputs every time",
-        columns=["layer", "dtype", "tokens", "× Linear's time", "quartiles", "time"],
-        rows=[
-            [
-                row["block"],
-                row["dtype"],
-                str(row["tokens"]),
-                fixed(row["time_ratio"]["median"], 2),
-                span([row["time_ratio"]["low"], row["time_ratio"]["high"]], 2),
-                duration(row["seconds"]),
-            ]
-            for group in groups
-            for row in group
-        ],
-        note="The Linear has as many weights as the layer coefficients, and inputs as many times "
-        "wider.",
-        rules=rules(groups),
-    )
-
-
-def _generate_table(results: Results) -> Table:
-    settings = results["settings"]
-    groups = [
-        where(results, what="generate", dtype=dtype, vocab_size=size)
-        for dtype in settings["dtypes"]
-        for size in settings["generated_vocab_sizes"]
-    ]
-    return Table(
-        title=f"generate at batch 1: {settings['n_layers']} layers, d_model "
-        f"{settings['d_model']}, equal parameters",
-        columns=[
-            "block",
-            "dtype",
-            "vocabulary",
-            "× Llama's tokens/s",
-            "quartiles",
-            "× Llama's bytes",
-            "tokens/s",
-        ],
-        rows=[
-            [
-                row["block"],
-                row["dtype"],
-                f"{row['vocab_size']:,}",
-                fixed(row["speed_ratio"]["median"], 2),
-                span([row["speed_ratio"]["low"], row["speed_ratio"]["high"]], 2),
-                fixed(row["bytes_ratio"], 2),
-                fixed(row["tokens_per_second"], 1),
-            ]
-            for group in groups
-            for row in group
-        ],
-        note="Beside transformers' own Llama of the same shape, in the same process.",
         rules=rules(groups),
     )
 
@@ -345,7 +250,7 @@ def section(results: Results) -> str:
         [
             block,
             dtype,
-            *map(_speed, of(what="model", block=block, dtype=dtype)),
+            *map(speed, of(what="model", block=block, dtype=dtype)),
         ]
         for block, dtype in keys
     ]
@@ -363,52 +268,6 @@ def section(results: Results) -> str:
         "what a model would reach that reads its own bytes as fast as the MLP's model reads "
         "its.\n\n"
         + markdown_table(["block", "dtype", *vocabularies], by_vocabulary)
-        + _few_tokens_section(results)
-        + _generate_section(results)
+        + few_tokens_section(results)
+        + generate_section(results)
     )
-
-
-def _few_tokens_section(results: Results) -> str:
-    settings = results["settings"]
-    layers = [row for row in results["rows"] if row["what"] == "layer"]
-    if not layers:
-        return ""
-    rows = [
-        [layers[0]["block"], dtype]
-        + [fixed(r["time_ratio"]["median"], 2) for r in layers if r["dtype"] == dtype]
-        for dtype in settings["dtypes"]
-    ]
-    heads = ["layer", "dtype", *(f"{size} tokens" for size in settings["batch_sizes"])]
-    return (
-        "\n\n**A layer for a few tokens**: time over that of a Linear with as many weights, new "
-        "inputs every time and weights out of cache.\n\n" + markdown_table(heads, rows)
-    )
-
-
-def _generate_section(results: Results) -> str:
-    settings = results["settings"]
-    found = [row for row in results["rows"] if row["what"] == "generate"]
-    if not found:
-        return ""
-    speeds = {(row["block"], row["dtype"], row["vocab_size"]): row for row in found}
-    columns = [(d, v) for d in settings["dtypes"] for v in settings["generated_vocab_sizes"]]
-
-    def cell(block: str, dtype: str, size: int) -> str:
-        row = speeds.get((block, dtype, size))
-        if row is None:
-            return ""
-        ratio = fixed(row["speed_ratio"]["median"], 2)
-        return f"{ratio} ({fixed(row['bytes_ratio'], 2)})"
-
-    blocks = dict.fromkeys(row["block"] for row in found)
-    rows = [[block, *(cell(block, *column) for column in columns)] for block in blocks]
-    heads = ["block", *(f"{dtype}, vocabulary {size:,}" for dtype, size in columns)]
-    return (
-        "\n\n**generate**, batch 1: tokens a second over those of transformers' Llama of the same "
-        "shape, and in brackets bytes read over its.\n\n" + markdown_table(heads, rows)
-    )
-
-
-def _speed(row: Mapping[str, Any]) -> str:
-    share = fixed(row["share_of_allowed_speed"], 2)
-    return f"{fixed(1 / row['seconds_per_token'], 1)} ({share})"

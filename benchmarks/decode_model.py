@@ -7,17 +7,20 @@ are random ones behind a short cache, so that no token meets the weights of the 
 import copy
 import functools
 import itertools
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.blocks import REFERENCE, matched_spec
 from benchmarks.measure import bytes_read, interleaved, ratio
+from benchmarks.report import Results, rules, where
 from kanlm.kan import decoding
 from kanlm.model import KanLMConfig, KanLMForCausalLM
 from kanlm.model.accounting import account
+from kanlm.reporting.format import count, fixed, span
+from kanlm.reporting.table import Table
 
 if TYPE_CHECKING:
     from benchmarks.decode import Settings
@@ -100,3 +103,55 @@ def _decode(model: KanLMForCausalLM, cache: object, tokens: Iterator[Tensor]) ->
     with decoding(model):
         for token in itertools.islice(tokens, _TOKENS):
             model(token[None], past_key_values=cache, use_cache=True)
+
+
+# Showing
+
+
+def models_table(results: Results) -> Table:
+    """Tabulate whole models."""
+    settings = results["settings"]
+
+    def cells(row: Results) -> list[str]:
+        return [
+            row["block"],
+            row["dtype"],
+            f"{row['vocab_size']:,}",
+            fixed(row["time_ratio"]["median"], 2),
+            span([row["time_ratio"]["low"], row["time_ratio"]["high"]], 2),
+            fixed(row["bytes_ratio"], 2),
+            fixed(row["share_of_allowed_speed"], 2),
+            fixed(1 / row["seconds_per_token"], 1),
+            count(row["bytes_per_second"], "B/s"),
+        ]
+
+    groups = [
+        where(results, what="model", dtype=dtype, vocab_size=size)
+        for dtype in settings["dtypes"]
+        for size in settings["vocab_sizes"]
+    ]
+    return Table(
+        title=f"Whole models of {settings['n_layers']} layers, d_model {settings['d_model']}, "
+        "token by token, equal parameters",
+        columns=[
+            "block",
+            "dtype",
+            "vocabulary",
+            "× MLP's time",
+            "quartiles",
+            "× MLP's bytes",
+            "speed / allowed",
+            "tokens/s",
+            "read at",
+        ],
+        rows=[cells(row) for group in groups for row in group],
+        note="Allowed is the speed of a model that reads its own bytes as fast as the MLP's model "
+        "reads its.",
+        rules=rules(groups),
+    )
+
+
+def speed(row: Mapping[str, Any]) -> str:
+    """Format tokens a second, and in brackets the share of what bytes allow."""
+    share = fixed(row["share_of_allowed_speed"], 2)
+    return f"{fixed(1 / row['seconds_per_token'], 1)} ({share})"

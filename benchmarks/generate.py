@@ -16,9 +16,12 @@ from torch import Tensor, nn
 from benchmarks.blocks import llama, matched_spec
 from benchmarks.decode_model import model_bytes_read
 from benchmarks.measure import bytes_read, interleaved, ratio
+from benchmarks.report import Results, markdown_table, rules, where
 from kanlm.kan import KANLinear
 from kanlm.model import KanLMConfig, KanLMForCausalLM
 from kanlm.model.accounting import account
+from kanlm.reporting.format import duration, fixed, span
+from kanlm.reporting.table import Table
 
 if TYPE_CHECKING:
     from benchmarks.decode import Settings
@@ -123,3 +126,111 @@ def measure_few_tokens(settings: "Settings", report: Callable[[str], object]) ->
 def _turns(layers: list[Any], inputs: Tensor) -> Callable[[], object]:
     fresh = itertools.cycle(inputs.unbind())
     return lambda: [layer(next(fresh)) for layer in layers]
+
+
+# Showing
+
+
+def layer_table(results: Results) -> Table:
+    """Tabulate a layer for a few tokens."""
+    groups = [where(results, what="layer", dtype=d) for d in results["settings"]["dtypes"]]
+    return Table(
+        title="A layer for a few tokens, new inputs every time",
+        columns=["layer", "dtype", "tokens", "× Linear's time", "quartiles", "time"],
+        rows=[
+            [
+                row["block"],
+                row["dtype"],
+                str(row["tokens"]),
+                fixed(row["time_ratio"]["median"], 2),
+                span([row["time_ratio"]["low"], row["time_ratio"]["high"]], 2),
+                duration(row["seconds"]),
+            ]
+            for group in groups
+            for row in group
+        ],
+        note="The Linear has as many weights as the layer coefficients, and inputs as many times "
+        "wider.",
+        rules=rules(groups),
+    )
+
+
+def generate_table(results: Results) -> Table:
+    """Tabulate `generate` beside Llama."""
+    settings = results["settings"]
+    groups = [
+        where(results, what="generate", dtype=dtype, vocab_size=size)
+        for dtype in settings["dtypes"]
+        for size in settings["generated_vocab_sizes"]
+    ]
+    return Table(
+        title=f"generate at batch 1: {settings['n_layers']} layers, d_model "
+        f"{settings['d_model']}, equal parameters",
+        columns=[
+            "block",
+            "dtype",
+            "vocabulary",
+            "× Llama's tokens/s",
+            "quartiles",
+            "× Llama's bytes",
+            "tokens/s",
+        ],
+        rows=[
+            [
+                row["block"],
+                row["dtype"],
+                f"{row['vocab_size']:,}",
+                fixed(row["speed_ratio"]["median"], 2),
+                span([row["speed_ratio"]["low"], row["speed_ratio"]["high"]], 2),
+                fixed(row["bytes_ratio"], 2),
+                fixed(row["tokens_per_second"], 1),
+            ]
+            for group in groups
+            for row in group
+        ],
+        note="Beside transformers' own Llama of the same shape, in the same process.",
+        rules=rules(groups),
+    )
+
+
+def few_tokens_section(results: Results) -> str:
+    """Write what a layer takes for a few tokens, in Markdown; empty if not measured."""
+    settings = results["settings"]
+    layers = [row for row in results["rows"] if row["what"] == "layer"]
+    if not layers:
+        return ""
+    rows = [
+        [layers[0]["block"], dtype]
+        + [fixed(r["time_ratio"]["median"], 2) for r in layers if r["dtype"] == dtype]
+        for dtype in settings["dtypes"]
+    ]
+    heads = ["layer", "dtype", *(f"{size} tokens" for size in settings["batch_sizes"])]
+    return (
+        "\n\n**A layer for a few tokens**: time over that of a Linear with as many weights, new "
+        "inputs every time and weights out of cache.\n\n" + markdown_table(heads, rows)
+    )
+
+
+def generate_section(results: Results) -> str:
+    """Write what `generate` reaches, in Markdown; empty if not measured."""
+    settings = results["settings"]
+    found = [row for row in results["rows"] if row["what"] == "generate"]
+    if not found:
+        return ""
+    speeds = {(row["block"], row["dtype"], row["vocab_size"]): row for row in found}
+    columns = [(d, v) for d in settings["dtypes"] for v in settings["generated_vocab_sizes"]]
+
+    def cell(block: str, dtype: str, size: int) -> str:
+        row = speeds.get((block, dtype, size))
+        if row is None:
+            return ""
+        ratio = fixed(row["speed_ratio"]["median"], 2)
+        return f"{ratio} ({fixed(row['bytes_ratio'], 2)})"
+
+    blocks = dict.fromkeys(row["block"] for row in found)
+    rows = [[block, *(cell(block, *column) for column in columns)] for block in blocks]
+    heads = ["block", *(f"{dtype}, vocabulary {size:,}" for dtype, size in columns)]
+    return (
+        "\n\n**generate**, batch 1: tokens a second over those of transformers' Llama of the same "
+        "shape, and in brackets bytes read over its.\n\n" + markdown_table(heads, rows)
+    )

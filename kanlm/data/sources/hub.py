@@ -98,8 +98,9 @@ class Hub(Source):
     def _open(self) -> Any:
         """Load the dataset, which must have the column."""
         dataset = self._load()
-        names = dataset.column_names
-        if names is not None and self.column not in names:
+        # Older versions of datasets know the columns of a stream from its rows alone.
+        names = dataset.column_names or list(next(iter(dataset), {}))
+        if names and self.column not in names:
             raise UserError(
                 f"{self._where()}: no column '{self.column}'{nearest(self.column, names)}"
             )
