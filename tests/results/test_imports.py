@@ -13,9 +13,9 @@ def rooms(folder: str) -> set[str]:
     found = set()
     for path in (PACKAGE / folder).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            names = [node.module] if isinstance(node, ast.ImportFrom) else []
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            found |= {name.split(".")[1] for name in names if (name or "").startswith("kanlm.")}
+            found |= {name.split(".")[1] for name in names if name.startswith("kanlm.")}
     return found - {folder}
 
 
