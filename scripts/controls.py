@@ -428,6 +428,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     started = time.monotonic()
+    made = environment()
     rows = []
     with ProcessPoolExecutor(
         options.jobs, initializer=torch.set_num_threads, initargs=(1,)
@@ -441,7 +442,6 @@ def main(arguments: list[str] | None = None) -> int:
             times = _range((outcome.times for outcome in rows[-1].outcomes), ".4g")
             print(f"{control.name}, {control.optimizer}: error × {times}", flush=True)
     seconds = time.monotonic() - started
-    made = environment()
     options.output.write_text(report(rows, options.seeds, seconds, made))
     text = json.dumps(content(rows, options.seeds, made), indent=1, allow_nan=False)
     options.output.with_suffix(".json").write_text(text + "\n")

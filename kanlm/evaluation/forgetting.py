@@ -64,8 +64,8 @@ def forgetting(losses: np.ndarray) -> np.ndarray:
 def forgetting_from_best(losses: np.ndarray) -> np.ndarray:
     """L[T, j] − min over l < T of L[l, j] for j < T; (…, T).
 
-    Chaudhry et al. 2018 (Riemannian Walk, arXiv 1801.10112, eq. 3), for a loss. Never less
-    than `forgetting`: a later stage may have helped domain j before the last stage hurt it.
+    Chaudhry et al. 2018 (Riemannian Walk, arXiv 1801.10112), for a loss. Never less than
+    `forgetting`: a later stage may have helped domain j before the last stage hurt it.
     """
     trained = _trained(losses)
     if trained.shape[-1] == 1:
@@ -101,7 +101,7 @@ def learning_gain(losses: np.ndarray) -> np.ndarray:
 def intransigence(losses: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """L[j, j] − L*_j for 1 ≤ j ≤ T: what was not learned of j though it could be; (…, T).
 
-    Chaudhry et al. 2018 (arXiv 1801.10112, eq. 4), for a loss.
+    Chaudhry et al. 2018 (arXiv 1801.10112), for a loss.
 
     Args:
         losses: (…, stages, domains).
