@@ -10,6 +10,7 @@ measured and is left out. Rates and strengths are chosen by the least forgetting
 losses must be of the validation split, or those of the chosen runs on the test split.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -140,6 +141,35 @@ def least_lost_at_gain(curves: Curve, level: np.ndarray) -> np.ndarray:
     """
     lost = lost_at_gain(curves, np.asarray(level)[..., np.newaxis])
     return np.fmin.reduce(lost, axis=-1)
+
+
+class Matched(NamedTuple):
+    """What each arm had lost at a gain that all of them reached."""
+
+    #: (seeds,) the gain, by seed the same for all arms.
+    gain: np.ndarray
+    #: Arm → (seeds,); differences between two of them are paired by seed.
+    lost: dict[str, np.ndarray]
+
+
+def at_equal_learning(arms: Mapping[str, Curve], *, share: float) -> Matched:
+    """Compare arms at equal learning: the least each had lost at a common gain.
+
+    Args:
+        arms: arm → curves (seeds, runs, steps) of one stage, of the same seeds in the same order.
+            A run is a rate and a strength; arms may have different numbers of runs and steps, but
+            for a fair comparison each has as many rates as the others.
+        share: of the largest gain that all arms reached with a seed; stated before the first run.
+            Just below 1 one of the arms is compared at the end of its longest learning.
+
+    Raises:
+        ValueError: arms of unequally many seeds.
+    """
+    seeds = {name: curves.gain.shape[0] for name, curves in arms.items()}
+    if len(set(seeds.values())) > 1:
+        raise ValueError(f"seeds by arm {seeds}: expected equally many")
+    gain = common_gain(*(curves.gain for curves in arms.values()), share=share)
+    return Matched(gain, {name: least_lost_at_gain(curves, gain) for name, curves in arms.items()})
 
 
 def _gap(ours: Curve, theirs: Curve, least: float) -> float:

@@ -23,6 +23,8 @@ from scipy import stats
 from kanlm.errors import UserError
 
 Verdict = Literal["different", "equivalent", "undecided"]
+#: One number for each seed.
+BySeed = Sequence[float] | np.ndarray
 
 #: Differences in bits per byte that are of no consequence.
 MARGIN = 0.01
@@ -72,9 +74,7 @@ class Comparison:
         return "equivalent" if self.negligible else "undecided"
 
 
-def compare(
-    differences: Sequence[float], *, margin: float = MARGIN, alpha: float = ALPHA
-) -> Comparison:
+def compare(differences: BySeed, *, margin: float = MARGIN, alpha: float = ALPHA) -> Comparison:
     """Test the one primary hypothesis, which nothing corrects.
 
     Args:
@@ -87,11 +87,11 @@ def compare(
         ValueError: a difference is no finite number, or the margin is not positive.
     """
     p, q = sign_flip_p(differences), equivalence_p(differences, margin)
-    return Comparison(tuple(map(float, differences)), p, q, p, q, margin, alpha)
+    return Comparison(tuple(float(value) for value in differences), p, q, p, q, margin, alpha)
 
 
 def compare_all(
-    differences: Mapping[str, Sequence[float]], *, margin: float = MARGIN, alpha: float = ALPHA
+    differences: Mapping[str, BySeed], *, margin: float = MARGIN, alpha: float = ALPHA
 ) -> dict[str, Comparison]:
     """Test a family of secondary hypotheses, corrected together by Holm's procedure.
 
@@ -113,7 +113,7 @@ def compare_all(
     }
 
 
-def sign_flip_p(differences: Sequence[float]) -> float:
+def sign_flip_p(differences: BySeed) -> float:
     """p of the two-sided sign-flip test of a mean of 0.
 
     Exact up to 16 seeds: the share of the 2ⁿ ways of choosing signs whose mean is as far from
@@ -153,7 +153,7 @@ def seeds_needed(tests: int = 1, alpha: float = ALPHA) -> int:
     return seeds
 
 
-def equivalence_p(differences: Sequence[float], margin: float = MARGIN) -> float:
+def equivalence_p(differences: BySeed, margin: float = MARGIN) -> float:
     """p of two one-sided t tests that the mean lies between −margin and margin.
 
     It assumes differences that are normal, or enough of them. Differences that are all the
@@ -183,7 +183,7 @@ def holm(p: Sequence[float]) -> list[float]:
     return np.asarray(multipletests(p, method="holm")[1]).tolist()
 
 
-def _checked(differences: Sequence[float]) -> np.ndarray:
+def _checked(differences: BySeed) -> np.ndarray:
     values = np.asarray(differences, dtype=float)
     if len(values) < 2:
         raise UserError(f"a test over seeds needs at least two, and there is {len(values)}")

@@ -1,5 +1,8 @@
 """Forgetting at equal learning, on curves small enough to work out on paper."""
 
+import itertools
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,6 +12,7 @@ from hypothesis.extra.numpy import arrays
 from kanlm.evaluation import forgetting
 from kanlm.evaluation.frontier import (
     Curve,
+    at_equal_learning,
     common_gain,
     frontier,
     frontier_gap,
@@ -16,6 +20,9 @@ from kanlm.evaluation.frontier import (
     least_lost_at_gain,
     lost_at_gain,
 )
+from kanlm.evaluation.losses import losses
+from kanlm.evaluation.significance import compare
+from kanlm.results.schema import EvaluationKey, Record
 
 
 def curve(*points: tuple[float, float]) -> Curve:
@@ -121,11 +128,11 @@ def test_arms_are_compared_at_the_gain_that_both_reached():
 
 def test_curves_of_a_stage():
     # Domains × steps: two old ones, then the new one.
-    losses = np.array([[2.0, 2.5, 2.2], [1.0, 1.1, 1.4], [4.0, 3.0, 2.0]])
-    gain, lost = learning_curve(losses, new=2, old=[0, 1])
+    stage = np.array([[2.0, 2.5, 2.2], [1.0, 1.1, 1.4], [4.0, 3.0, 2.0]])
+    gain, lost = learning_curve(stage, new=2, old=[0, 1])
     assert gain == pytest.approx([0, 1, 2])
     assert lost == pytest.approx([0, 0.3, 0.3])  # (0.5 + 0.1) / 2, (0.2 + 0.4) / 2
-    since = learning_curve(losses, new=2, old=[0, 1], learned=np.array([1.8, 0.6, 9.0]))
+    since = learning_curve(stage, new=2, old=[0, 1], learned=np.array([1.8, 0.6, 9.0]))
     assert since.lost == pytest.approx([0.3, 0.6, 0.6])  # (0.2 + 0.4) / 2 more
 
 
@@ -144,3 +151,53 @@ def test_a_curve_ends_at_the_forgetting_of_the_matrix():
 def test_old_domains_are_others_than_the_new(old):
     with pytest.raises(ValueError, match="old"):
         learning_curve(np.ones((3, 2)), new=2, old=old)
+
+
+def records(cost: dict[str, float], seeds: int) -> list[Record]:
+    """A stage of each arm with two rates; prose gets worse by `cost` a bit of code learned.
+
+    The arms learn at different speeds, and the higher rate costs three times as much.
+    """
+    rng = np.random.default_rng(0)
+    found = []
+    for (arm, lost), seed in itertools.product(cost.items(), range(seeds)):
+        noise = rng.normal(0, 0.002)
+        for rate, step in itertools.product((1, 3), (0, 10, 20, 40)):
+            gain = step / 40 * (0.8 if arm == "gelu" else 1.2)
+            bits = {"code": 3 - gain, "prose": 2 + gain * (rate * lost + noise)}
+            for domain, value in bits.items():
+                key = EvaluationKey(
+                    arm=arm, seed=seed, strategy=f"plain, rate {rate}", stage=1, domain=domain,
+                    step=step, split="validation",
+                )  # fmt: skip
+                nats = value * 500 * math.log(2)
+                sums = {"nats": nats, "tokens": 100, "words": 90, "bytes": 500}
+                found.append(Record.of(key, sums))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("cost", "verdict", "difference"),
+    [
+        ({"kan": 0.10, "gelu": 0.20}, "different", -0.06),  # At 0.6: 0.06 − 0.12.
+        ({"kan": 0.15, "gelu": 0.15}, "equivalent", 0.0),
+    ],
+)
+def test_from_records_to_a_verdict(cost, verdict, difference):
+    array = losses(records(cost, seeds=6), domains=["prose", "code"])
+    curves = {}
+    for arm in cost:
+        # Seeds, strategies (which are the runs), stages, domains, steps.
+        stage = array.select(arm=arm, stage=1)
+        curves[arm] = learning_curve(stage, new=1, old=[0])
+    matched = at_equal_learning(curves, share=0.75)
+    np.testing.assert_allclose(matched.gain, 0.6)  # Of 0.8, which is all that GELU gained.
+    comparison = compare(matched.lost["kan"] - matched.lost["gelu"])
+    assert comparison.verdict == verdict
+    assert comparison.mean == pytest.approx(difference, abs=0.003)
+
+
+def test_arms_at_equal_learning_have_the_same_seeds():
+    two, three = (Curve(np.zeros((n, 1, 2)), np.zeros((n, 1, 2))) for n in (2, 3))
+    with pytest.raises(ValueError, match="expected equally many"):
+        at_equal_learning({"kan": two, "gelu": three}, share=1.0)
