@@ -181,7 +181,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Every setting with its type, default and meaning.",
     )
     described.add_argument(
-        "name", nargs="?", help="a section, a setting, a feed-forward kind, a basis or a source"
+        "name",
+        nargs="?",
+        help="a section, a setting, a feed-forward kind, a basis, a source or a strategy",
     )
     described.set_defaults(call=_settings, paths=None, overrides=None)
     listed = verbs.add_parser(

@@ -76,9 +76,9 @@ def check_options(
 ) -> dict[str, Any]:
     """Check options against the keyword-only arguments of a class, filling in defaults.
 
-    This is how a feed-forward kind, a basis or a source brings its own typed options:
-    they are whatever its constructor takes after `*`. Names in `beside` may stand in the
-    same section, but are not the class's own: they are only suggested.
+    This is how a feed-forward kind, basis, source or strategy brings its own typed options: they
+    are whatever its constructor takes after `*`. Names in `beside` may stand in the same section,
+    but are not the class's own: they are only suggested.
 
     Raises:
         UserError: an option is unknown, missing or of a wrong type; `setting` names where.
@@ -99,7 +99,11 @@ def _options_schema(factory: Any) -> type:
         filled = () if required else (field(default_factory=lambda value=default: value),)
         fields.append((parameter.name, kind, *filled))
     schema = dataclasses.make_dataclass("Options", fields, kw_only=True)
-    schema.__pydantic_config__ = {"extra": "forbid", "arbitrary_types_allowed": True}
+    schema.__pydantic_config__ = {
+        "extra": "forbid",
+        "arbitrary_types_allowed": True,
+        "allow_inf_nan": False,
+    }
     return schema
 
 

@@ -1,8 +1,8 @@
 """What the code says of its settings: name, type, default and meaning, read off the code itself.
 
 The fields of the schema are described by the `#:` comments above them; the options of a
-feed-forward kind, a basis or a source by the `Args:` section of its class. So that there is one
-place for each, this is where `kanlm settings` and configs/settings.md have them from.
+feed-forward kind, a basis, a source or a strategy by the `Args:` section of its class. So that
+there is one place for each, this is where `kanlm settings` and configs/settings.md have them from.
 """
 
 import ast

@@ -1,7 +1,7 @@
 """Laying one nested dictionary of settings over another.
 
-Wherever a section has a `kind` (tokenizer, schedule, feed-forward block, basis, source) a
-bare word stands for `{kind: word}`, and naming another kind replaces the section instead
+Wherever a section has a `kind` (tokenizer, schedule, strategy, feed-forward block, basis, source)
+a bare word stands for `{kind: word}`, and naming another kind replaces the section instead
 of merging into it. The optimizer's kinds have the same settings, and so are merged.
 """
 
@@ -10,7 +10,16 @@ from typing import Any
 
 #: Sections for which a bare word stands for `{kind: word}`; those that are lists; and those
 #: whose settings hold for every kind, and outlive a change of it.
-KIND_SECTIONS = ("tokenizer", "schedule", "feed_forward", "experts", "block", "basis", "sources")
+KIND_SECTIONS = (
+    "tokenizer",
+    "schedule",
+    "strategy",
+    "feed_forward",
+    "experts",
+    "block",
+    "basis",
+    "sources",
+)
 KIND_LISTS = ("experts", "sources")
 MERGED_SECTIONS = ("optimizer",)
 

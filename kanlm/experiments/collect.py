@@ -33,11 +33,15 @@ def collect(config: Config, finished: Finished) -> Path:
     by_seed: dict[str, dict[int, list[Any]]] = {}
     outcomes: list[dict[str, Any]] = []
     notes: list[Note] = []
+    strategies: dict[str, str] = {}
     for run in finished.runs:
         outcome, facts = read_run_results(run.folder / "results.json")
         outcomes.append(outcome)
         by_seed.setdefault(run.arm, {}).setdefault(run.seed, []).append(facts)
         found = records_of(outcome)
+        # Pretraining has none, and is a part of the arm's results by its strategy.
+        if run.stage or run.arm not in strategies:
+            strategies[run.arm] = found[0].strategy
         by_document = read_documents(run.folder / "documents.jsonl")
         _check_sums(run.folder, found, by_document)
         notes += [replace(n, arm=n.arm and run.arm) for n in notes_of(outcome)]
@@ -49,6 +53,11 @@ def collect(config: Config, finished: Finished) -> Path:
     }
     for name, tried in finished.sweeps.items():
         arms[name]["sweep"] = tried
+    records = [replace(record, strategy=strategies[record.arm]) for record in records]
+    documents = {
+        replace(key, strategy=strategies[key.arm]): evaluation
+        for key, evaluation in documents.items()
+    }
     references, data_hash = _of_domains(outcomes)
     provenance = collect_provenance(config, data_hash)
     # Of the runs, which may have had fewer threads than this process.

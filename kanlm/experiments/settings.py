@@ -25,19 +25,21 @@ from kanlm.errors import UserError, nearest
 from kanlm.kan import BASES, KANLinear
 from kanlm.kan.shared import SharedFunctions
 from kanlm.model.feed_forward import FEED_FORWARDS
+from kanlm.training.strategies import STRATEGIES
 
 _INTRODUCTION = """\
 # Settings
 
 Every setting of a config, written by `kanlm settings > configs/settings.md`. `kanlm settings NAME`
-prints one section, kind, basis or source; `kanlm VERB CONFIG --print-config` shows every setting as
-it will run. On the command line a setting is `section.key=value`, with the value in YAML."""
+prints one section, kind, basis, source or strategy; `kanlm VERB CONFIG --print-config` shows every
+setting as it will run. On the command line a setting is `section.key=value`, its value in YAML."""
 
 #: Heading, where in a config one of the names stands, and what is registered.
 _REGISTRIES: list[tuple[str, str, Mapping[str, type]]] = [
     ("Feed-forward kinds", "model.feed_forward.kind", FEED_FORWARDS),
     ("Bases", "model.feed_forward.basis.kind", BASES),
     ("Sources of text", "data.sources.0.kind", SOURCES),
+    ("Strategies against forgetting", "strategy.kind", STRATEGIES),
 ]
 
 
@@ -69,8 +71,8 @@ def settings_text(name: str | None = None) -> str:
     """Describe every setting, or those that go by a name.
 
     Args:
-        name: a section, feed-forward kind, basis or source, such as `training` or `bspline`, or a
-            setting, such as `training.steps` or, wherever it stands, `steps`.
+        name: a section, feed-forward kind, basis, source or strategy, such as `training` or
+            `bspline`, or a setting, such as `training.steps` or, wherever it stands, `steps`.
 
     Raises:
         UserError: there is nothing of this name.

@@ -68,7 +68,7 @@ def _write_results(config: Config, outcome: Outcome) -> None:
         EvaluationKey(
             arm=arm,
             seed=config.seed,
-            strategy="plain",
+            strategy=config.strategy["kind"],
             stage=0,
             domain=domain,
             step=step,

@@ -105,7 +105,15 @@ def plan(config: Config) -> list[Arm]:
                 arm = replace(arm, model=_matched(arm.model, models[reference], study.match))
             trials = _trials(study.arm_grids.get(name, study.grid))
             # Stages may change the steps, on which an open warm-up depends.
-            arms.append(Arm(name, replace(resolve(arm), schedule=arm.schedule), trials))
+            # The strategy is that of the stages after the first, which check it.
+            if arm.strategy["kind"] != "plain" and not study.stages:
+                raise UserError(
+                    f"strategy.kind = {arm.strategy['kind']} needs study.stages, in which "
+                    "something can be forgotten"
+                )
+            resolved = resolve(replace(arm, strategy={"kind": "plain"}))
+            kept = {"schedule": arm.schedule, "strategy": arm.strategy}
+            arms.append(Arm(name, replace(resolved, **kept), trials))
     if len({len(arm.trials) for arm in arms}) > 1:
         counts = ", ".join(f"{arm.name} {len(arm.trials)}" for arm in arms)
         raise UserError(f"study.arm_grids: arms must have equally many trials, not {counts}")
@@ -224,7 +232,8 @@ def check_settings(arm: Arm, stages: list[dict[str, Any]]) -> list[Config]:
     """
     configs: list[Config] = []
     for trial, stage in itertools.product(arm.trials, range(len(stages) + 1)):
-        settings = _stage_config(arm, trial, 0, stage, stages, Path(arm.name), None)
+        previous = Path(arm.name) if stage else None
+        settings = _stage_config(arm, trial, 0, stage, stages, Path(arm.name), previous)
         if stage:
             check_inherited(to_tree(settings), to_tree(arm.config), f"stage 0 of {arm.name}")
         configs.append(settings)
@@ -346,6 +355,8 @@ def _stage_config(
         # Grids change in pretraining; a stage that is to move them says so itself.
         still = {"grid_schedule": None, "grid_adaptation_steps": []}
         tree = merge(merge(tree, {"training": still}), stages[stage - 1])
+    else:
+        tree = merge(tree, {"strategy": "plain"})
     settings = from_tree(tree)
     others = [d for d in domains_of(arm.config, stages) if d.domain != settings.data.domain]
     return resolve(

@@ -1,7 +1,7 @@
 """From the settings a user wrote to settings that state everything.
 
-Feed-forward kinds, bases and sources bring options of their own, which `config.py` cannot
-know without importing torch. Here they are checked and their defaults filled in, and the
+Feed-forward kinds, bases, sources and strategies bring options of their own, which `config.py`
+cannot know without importing torch. Here they are checked and their defaults filled in, and the
 width of the feed-forward blocks is solved, so that a run's config.yaml still means the
 same when a default has changed.
 """
@@ -30,6 +30,7 @@ from kanlm.model.settings import LARGEST, ModelSettings
 from kanlm.training.arithmetic import tf32_is_on
 from kanlm.training.folder import stated_warmup
 from kanlm.training.polish import coefficients
+from kanlm.training.strategies import complete_strategy, make_strategy
 
 _T = TypeVar("_T")
 
@@ -50,12 +51,14 @@ def resolve(config: Config) -> Config:
         config = _shrunk(config)
     model = resolve_model(at_last_grid(config))
     _check_coefficients(config, model)
+    strategy = _resolve_strategy(config, model)
     tf32 = tf32_is_on() if config.training.tf32 is None else config.training.tf32
     return replace(
         config,
         model=model,
         training=replace(config.training, tf32=tf32),
         schedule=resolve_schedule(config),
+        strategy=strategy,
         data=_resolve_data(config.data, "data"),
         evaluation=replace(
             config.evaluation,
@@ -250,6 +253,23 @@ def _check_coefficients(config: Config, settings: ModelSettings) -> None:
             f"training.polish_steps = {config.training.polish_steps}: the model has no KAN "
             "layer whose coefficients could be polished"
         )
+
+
+def _resolve_strategy(config: Config, settings: ModelSettings) -> dict[str, Any]:
+    """Complete the strategy's options, and check that the run and its model can take it."""
+    completed = complete_strategy(config.strategy)
+    kind = completed["kind"]
+    if kind != "plain" and config.initialize_from is None and config.study is None:
+        raise UserError(
+            f"strategy.kind = {kind} belongs to fine-tuning: it needs initialize_from, a run that "
+            "something can be forgotten of"
+        )
+    try:
+        strategy = make_strategy(completed)
+        strategy.check(config, _without_memory(_one_of_each(settings)))
+    except ValueError as error:
+        raise UserError(f"strategy.kind = {kind}: {error}") from None
+    return completed
 
 
 def _complete(spec: Any, setting: str) -> dict[str, Any]:

@@ -54,6 +54,7 @@ from kanlm.training.sampling import Samples
 from kanlm.training.sharding import accelerator_options, check_engine, shards
 from kanlm.training.state import TrainingState
 from kanlm.training.stopping import Stop
+from kanlm.training.strategies import OldText, make_strategy, open_earlier
 from kanlm.training.tracking import say
 from kanlm.training.trainer import Trainer
 from kanlm.training.validation import Evaluator, Validation
@@ -111,21 +112,22 @@ def _run(
 ) -> Outcome | None:
     """`run` in a folder that nobody else is at work in."""
     # The main process prepares what the others then find.
-    prepared: list[tuple[PreTrainedTokenizerFast, dict[str, Corpus]]] = []
+    prepared: list[_Text] = []
     on_main(accelerator, lambda: prepared.append(_text(config, say)))
-    built: list[tuple[PreTrainedTokenizerFast, dict[str, Corpus], KanLMForCausalLM]] = []
+    built: list[tuple[_Text, KanLMForCausalLM]] = []
 
     def build() -> None:
-        tokenizer, corpora = prepared[0] if prepared else _text(config, _silent)
-        built.append((tokenizer, corpora, _model(config, tokenizer)))
+        text = prepared[0] if prepared else _text(config, _silent)
+        built.append((text, _model(config, text.tokenizer)))
 
     report = say if accelerator.is_main_process else _silent
     with saying("building the model", report):
         in_all(accelerator, build)
-    ((tokenizer, corpora, model),) = built
+    ((text, model),) = built
+    tokenizer, corpora = text.tokenizer, text.corpora
     evaluator = Evaluator(config, accelerator, corpora)
     with saying("placing the model and looking for a checkpoint", report):
-        own = _own_callbacks(config, accelerator, model, tokenizer, evaluator)
+        own = _own_callbacks(config, accelerator, model, text, evaluator)
         trainer = _trainer(config, accelerator, model, corpora, [*own, *callbacks], stop)
     # Nothing is wrong with the settings: the folder becomes this run's.
     point("before-config")
@@ -222,10 +224,22 @@ def _silent(line: str) -> None:
     """Take a line that the main process prints already."""
 
 
-def _text(
-    config: Config, report: Callable[[str], None]
-) -> tuple[PreTrainedTokenizerFast, dict[str, Corpus]]:
-    """The tokenizer, and domain → its tokens, prepared where they are not yet."""
+@dataclass(frozen=True)
+class _Text:
+    """What a run reads.
+
+    Attributes:
+        corpora: domain → its tokens.
+        old: that of the runs that this one starts from, where the strategy reads it.
+    """
+
+    tokenizer: PreTrainedTokenizerFast
+    corpora: dict[str, Corpus]
+    old: OldText | None
+
+
+def _text(config: Config, report: Callable[[str], None]) -> _Text:
+    """Open the text and its tokenizer, which are prepared where they are not yet."""
     for data in _domains(config):
         check_few_documents(data, ("validation", config.evaluation.split))
     tokenizer = run_tokenizer(config, report)
@@ -234,7 +248,10 @@ def _text(
     }
     for corpus in corpora.values():
         check_corpus(corpus, config)
-    return tokenizer, corpora
+    old = None
+    if make_strategy(config.strategy).reads_old_text:
+        old = OldText(config, open_earlier(config, tokenizer, report))
+    return _Text(tokenizer, corpora, old)
 
 
 def _model(config: Config, tokenizer: PreTrainedTokenizerFast) -> KanLMForCausalLM:
@@ -258,12 +275,15 @@ def _own_callbacks(
     config: Config,
     accelerator: Accelerator,
     model: KanLMForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
+    text: _Text,
     evaluator: Evaluator,
 ) -> list[Callback]:
     """What the settings ask for at the moments of the run."""
     train = evaluator.corpora[config.data.domain].split("train")
     validation = Validation(evaluator)
+    strategy = make_strategy(config.strategy)
+    if text.old is not None:
+        strategy.old_text = text.old
     return [
         TrainLog(
             train.n_tokens / int(train.document_bytes.sum()),
@@ -273,7 +293,8 @@ def _own_callbacks(
         Penalties(config.penalties),
         validation,
         PolishAtEnd(validation),
-        Samples(tokenizer),
+        Samples(text.tokenizer),
+        strategy,
     ]
 
 

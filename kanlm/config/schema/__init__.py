@@ -4,13 +4,13 @@ What a number may be stands in its type; what depends on several settings is che
 construction. `config.checking.check` reads both, so that a configuration made in Python is
 checked where it is resolved.
 
-The options of feed-forward kinds, bases and sources are the keyword arguments of their
-classes, and so are not here: sections that hold them are dictionaries, checked by
+The options of feed-forward kinds, bases, sources and strategies are the keyword arguments of
+their classes, and so are not here: sections that hold them are dictionaries, checked by
 `config.checking.check_options` when a configuration is resolved.
 """
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from kanlm.config.schema.data import DataSettings, TokenizerSettings
 from kanlm.config.schema.evaluation import EvaluationSettings, GenerationSettings, TrackingSettings
@@ -48,6 +48,9 @@ class Config:
     training: TrainingSettings = field(default_factory=TrainingSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     penalties: PenaltySettings = field(default_factory=PenaltySettings)
+    #: `{kind, …}`, what fine-tuning does about forgetting; the rest are the options of the
+    #: strategy's class. In a study it holds for the stages after the first.
+    strategy: dict[str, Any] = field(default_factory=lambda: {"kind": "plain"})
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     generation: GenerationSettings = field(default_factory=GenerationSettings)
