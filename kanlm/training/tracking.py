@@ -100,7 +100,8 @@ class Tracker:
         """Write one line of metrics and send its numbers to wandb.
 
         Args:
-            kind: `train`, `validation`, `grid`, `polish`, `sample` or `unusual`.
+            kind: `train`, `validation`, `grid`, `polish`, `sample`, `unusual`, or of strategies
+                `strategy` and `interpolation`.
             step: updates done.
             values: numbers and strings; a `domain` becomes part of the wandb names.
 

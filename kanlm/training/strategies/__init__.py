@@ -13,6 +13,13 @@ from kanlm.errors import UserError, nearest
 from kanlm.training.strategies.anchors import EWC, L2SP
 from kanlm.training.strategies.base import Anchored, Prepared, Strategy
 from kanlm.training.strategies.distillation import Distillation
+from kanlm.training.strategies.function_penalties import (
+    Banded,
+    InputCovariance,
+    OccupancyPenalty,
+)
+from kanlm.training.strategies.interpolation import Interpolation
+from kanlm.training.strategies.masks import OccupancyMask, OccupancyScaling, TfIdf
 from kanlm.training.strategies.old_text import OldText, open_earlier
 from kanlm.training.strategies.parts import AttentionOnly, FeedForwardOnly, Frozen, Plain
 from kanlm.training.strategies.rows import ContinueOnBase, Joint, Replay
@@ -26,6 +33,13 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "distillation": Distillation,
     "feed-forward-only": FeedForwardOnly,
     "attention-only": AttentionOnly,
+    "interpolation": Interpolation,
+    "occupancy-mask": OccupancyMask,
+    "occupancy-scaling": OccupancyScaling,
+    "tf-idf": TfIdf,
+    "occupancy-penalty": OccupancyPenalty,
+    "banded": Banded,
+    "input-covariance": InputCovariance,
     "joint": Joint,
     "continue-on-base": ContinueOnBase,
     "frozen": Frozen,

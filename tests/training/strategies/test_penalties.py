@@ -102,7 +102,7 @@ def test_fisher_is_left_to_the_next_run_and_not_taken_from_another_model(tuned, 
     # Of another model of the same shapes.
     path = Path(first.output_dir) / "model" / "model.safetensors"
     moved = load_file(path)
-    moved["lm_head.weight"] += 1
+    moved["model.embed_tokens.weight"] += 1
     save_file(moved, path, metadata={"format": "pt"})
     seal(path.parent)
     with pytest.raises(UserError, match="Fisher information of another model"):

@@ -23,6 +23,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "replay": {"fraction": 0.3},
     "l2sp": {"weight": 10.0},
     "ewc": {"weight": 1e4, "sequences": 3},
+    "occupancy-mask": {"threshold": 0.05, "sequences": 4},
+    "occupancy-scaling": {"sequences": 4},
+    "tf-idf": {"sequences": 4},
+    "occupancy-penalty": {"weight": 1e3, "sequences": 4},
+    "banded": {"weight": 1e3, "sequences": 4},
+    "input-covariance": {"weight": 1e3, "sequences": 4},
 }
 #: Those whose numbers are plain's or the base's.
 UNCHANGED = ("plain", "frozen")
@@ -104,6 +110,10 @@ def test_only_the_named_part_moves(tuned, bases: Path, kind: str, part: str):
         ({"kind": "replay", "fraction": 1.0}, r"strategy\.fraction = 1\.0: .*less than 1"),
         ({"kind": "replay", "fraction": 0.0}, r"strategy\.fraction = 0\.0: .*greater than 0"),
         ({"kind": "plain", "weight": 1.0}, "unknown setting 'strategy.weight'"),
+        ({"kind": "tf-idf", "share": 1.5}, r"strategy\.share = 1\.5: .*less than 1"),
+        ({"kind": "banded", "control": "none at all"}, r"strategy\.control = .*'permuted'"),
+        ({"kind": "interpolation", "share": -0.1}, r"strategy\.share = -0\.1"),
+        ("input-covariance", "strategy.kind = input-covariance: .* a linear map"),
     ],
 )
 def test_mistakes_are_named_in_a_line(tuned, strategy: Any, said: str):
@@ -119,6 +129,11 @@ def test_a_strategy_belongs_to_fine_tuning_and_minds_grids_and_the_polish(
         resolve(from_tree(make_tree(tmp_path, strategy="replay")))
     with pytest.raises(UserError, match=r"strategy\.kind = ewc: .*grid_adaptation_steps"):
         tuned("ewc", training={"grid_adaptation_steps": [2]})
+    with pytest.raises(UserError, match=r"interpolation: .*early_stopping_patience"):
+        tuned("interpolation", training={"early_stopping_patience": 2})
+    for kind in ("occupancy-mask", "banded"):
+        with pytest.raises(UserError, match=rf"strategy\.kind = {kind}: .* a KAN layer"):
+            tuned(kind, base="gelu")
     with pytest.raises(UserError, match=r"strategy\.kind = frozen: .*polish_steps = 2"):
         tuned("frozen", training={"polish_steps": 2})
 
