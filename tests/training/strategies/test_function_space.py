@@ -67,7 +67,7 @@ def moved(strategy: Any, layer: nn.Module, moment: Tensor) -> tuple[float, dict[
         for parameter in layer.parameters():
             parameter += torch.randn_like(parameter)
     changes = {n: (p.detach() - before[n]).numpy() for n, p in layer.named_parameters()}
-    return float(strategy.penalty(layer)), changes
+    return strategy.penalty(layer).item(), changes
 
 
 @pytest.mark.parametrize("degree", [1, 2, 3])
@@ -85,7 +85,8 @@ def test_the_banded_penalty_is_how_far_edge_functions_move_on_the_inputs(base: A
     assert penalty == pytest.approx(0.5 * (differences**2).mean(axis=0).sum(), rel=1e-6)
     # Functions further apart than the degree are never used together.
     number = layer.basis.num_functions
-    apart = np.abs(np.subtract.outer(np.arange(number), np.arange(number))) > degree
+    places = torch.arange(number)
+    apart = (places - places.unsqueeze(1)).abs() > degree
     assert not moment[:, :number, :number][:, apart].any()
 
 
@@ -119,8 +120,12 @@ def test_means_are_over_all_tokens_of_all_batches(bases: Path):
     assert model.training
     assert set(found) == {f"model.layers.0.feed_forward.{name}" for name in ("up", "down")}
     inputs: dict[str, Tensor] = {}
-    for name, layer in layers.items():
-        layer.register_forward_pre_hook(lambda _, args, name=name: inputs.update({name: args[0]}))
+
+    def keep(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        inputs[next(name for name, layer in layers.items() if layer is module)] = arguments[0]
+
+    for layer in layers.values():
+        layer.register_forward_pre_hook(keep)
     with torch.no_grad():
         model.eval()(input_ids=rows)
     for name, x in inputs.items():
