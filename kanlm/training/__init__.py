@@ -12,4 +12,6 @@
    `length.py` say whose a run's folder is; `stopping.py` heeds signals and time limits.
 6. `resolve.py` completes the settings, `inheritance.py` with those of a run that fine-tuning
    starts from; `processes.py` is what ranks do together; `gpus.py` knows peaks of GPUs.
+7. `strategies/` is what fine-tuning does about forgetting, a class each: callbacks, which use what
+   a `Trainer` offers. Of all the above `resolve.py` and `run.py` alone know them, by a registry.
 """
