@@ -134,7 +134,7 @@ def evaluate_runs(
             key = EvaluationKey(
                 arm=subject.name,
                 seed=subject.config.seed,
-                strategy="plain",
+                strategy=subject.config.strategy["kind"],
                 stage=0,
                 domain=text.domain,
                 step=subject.weights.step or 0,

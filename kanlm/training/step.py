@@ -160,7 +160,8 @@ def _clip(trainer: "Trainer") -> Tensor:
         trainer.placement.wrapped_model.parameters(), math.inf if clip is None else clip
     )
     assert norm is not None
-    return gathered(norm)
+    # Where nothing has a gradient it is a 0 on the CPU.
+    return gathered(norm).to(trainer.accelerator.device)
 
 
 def _agree(trainer: "Trainer", norm: Tensor) -> tuple[float, float]:

@@ -50,7 +50,7 @@ class _Scaling(FunctionSpace):
     def start(self, previous: "PreviousState | None") -> None:
         """Make room for the factors, (in, B) of each layer."""
         super().start(previous)
-        # They are held back from where each step finds them, so θ0's checksum is enough.
+        # Updates are held back from where each step finds them: θ0's checksum is enough.
         self.anchors = {}
         self.factors: dict[str, Tensor] = {
             name: torch.zeros(

@@ -15,8 +15,15 @@ from torch import Tensor, nn
 from kanlm.config import Config, from_tree, to_tree, to_yaml
 from kanlm.errors import Interrupted, UserError
 from kanlm.training import run as runs
+from kanlm.training.checkpointing.export import load_tokenizer
 from kanlm.training.resolve import resolve
-from kanlm.training.strategies import STRATEGIES, Strategy, make_strategy
+from kanlm.training.strategies import (
+    STRATEGIES,
+    OldText,
+    Strategy,
+    make_strategy,
+    open_earlier,
+)
 
 #: Options that make the strategy change what happens in so few steps.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -30,6 +37,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "banded": {"weight": 1e3, "sequences": 4},
     "input-covariance": {"weight": 1e3, "sequences": 4},
 }
+#: As of `bases`.
+NEW_WORDS = ["def", "return", "x", "y", "import", "print", "lambda", "none", "while", "yield"]
 #: Those whose numbers are plain's or the base's.
 UNCHANGED = ("plain", "frozen")
 
@@ -186,6 +195,26 @@ def test_a_base_that_changed_is_refused_by_a_resumed_run(tuned, bases: Path, tmp
     shutil.copytree(Path(other.output_dir) / "model", copy / "model")
     with pytest.raises(UserError, match="is not the one that this run was started from"):
         runs.run(config)
+
+
+def test_old_text_is_that_of_all_runs_before_the_first_ones_first(
+    tuned, bases: Path, plain_runs: dict[str, str], make_text
+):
+    config = tuned("replay", initialize_from=plain_runs["kan-local"])
+    tokenizer = load_tokenizer(bases / "kan-local")
+    earlier = open_earlier(config, tokenizer, print)
+    assert [str(each.folder) for each in earlier] == [
+        str(bases / "kan-local"),
+        plain_runs["kan-local"],
+    ]
+    text = OldText(config, earlier)
+    written = [make_text(), make_text(NEW_WORDS)]
+    for number in range(6):
+        ids = text.row(number)["input_ids"][0].tolist()
+        # From within one document; an end of a document is none of the text's bytes.
+        found = max(tokenizer.decode(ids).split(tokenizer.eos_token), key=len)
+        assert found in written[number % 2]
+        assert found not in written[1 - number % 2]
 
 
 class Signs(Strategy):
