@@ -43,7 +43,7 @@ from triton.experimental.gluon._runtime import GluonASTSource
 from kanlm.kan import BSpline, Chebyshev, Hermite, Legendre
 from kanlm.kan.bases import Basis
 from kanlm.kan.kernels import triton_launches
-from kanlm.kan.kernels.fused import formula_of
+from kanlm.kan.kernels.fused import triton_formula
 from kanlm.kan.kernels.triton_launches import Launch, Target
 
 HERE = Path(__file__).parent
@@ -138,13 +138,13 @@ class Build:
 def launch_of(case: Case) -> Launch:
     """What would be launched for it, on tensors without memory."""
     basis, base = BASES[case.basis]
-    formula = formula_of(basis)
+    formula = triton_formula(basis)
     assert formula is not None
     functions = basis.num_functions + (base != "none")
     tokens, inputs, outputs = SHAPE
     of_x, of_products = DTYPES[case.dtype]
-    places = None if formula.places is None else formula.places.to("meta")
-    rest = (formula.name, tuple(formula.numbers), places, base, ARCHITECTURES[case.architecture])
+    knots = None if formula.knots is None else formula.knots.to("meta")
+    rest = (formula.name, tuple(formula.numbers), knots, base, ARCHITECTURES[case.architecture])
     x = torch.empty(tokens, inputs, dtype=of_x, device="meta")
     c = torch.empty(inputs, functions, outputs, dtype=of_products, device="meta")
     dy = torch.empty(tokens, outputs, dtype=of_products, device="meta")

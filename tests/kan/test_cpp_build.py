@@ -311,7 +311,7 @@ def test_it_can_be_left_out(monkeypatch) -> None:
 def test_tensors_without_numbers_are_left_to_torch() -> None:
     with FakeTensorMode():
         x = torch.randn(4, 8)
-        formulas = Hermite().formulas()
+        formulas = Hermite().cpp_formulas()
         assert formulas is not None
         assert not formulas.can(x)
         edges = few_tokens.Edges(torch.randn(8, 3, 4), Hermite())

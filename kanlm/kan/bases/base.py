@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..initialization import assign_
 from ..moments import unit_normal_mean, unit_normal_projection
 from ..plain_tensors import is_plain
-from .formulas import Formulas
+from .cpp_formulas import CppFormulas
 from .tanh import squashed
 
 #: What a basis does with inputs outside its range.
@@ -119,7 +119,7 @@ class Basis(nn.Module, ABC):
 class Differentiable(Basis):
     """A basis whose derivatives are about as cheap as its values."""
 
-    def formulas(self) -> Formulas | None:
+    def cpp_formulas(self) -> CppFormulas | None:
         """The same functions in C++, if one of the files of this folder has them."""
         return None
 
@@ -129,7 +129,7 @@ class Differentiable(Basis):
 
         Shapes: (N, in) and (N, B, in), of which each row is contiguous.
         """
-        formulas = self.formulas()
+        formulas = self.cpp_formulas()
         if formulas is not None and formulas.can(x):
             formulas.write_values(x, to)
         else:
@@ -144,7 +144,7 @@ class Differentiable(Basis):
 
         Shapes: (N, in) and (N, B, in), of which each row is contiguous, → (N, in).
         """
-        formulas = self.formulas()
+        formulas = self.cpp_formulas()
         if formulas is not None and formulas.can(x):
             return formulas.pull_back(x, gradients)
         total: Tensor | None = None

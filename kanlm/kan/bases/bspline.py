@@ -11,7 +11,7 @@ from torch import Tensor
 from ..initialization import assign_
 from ..knots import equally_spaced, extended, insertion_matrix, split
 from .base import Adaptable, Curved, Differentiable, functions_last, scatter_active, working_dtype
-from .formulas import Formulas
+from .cpp_formulas import CppFormulas
 
 
 class BSpline(Adaptable, Curved, Differentiable):
@@ -125,14 +125,14 @@ class BSpline(Adaptable, Curved, Differentiable):
         first, _, slopes = self._local(x, self.knots)
         return scatter_active(first, slopes, self.num_functions)
 
-    def formulas(self) -> Formulas | None:
+    def cpp_formulas(self) -> CppFormulas | None:
         if len(self.knots) > 1 or self.knots.dtype != torch.float32:
             return None
         knots = self.knots
         if self.equal_cells:
             knots = equally_spaced(self.ends, self.grid_size, self.degree)
         numbers = (float(self.degree), float(self.equal_cells))
-        return Formulas("bspline", self.num_functions, numbers, knots[0].contiguous())
+        return CppFormulas("bspline", self.num_functions, numbers, knots[0].contiguous())
 
     def starting_values(self, x: Tensor) -> Tensor:
         first, values, _ = self._local(x.unsqueeze(-1), self._starting_knots())

@@ -1,4 +1,4 @@
-// What every file of this folder's C++ is made of, and what it holds for kanlm.kan.bases.formulas:
+// What every file of this folder's C++ is made of, and what it holds for kanlm.kan.bases.cpp_formulas:
 //
 //   values(formulas, x, x_row, values, values_row, rows, inputs, threads)
 //     values (rows, functions, inputs) of x (rows, inputs)
@@ -13,7 +13,7 @@
 
 #include "../simd.h"
 
-// As `_Structure` in formulas.py.
+// As `_Structure` in cpp_formulas.py.
 struct Formulas {
     int64_t functions;
     const float* numbers;  // options, in an order that each file states

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .base import Smooth
-from .formulas import Formulas
+from .cpp_formulas import CppFormulas
 
 
 class Fourier(Smooth):
@@ -55,8 +55,8 @@ class Fourier(Smooth):
             columns += [k * unit * torch.cos(angle), -k * unit * torch.sin(angle)]
         return columns
 
-    def formulas(self) -> Formulas:
-        return Formulas("fourier", self.num_functions, (self.half_width,))
+    def cpp_formulas(self) -> CppFormulas:
+        return CppFormulas("fourier", self.num_functions, (self.half_width,))
 
     def _angles(self, x: Tensor) -> list[Tensor]:
         """k ω x; x is first brought into one period, where low precision still resolves it."""

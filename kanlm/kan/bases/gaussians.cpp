@@ -8,11 +8,11 @@
 
 #include <cmath>
 
-#include "formulas.h"
+#include "with_tails.h"
 
 namespace {
 
-struct Gaussians {
+struct Gaussians : WithTails<Gaussians> {
     int64_t functions;
     float first, step, limit, inverse, slope;
 
@@ -22,19 +22,6 @@ struct Gaussians {
         const float root = std::sqrt(kLog2OfE);
         inverse = root / f.numbers[2];
         slope = -2 * inverse / (root * root);
-    }
-
-    template <typename Put>
-    void values(Lanes x, const Put& put) const {
-        const Lanes inside = clamp(x, -limit, limit), tail = x - inside;
-        walk(inside, [&](int64_t b, Lanes value, Lanes slope) { put(b, value + slope * tail); });
-    }
-
-    template <typename Gradient>
-    Lanes pull_back(Lanes x, const Gradient& gradient) const {
-        Lanes sum = {};
-        walk(clamp(x, -limit, limit), [&](int64_t b, Lanes, Lanes slope) { sum += slope * gradient(b); });
-        return sum;
     }
 
     // Calls use(b, value, slope) for every function.

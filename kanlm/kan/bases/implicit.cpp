@@ -5,13 +5,13 @@
 // with numbers limit and hidden units H, and learned numbers t_0 …, w_0 …, and a, b by b. Beyond
 // ± limit they go on linearly.
 
-#include "formulas.h"
+#include "with_tails.h"
 
 namespace {
 
 constexpr int64_t kUnits = 64;  // of which values and slopes are kept at a time
 
-struct Network {
+struct Network : WithTails<Network> {
     int64_t functions, hidden;
     float limit;
     const float *places, *slants, *mixture;
@@ -37,19 +37,6 @@ struct Network {
             }
             use(b, value, slope);
         }
-    }
-
-    template <typename Put>
-    void values(Lanes x, const Put& put) const {
-        const Lanes inside = clamp(x, -limit, limit), tail = x - inside;
-        walk(inside, [&](int64_t b, Lanes value, Lanes slope) { put(b, value + slope * tail); });
-    }
-
-    template <typename Gradient>
-    Lanes pull_back(Lanes x, const Gradient& gradient) const {
-        Lanes sum = {};
-        walk(clamp(x, -limit, limit), [&](int64_t b, Lanes, Lanes slope) { sum += slope * gradient(b); });
-        return sum;
     }
 };
 

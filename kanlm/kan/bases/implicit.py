@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .base import Outside, Smooth
-from .formulas import Formulas
+from .cpp_formulas import CppFormulas
 
 #: Hidden units for which implicit.cpp has room.
 _MOST_UNITS = 64
@@ -81,13 +81,13 @@ class Implicit(Smooth):
             units.append(slant * gate * (1 + u * (1 - gate)))
         return self._mixed(units, parameters)
 
-    def formulas(self) -> Formulas | None:
+    def cpp_formulas(self) -> CppFormulas | None:
         if self.outside != "linear" or self.hidden > _MOST_UNITS:
             return None
         parts = self.places, self.slants, self.mixture
         learned = torch.cat([part.detach().float() for part in parts])
         numbers = self.half_width, float(self.hidden)
-        return Formulas("implicit", self.num_functions, numbers, learned=learned)
+        return CppFormulas("implicit", self.num_functions, numbers, learned=learned)
 
     def _units(self, x: Tensor, parameters: Mapping[str, Tensor]):
         for place, slant in zip(parameters["places"], parameters["slants"], strict=True):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .base import Outside, Smooth
-from .formulas import Formulas
+from .cpp_formulas import CppFormulas
 from .tanh import DENOMINATOR, LIMIT, NUMERATOR
 
 
@@ -65,11 +65,11 @@ class Polynomials(Smooth):
         columns = self._polynomial_slopes(x)
         return columns if self.spans_constants else columns[1:]
 
-    def formulas(self) -> Formulas | None:
+    def cpp_formulas(self) -> CppFormulas | None:
         first, scale, a, c, weights = self.recurrence()
         options = first, scale, self.half_width, self.spans_constants, self.outside == "squash"
         numbers = (*options, LIMIT, *NUMERATOR, *DENOMINATOR, *a, *c, *weights)
-        return Formulas("recurrence", self.num_functions, tuple(map(float, numbers)))
+        return CppFormulas("recurrence", self.num_functions, tuple(map(float, numbers)))
 
     @abstractmethod
     def recurrence(self) -> Recurrence:

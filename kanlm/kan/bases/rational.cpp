@@ -4,12 +4,12 @@
 //
 // with numbers limit and q, and learned rows d_1 … d_q. Beyond ± limit they go on linearly.
 
-#include "formulas.h"
+#include "with_tails.h"
 
 namespace {
 
 template <typename Count>
-struct Here {
+struct Here : WithTails<Here<Count>> {
     int64_t functions, degree;
     float limit;
     Learned<Count> learned;
@@ -36,19 +36,6 @@ struct Here {
             value *= u;
         }
     }
-
-    template <typename Put>
-    void values(Lanes x, const Put& put) const {
-        const Lanes inside = clamp(x, -limit, limit), tail = x - inside;
-        walk(inside, [&](int64_t b, Lanes value, Lanes slope) { put(b, value + slope * tail); });
-    }
-
-    template <typename Gradient>
-    Lanes pull_back(Lanes x, const Gradient& gradient) const {
-        Lanes sum = {};
-        walk(clamp(x, -limit, limit), [&](int64_t b, Lanes, Lanes slope) { sum += slope * gradient(b); });
-        return sum;
-    }
 };
 
 struct Rationals {
@@ -59,7 +46,7 @@ struct Rationals {
     template <typename Count>
     Here<Count> at(int64_t i, Count count) const {
         const float* numbers = formulas.numbers;
-        return {formulas.functions, int64_t(numbers[1]), numbers[0], {formulas, i, count}};
+        return {{}, formulas.functions, int64_t(numbers[1]), numbers[0], {formulas, i, count}};
     }
 };
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .base import Outside, Smooth
-from .formulas import Formulas
+from .cpp_formulas import CppFormulas
 
 
 class Rational(Smooth):
@@ -85,12 +85,12 @@ class Rational(Smooth):
         columns = [a - fall * power for a, power in zip(rise, powers, strict=True)]
         return [column / self.half_width for column in columns]
 
-    def formulas(self) -> Formulas | None:
+    def cpp_formulas(self) -> CppFormulas | None:
         if self.outside != "linear":
             return None
         numbers = self.half_width, float(self.denominator)
         learned = self.denominators.detach().float().contiguous()
-        return Formulas("rational", self.num_functions, numbers, learned=learned)
+        return CppFormulas("rational", self.num_functions, numbers, learned=learned)
 
     def _polynomial(self, u: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
         """d_1 u + … + d_q u^q by Horner's rule."""

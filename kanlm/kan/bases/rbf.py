@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .base import Outside, Smooth
-from .formulas import Formulas
+from .cpp_formulas import CppFormulas
 
 Shape = Literal["gaussian", "hat"]
 
@@ -79,11 +79,11 @@ class RBF(Smooth):
             for _, rising, falling in self._sides(x)
         ]
 
-    def formulas(self) -> Formulas | None:
+    def cpp_formulas(self) -> CppFormulas | None:
         if self.shape != "gaussian" or self.outside != "linear":
             return None
         numbers = (-self.half_width, self._step, self._reach, self.half_width)
-        return Formulas("gaussians", self.num_functions, numbers)
+        return CppFormulas("gaussians", self.num_functions, numbers)
 
     def _sides(self, x: Tensor):
         """u, and whether it is on the rising and on the falling side of each hat.

@@ -7,12 +7,12 @@
 
 #include <cmath>
 
-#include "formulas.h"
+#include "with_tails.h"
 
 namespace {
 
 template <bool HAT, typename Count>
-struct Here {
+struct Here : WithTails<Here<HAT, Count>> {
     int64_t functions;
     float limit, height, frequency;
     Learned<Count> learned;
@@ -34,19 +34,6 @@ struct Here {
             }
         }
     }
-
-    template <typename Put>
-    void values(Lanes x, const Put& put) const {
-        const Lanes inside = clamp(x, -limit, limit), tail = x - inside;
-        walk(inside, [&](int64_t b, Lanes value, Lanes slope) { put(b, value + slope * tail); });
-    }
-
-    template <typename Gradient>
-    Lanes pull_back(Lanes x, const Gradient& gradient) const {
-        Lanes sum = {};
-        walk(clamp(x, -limit, limit), [&](int64_t b, Lanes, Lanes slope) { sum += slope * gradient(b); });
-        return sum;
-    }
 };
 
 template <bool HAT>
@@ -58,7 +45,7 @@ struct Wavelets {
     template <typename Count>
     Here<HAT, Count> at(int64_t i, Count count) const {
         const float* numbers = formulas.numbers;
-        return {formulas.functions, numbers[0], numbers[1], numbers[2], {formulas, i, count}};
+        return {{}, formulas.functions, numbers[0], numbers[1], numbers[2], {formulas, i, count}};
     }
 };
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .base import Outside, Smooth
-from .formulas import Formulas
+from .cpp_formulas import CppFormulas
 
 Mother = Literal["mexican-hat", "morlet"]
 
@@ -101,13 +101,13 @@ class Wavelet(Smooth):
             columns.append(slope / scale)
         return columns
 
-    def formulas(self) -> Formulas | None:
+    def cpp_formulas(self) -> CppFormulas | None:
         if self.outside != "linear":
             return None
         hat = self.mother == "mexican-hat"
         numbers = (self.half_width, *((_MEXICAN_HAT, 0.0) if hat else (0.0, _MORLET_FREQUENCY)))
         learned = torch.cat([self.translations.float(), (-self.log_scales.float()).exp()])
-        return Formulas("wavelet", self.num_functions, numbers, learned=learned.detach())
+        return CppFormulas("wavelet", self.num_functions, numbers, learned=learned.detach())
 
     def _positions(self, x: Tensor, parameters: Mapping[str, Tensor]):
         """(x − t_b) / s_b and s_b, for each wavelet."""

@@ -2,12 +2,12 @@
 
     y_o = Σ_i [ Σ_b φ_b(x_i) c_ibo + w_oi base(x_i) ] + bias_o
 
-`edge_sums` is the contract, `choice` picks a backend and lets a caller pick one.
+`edge_sums` is the contract, `dispatch` picks a backend and lets a caller pick one.
 
 - `reference`: the formula in plain torch, `Basis.contract`. Autograd keeps the expanded basis,
   B times the input. Every transform of torch applies.
 - `recompute`: the same products, but only input and coefficients are kept for backward, and
-  the basis is evaluated again. In float32 on a CPU products.cpp evaluates it inside the products,
+  the basis is evaluated again. In float32 on a CPU cpu_gemm.cpp evaluates it inside the products,
   also under torch.compile. Elsewhere tokens go eagerly through torch's products in blocks, with the
   base as one more function, and compiled one generated kernel evaluates the basis for one product.
 - `few`: for few tokens, without gradients: reads each coefficient that plays a part once, as it
@@ -19,7 +19,7 @@
   says to what), but timed on none: `auto` leaves GPUs to torch's operators.
 """
 
-from .choice import BACKENDS, Backend, edge_sums, prepared_sums, use_backend
+from .dispatch import BACKENDS, Backend, edge_sums, prepared_sums, use_backend
 from .few_tokens import Edges, few_sums
 
 __all__ = [

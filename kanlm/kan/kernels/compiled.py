@@ -1,6 +1,6 @@
 """Sums over edges for code that torch.compile traces, keeping nothing for backward but arguments.
 
-On a CPU products.cpp adds up in float32, in operators that Inductor does not look into. Of other
+On a CPU cpu_gemm.cpp adds up in float32, in operators that Inductor does not look into. Of other
 bases, dtypes and devices Inductor makes one kernel, the norm before it included.
 """
 
@@ -14,9 +14,9 @@ from torch.utils.checkpoint import checkpoint
 
 from ..base_functions import BASE_FUNCTIONS, BaseFunction
 from ..bases import Basis, Differentiable
-from ..bases.formulas import Formulas
+from ..bases.cpp_formulas import CppFormulas
 from ..tracing import constant_when_traced
-from . import products
+from . import cpu_gemm
 
 
 def contract_compiled(
@@ -31,7 +31,7 @@ def contract_compiled(
     Expansion and reordered coefficients are checkpointed: left to itself, the partitioner
     keeps both. The product is not, or backward would compute it again.
     """
-    formulas = basis.formulas() if isinstance(basis, Differentiable) else None
+    formulas = basis.cpp_formulas() if isinstance(basis, Differentiable) else None
     if formulas is not None and _left_to_native(formulas.source, x, coefficients, base_weight):
         flat = x.reshape(-1, x.shape[-1])
         source, functions, numbers, knots, _ = formulas
@@ -67,7 +67,7 @@ def _left_to_native(source: str, *tensors: Tensor | None) -> bool:
 
 @constant_when_traced
 def _compiles(source: str) -> bool:
-    return products.compiles(Formulas(source, 0, ()))
+    return cpu_gemm.compiles(CppFormulas(source, 0, ()))
 
 
 def _eager_sums(
@@ -80,8 +80,8 @@ def _eager_sums(
     numbers: list[float],
     knots: Tensor | None,
 ) -> Tensor:
-    formulas = Formulas(source, num_functions, tuple(numbers), knots)
-    return products.sums(formulas, x, coefficients, base_weight, cast(Any, base))
+    formulas = CppFormulas(source, num_functions, tuple(numbers), knots)
+    return cpu_gemm.sums(formulas, x, coefficients, base_weight, cast(Any, base))
 
 
 def _eager_gradients(
@@ -95,8 +95,8 @@ def _eager_gradients(
     numbers: list[float],
     knots: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    formulas = Formulas(source, num_functions, tuple(numbers), knots)
-    found = products.gradients(
+    formulas = CppFormulas(source, num_functions, tuple(numbers), knots)
+    found = cpu_gemm.gradients(
         formulas, dy, x, coefficients, base_weight, cast(Any, base), (True, True)
     )
     # An operator returns tensors.

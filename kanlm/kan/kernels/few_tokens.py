@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from ..base_functions import BASE_CODES, BASE_FUNCTIONS, BaseFunction
 from ..bases import Basis, BSpline, Differentiable, Local
-from ..bases.formulas import Formulas
+from ..bases.cpp_formulas import CppFormulas
 from ..cpp_build import load_library
 from ..plain_tensors import is_cpu_float32, is_plain
 from ..tracing import constant_when_traced
@@ -145,7 +145,7 @@ class Evaluated(NamedTuple):
     without a source as B-splines on equal cells.
 
     Attributes:
-        source, numbers, knots, learned: as of `Formulas`.
+        source, numbers, knots, learned: as of `CppFormulas`.
     """
 
     source: str
@@ -165,7 +165,7 @@ class Evaluated(NamedTuple):
             )
         if isinstance(basis, Local) or not isinstance(basis, Differentiable):
             return None
-        formulas = basis.formulas()
+        formulas = basis.cpp_formulas()
         if formulas is None or not formulas.reads_plain_parameters:
             return None
         if not _has_functions(formulas.source):
@@ -301,13 +301,13 @@ def _described(
     source, numbers, knots, learned = evaluated or _GIVEN
     formulas = structure = None
     if source:
-        formulas = Formulas(source, functions, numbers, knots, learned)
+        formulas = CppFormulas(source, functions, numbers, knots, learned)
         structure = formulas.structure
     layer = CppLayer(
         *map(_pointer, (gain, coefficients, base_weight, bias)),
         None if source else _pointer(knots),
         None if structure is None else ctypes.addressof(structure),
-        None if formulas is None else formulas.places[0],
+        None if formulas is None else formulas.addresses[0],
         *(inputs, functions, out, support),
         BASE_CODES[base],
         functions - support + 1,
@@ -330,7 +330,7 @@ def _compiles(dtype: torch.dtype) -> bool:
 @constant_when_traced
 def _has_functions(source: str) -> bool:
     """Whether a basis's C++ file is compiled."""
-    return Formulas(source, 0, ()).library is not None
+    return CppFormulas(source, 0, ()).library is not None
 
 
 @functools.cache

@@ -9,7 +9,7 @@ cast.
 torch.compile, FSDP and autograd see operators with fake kernels. They have no second derivatives,
 and torch.func's transforms do not know them.
 
-To give another basis a formula: describe it in `formula_of`, and write its two functions in
+To give another basis a formula: describe it in `triton_formula`, and write its two functions in
 `triton_formulas`.
 """
 
@@ -31,21 +31,21 @@ from ..tracing import constant_when_traced
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-class Formula(NamedTuple):
+class TritonFormula(NamedTuple):
     """How a basis is evaluated.
 
     Attributes:
         name: of its functions in `triton_formulas.FORMULAS`.
         numbers: what they are compiled with.
-        places: what they read when they run, because it may change while the model trains.
+        knots: read when they run, because it may change while the model trains.
     """
 
     name: str
     numbers: list[float]
-    places: Tensor | None = None
+    knots: Tensor | None = None
 
 
-def formula_of(basis: Basis) -> Formula | None:
+def triton_formula(basis: Basis) -> TritonFormula | None:
     """What Triton's kernels need to know of a basis, or None where they have no formula."""
     if isinstance(basis, Polynomials):
         # For p_n times its weight, and the variable x instead of u.
@@ -55,11 +55,11 @@ def formula_of(basis: Basis) -> Formula | None:
             a = (r.first if n == 0 else r.a[n]) * r.scale * r.weights[n + 1] / r.weights[n]
             c = 0.0 if n == 0 else r.c[n] * r.weights[n + 1] / r.weights[n - 1]
             numbers += [a, c]
-        return Formula("polynomials", numbers)
+        return TritonFormula("polynomials", numbers)
     if isinstance(basis, BSpline) and basis.degree <= 3 and basis.equal_cells:
         if len(basis.knots) > 1:
             return None
-        return Formula("splines", [float(basis.degree)], basis.knots[0])
+        return TritonFormula("splines", [float(basis.degree)], basis.knots[0])
     return None
 
 
@@ -69,7 +69,7 @@ def no_fused_sums(x: Tensor, coefficients: Tensor, basis: Basis) -> str | None:
         return f"takes float32, bfloat16 and float16, and these inputs are {x.dtype}"
     if x.dtype != coefficients.dtype and not torch.is_autocast_enabled(x.device.type):
         return f"expects inputs and coefficients of one dtype: {x.dtype}, {coefficients.dtype}"
-    if formula_of(basis) is None:
+    if triton_formula(basis) is None:
         return (
             "has formulas for polynomials and for B-splines of degree 0 to 3 on one grid of equal "
             f"cells, and this is {basis.label}"
@@ -94,19 +94,19 @@ def fused_sums(
     Arguments:
         x: (…, in), on an NVIDIA GPU, or on a CPU under Triton's interpreter.
         coefficients: (in, B, out).
-        basis: one that `formula_of` knows.
+        basis: one that `triton_formula` knows.
         base: function beside the basis, with `base_weight` (out, in).
 
     Returns: (…, out).
     """
-    formula = formula_of(basis)
+    formula = triton_formula(basis)
     assert formula is not None
     flat = x.reshape(-1, x.shape[-1])
     y = _sums(
         flat,
         coefficients,
         base_weight,
-        formula.places,
+        formula.knots,
         formula.name,
         formula.numbers,
         base or "none",
@@ -155,7 +155,7 @@ def _sums(
     x: Tensor,
     coefficients: Tensor,
     base_weight: Tensor | None,
-    places: Tensor | None,
+    knots: Tensor | None,
     formula: str,
     numbers: Sequence[float],
     base: str,
@@ -167,7 +167,7 @@ def _sums(
         return x.new_empty(0, coefficients.shape[-1], dtype=dtype)
     c = _all_coefficients(coefficients, base_weight, dtype)
     return triton_launches.run(
-        triton_launches.sums, x.contiguous(), c, formula, tuple(numbers), places, base
+        triton_launches.sums, x.contiguous(), c, formula, tuple(numbers), knots, base
     )
 
 
@@ -177,7 +177,7 @@ def _input_gradients(
     x: Tensor,
     coefficients: Tensor,
     base_weight: Tensor | None,
-    places: Tensor | None,
+    knots: Tensor | None,
     formula: str,
     numbers: Sequence[float],
     base: str,
@@ -190,7 +190,7 @@ def _input_gradients(
     c = _all_coefficients(coefficients, base_weight, dtype)
     dy, x = dy.to(dtype).contiguous(), x.contiguous()
     return triton_launches.run(
-        triton_launches.input_gradients, dy, x, c, formula, tuple(numbers), places, base
+        triton_launches.input_gradients, dy, x, c, formula, tuple(numbers), knots, base
     )
 
 
@@ -200,7 +200,7 @@ def _coefficient_gradients(
     x: Tensor,
     coefficients: Tensor,
     base_weight: Tensor | None,
-    places: Tensor | None,
+    knots: Tensor | None,
     formula: str,
     numbers: Sequence[float],
     base: str,
@@ -217,7 +217,7 @@ def _coefficient_gradients(
     all_functions = functions + (base_weight is not None)
     parts = triton_launches.run(
         triton_launches.coefficient_gradients,
-        *(dy, x, all_functions, formula, tuple(numbers), places, base),
+        *(dy, x, all_functions, formula, tuple(numbers), knots, base),
     )
     dc = parts[0] if len(parts) == 1 else parts.sum(dim=0)
     if base_weight is None:

@@ -2,7 +2,7 @@
 
 A basis expands every input to B numbers. Kept for backward, as autograd would, they are
 most of a layer's memory; evaluating them again costs a few passes over the input, beside
-products of 2 B · out operations an input. Where products.cpp can, it evaluates them inside the
+products of 2 B · out operations an input. Where cpu_gemm.cpp can, it evaluates them inside the
 products; elsewhere a block of tokens is expanded at a time, for torch's.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from ..base_functions import BASE_FUNCTIONS, BASE_GRADIENTS, BASE_SLOPES, BaseFunction
 from ..bases import Differentiable
 from ..casts import kept
-from . import products
+from . import cpu_gemm
 
 #: Tokens that are expanded at a time. On a CPU a block and its gradient then stay in the
 #: outer cache, and the products are still as fast as large ones; on a GPU it bounds memory.
@@ -125,10 +125,10 @@ def sums(
     base: BaseFunction | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Sums over edges, by products.cpp or block by block: (N, in) → (N, out) in `dtype`."""
-    formulas = basis.formulas()
-    if dtype == x.dtype and products.can(formulas, x, coefficients, base_weight):
-        return products.sums(formulas, x, coefficients, base_weight, base)
+    """Sums over edges, by cpu_gemm.cpp or block by block: (N, in) → (N, out) in `dtype`."""
+    formulas = basis.cpp_formulas()
+    if dtype == x.dtype and cpu_gemm.can(formulas, x, coefficients, base_weight):
+        return cpu_gemm.sums(formulas, x, coefficients, base_weight, base)
     matrix = _kept_matrix(coefficients, base_weight, dtype)
     y = x.new_empty(x.shape[0], coefficients.shape[-1], dtype=dtype)
     for rows in _blocks(x):
@@ -146,15 +146,15 @@ def gradients_of_sums(
     dtype: torch.dtype,
     needs: tuple[bool, bool] = (True, True),
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of x, coefficients and base weights, by products.cpp or block by block, of which
+    """Gradients of x, coefficients and base weights, by cpu_gemm.cpp or block by block, of which
     nobody asks one.
 
     Arguments:
         needs: whether that of x is asked for, and whether those of the weights are.
     """
-    formulas = basis.formulas()
-    if dtype == x.dtype and products.can(formulas, x, coefficients, base_weight, dy):
-        return products.gradients(formulas, dy, x, coefficients, base_weight, base, needs)
+    formulas = basis.cpp_formulas()
+    if dtype == x.dtype and cpu_gemm.can(formulas, x, coefficients, base_weight, dy):
+        return cpu_gemm.gradients(formulas, dy, x, coefficients, base_weight, base, needs)
     need_dx, need_weights = needs
     matrix = _kept_matrix(coefficients, base_weight, dtype)
     # Blocks are added up in float32 at least.

@@ -44,7 +44,7 @@ def test_values_and_slopes(basis: Smooth, tokens: int) -> None:
     """In the range, at its ends, in the tails, and far away."""
     x = 2 * torch.randn(tokens, CHANNELS)
     x.view(-1)[:6] = torch.tensor([-3.0, 3.0, 0.0, 9.0, -40.0, 4.0])[: x.numel()]
-    formulas = basis.formulas()
+    formulas = basis.cpp_formulas()
     assert formulas is not None
     assert formulas.can(x)
     exact = copy.deepcopy(basis).double()
@@ -81,4 +81,4 @@ def test_bent_inputs_and_large_networks_take_torch() -> None:
         Implicit(outside="squash"),
         Implicit(hidden=65),
     ):
-        assert basis.formulas() is None
+        assert basis.cpp_formulas() is None

@@ -20,7 +20,7 @@ def test_values_and_slopes(kind, outside, degree, constant, shape) -> None:
     basis = kind(degree=degree, constant=constant, outside=outside, half_width=2.0)
     x = 2 * torch.randn(*shape, dtype=torch.float64)
     x.view(-1)[:3] = torch.tensor([-2.0, 2.0, 0.0], dtype=torch.float64)[: x.numel()]
-    assert basis.formulas().can(x.float())
+    assert basis.cpp_formulas().can(x.float())
     # tanh is off by 4e-7, and a polynomial of degree n rises by n² of its maximum (Markov).
     atol = max(4e-6, 4e-7 * degree**2) if outside == "squash" else 4e-6
     values = torch.full((x.shape[0], basis.num_functions + 1, x.shape[1]), 7.0)
@@ -50,7 +50,7 @@ def test_inputs_and_gradients_that_do_not_lie_in_order() -> None:
 
 
 def test_other_dtypes_take_the_formulas() -> None:
-    formulas = Hermite().formulas()
+    formulas = Hermite().cpp_formulas()
     assert formulas is not None
     assert not formulas.can(torch.zeros(2, dtype=torch.float64))
     assert not formulas.can(torch.zeros(2, dtype=torch.bfloat16))

@@ -208,10 +208,10 @@ def test_inputs_that_are_no_numbers_spoil_their_token_alone(basis, value) -> Non
 def test_operators_keep_torchs_rules(basis, base) -> None:
     """Schemas, fake kernels and registered gradients, also for any number of tokens."""
     layer = make(basis, base, inputs=3, outputs=2)
-    formula = fused.formula_of(layer.basis)
+    formula = fused.triton_formula(layer.basis)
     assert formula is not None
     x = draw(5, 3).requires_grad_()
-    tensors = (x, layer.coefficients, layer.base_weight, formula.places)
+    tensors = (x, layer.coefficients, layer.base_weight, formula.knots)
     rest = (formula.name, formula.numbers, base or "none", torch.float32)
     torch.library.opcheck(fused._sums, (*tensors, *rest))
     # Their own gradients are refused.

@@ -304,9 +304,9 @@ def test_every_configuration_computes_the_layer(
     expected = torch.einsum("nib,ibo->no", values, c.double())
     (expected_dx,) = torch.autograd.grad(expected, exact, dy.double(), retain_graph=True)
     expected_dc = torch.einsum("nib,no->ibo", values, dy.double())
-    formula = fused.formula_of(basis)
+    formula = fused.triton_formula(basis)
     assert formula is not None
-    rest = (formula.name, tuple(formula.numbers), formula.places, base)
+    rest = (formula.name, tuple(formula.numbers), formula.knots, base)
     target = launches.Target(launches.HOPPER, 132, 227 * 1024)
     prepared = [
         (launches.sums(x, c, *rest, target), expected),

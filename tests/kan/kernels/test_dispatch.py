@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kanlm.kan import RBF, BSpline, Chebyshev, Hermite, KANLinear, Rational, decoding
-from kanlm.kan.kernels import BACKENDS, choice, fused, use_backend
+from kanlm.kan.kernels import BACKENDS, dispatch, fused, use_backend
 
 
 @pytest.mark.parametrize(
@@ -33,9 +33,9 @@ def test_what_is_taken_by_itself(basis, tokens, gradients, expected) -> None:
     x = torch.randn(tokens, 8)
     with torch.set_grad_enabled(gradients):
         with decoding(layer):
-            assert choice._backend(x, layer.coefficients, layer.basis) == expected
+            assert dispatch._backend(x, layer.coefficients, layer.basis) == expected
         # Outside nothing reads memory unasked.
-        assert choice._backend(x, layer.coefficients, layer.basis) != "few"
+        assert dispatch._backend(x, layer.coefficients, layer.basis) != "few"
 
 
 def test_gpus_are_left_to_torch() -> None:
@@ -44,7 +44,7 @@ def test_gpus_are_left_to_torch() -> None:
     for tokens, expected in ((1, "few"), (10_000, "recompute")):
         x = torch.empty(tokens, 8, device="meta", dtype=torch.bfloat16)
         with torch.no_grad(), decoding(layer):
-            assert choice._backend(x, layer.coefficients, layer.basis) == expected
+            assert dispatch._backend(x, layer.coefficients, layer.basis) == expected
 
 
 @pytest.mark.parametrize("backend", [each for each in BACKENDS if each != "triton"])
@@ -80,7 +80,7 @@ def test_without_triton_its_backend_says_so_and_nothing_else_needs_it(monkeypatc
     monkeypatch.setattr(fused, "_missing", fused._missing.__wrapped__)
     with use_backend("triton"), pytest.raises(ValueError, match="needs triton, which is not"):
         layer(x)
-    assert choice._backend(x, layer.coefficients, layer.basis) == "recompute"
+    assert dispatch._backend(x, layer.coefficients, layer.basis) == "recompute"
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is no triton but for Linux")
@@ -105,8 +105,8 @@ def test_an_unknown_backend_is_refused_and_nested_ones_end() -> None:
     with use_backend("reference"):
         with use_backend("recompute"):
             pass
-        assert choice._chosen == "reference"
-    assert choice._chosen == "auto"
+        assert dispatch._chosen == "reference"
+    assert dispatch._chosen == "auto"
 
 
 def test_wrong_dtypes_are_torchs_own_error() -> None:

@@ -44,7 +44,7 @@ using PullBack = void (*)(
 
 }  // namespace
 
-// As `_Edges` in products.py.
+// As `_Edges` in cpu_gemm.py.
 struct Edges {
     const Formulas* basis;
     Values values;

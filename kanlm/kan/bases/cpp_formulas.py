@@ -17,7 +17,7 @@ from .. import plain_tensors
 from ..cpp_build import load_library
 
 
-class Formulas(NamedTuple):
+class CppFormulas(NamedTuple):
     """Functions of one of the C++ files.
 
     Attributes:
@@ -62,9 +62,9 @@ class Formulas(NamedTuple):
         return _library(self.source)
 
     @property
-    def places(self) -> tuple[int, int]:
-        """Where the two functions of `library` are."""
-        return _places(self.source)
+    def addresses(self) -> tuple[int, int]:
+        """Addresses of the two functions of `library`."""
+        return _addresses(self.source)
 
     @property
     def structure(self) -> "_Structure":
@@ -108,7 +108,7 @@ def _call(function: Any, structure: "_Structure", x: Tensor, *others: Tensor) ->
 
 
 @functools.cache
-def _places(source: str) -> tuple[int, int]:
+def _addresses(source: str) -> tuple[int, int]:
     library = _library(source)
     values, pull_back = (
         ctypes.cast(function, ctypes.c_void_p).value

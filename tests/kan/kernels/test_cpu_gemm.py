@@ -16,8 +16,8 @@ from torch import Tensor
 from kanlm.kan import RBF, BSpline, Chebyshev, Hermite, KANLinear, Legendre, cpp_build
 from kanlm.kan.base_functions import BaseFunction
 from kanlm.kan.bases import Differentiable
-from kanlm.kan.bases.formulas import Formulas
-from kanlm.kan.kernels import products, use_backend
+from kanlm.kan.bases.cpp_formulas import CppFormulas
+from kanlm.kan.kernels import cpu_gemm, use_backend
 
 pytestmark = pytest.mark.skipif(
     cpp_build.obstacle() is not None or platform.machine() != "x86_64",
@@ -50,9 +50,9 @@ def gradients(layer: KANLinear, x: Tensor, dy: Tensor) -> list[Tensor]:
     return [y.detach(), *torch.autograd.grad(y, [x, *layer.parameters()], dy)]
 
 
-def formulas_of(layer: KANLinear) -> Formulas:
+def formulas_of(layer: KANLinear) -> CppFormulas:
     assert isinstance(layer.basis, Differentiable)
-    formulas = layer.basis.formulas()
+    formulas = layer.basis.cpp_formulas()
     assert formulas is not None
     return formulas
 
@@ -61,7 +61,7 @@ def check(layer: KANLinear, x: Tensor) -> None:
     """All of them, each to the rounding of sums of as many numbers, beside float64's. Where terms
     cancel, that of the plain formula in float32 says what is left of the digits."""
     dy = torch.randn(*x.shape[:-1], layer.out_features)
-    assert products.can(formulas_of(layer), x, layer.coefficients, layer.base_weight)
+    assert cpu_gemm.can(formulas_of(layer), x, layer.coefficients, layer.base_weight)
     got = gradients(layer, x, dy)
     with use_backend("reference"):
         plain = gradients(layer, x, dy)
@@ -146,8 +146,8 @@ def test_only_what_is_asked_for(needs: tuple[bool, bool]) -> None:
     layer = KANLinear(20, 7, base="silu")
     x, dy = torch.randn(50, 20), torch.randn(50, 7)
     given = formulas_of(layer), dy, x, layer.coefficients.detach(), layer.base_weight, "silu"
-    found = products.gradients(*given, needs)
-    every = products.gradients(*given, (True, True))
+    found = cpu_gemm.gradients(*given, needs)
+    every = cpu_gemm.gradients(*given, (True, True))
     for one, each, need in zip(found, every, (needs[0], needs[1], needs[1]), strict=True):
         assert (one is not None) == need
         assert one is None or (each is not None and torch.equal(one, each))
@@ -174,15 +174,15 @@ def test_compiled_code_calls_it_without_a_break() -> None:
 def test_what_it_cannot_take_is_left_to_torch() -> None:
     formulas = formulas_of(KANLinear(8, 5))
     x, coefficients = torch.randn(4, 8), torch.randn(8, 3, 5)
-    assert products.can(formulas, x, coefficients, None)
-    assert not products.can(formulas, x[:0], coefficients, None)
-    assert not products.can(formulas, x.double(), coefficients, None)
-    assert not products.can(formulas, x, coefficients.bfloat16(), None)
+    assert cpu_gemm.can(formulas, x, coefficients, None)
+    assert not cpu_gemm.can(formulas, x[:0], coefficients, None)
+    assert not cpu_gemm.can(formulas, x.double(), coefficients, None)
+    assert not cpu_gemm.can(formulas, x, coefficients.bfloat16(), None)
     assert not torch.func.vmap(
-        lambda row: torch.tensor(products.can(formulas, row.unsqueeze(0), coefficients, None))
+        lambda row: torch.tensor(cpu_gemm.can(formulas, row.unsqueeze(0), coefficients, None))
     )(x).any()
     with pytest.raises(ValueError, match="x has 8 channels: expected 9"):
-        products.sums(formulas, x, torch.randn(9, 3, 5), None, None)
+        cpu_gemm.sums(formulas, x, torch.randn(9, 3, 5), None, None)
 
 
 def test_weights_that_do_not_fit_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""Sums over edges by products.cpp, which evaluates the basis inside its products: for float32 on
+"""Sums over edges by cpu_gemm.cpp, which evaluates the basis inside its products: for float32 on
 a CPU, and bases that have formulas in C++.
 """
 
@@ -13,11 +13,11 @@ from torch import Tensor
 
 from .. import plain_tensors
 from ..base_functions import BASE_CODES, BaseFunction
-from ..bases.formulas import Formulas
+from ..bases.cpp_formulas import CppFormulas
 from ..cpp_build import load_library
 
 
-def compiles(formulas: Formulas) -> bool:
+def compiles(formulas: CppFormulas) -> bool:
     """Whether there is a compiler for it all, and a processor on which it has been timed: tiles
     that suit the registers of another may be slower than its own library."""
     if platform.machine() not in ("x86_64", "AMD64"):
@@ -25,7 +25,7 @@ def compiles(formulas: Formulas) -> bool:
     return _library() is not None and formulas.library is not None
 
 
-def can(formulas: Formulas | None, x: Tensor, *others: Tensor | None) -> TypeGuard[Formulas]:
+def can(formulas: CppFormulas | None, x: Tensor, *others: Tensor | None) -> TypeGuard[CppFormulas]:
     """Whether a basis has formulas and tensors like these can be taken: float32 on a CPU, and
     there are tokens."""
     if formulas is None or x.numel() == 0:
@@ -36,7 +36,7 @@ def can(formulas: Formulas | None, x: Tensor, *others: Tensor | None) -> TypeGua
 
 
 def sums(
-    formulas: Formulas,
+    formulas: CppFormulas,
     x: Tensor,
     coefficients: Tensor,
     base_weight: Tensor | None,
@@ -62,7 +62,7 @@ def sums(
 
 
 def gradients(
-    formulas: Formulas,
+    formulas: CppFormulas,
     dy: Tensor,
     x: Tensor,
     coefficients: Tensor,
@@ -94,7 +94,7 @@ def gradients(
 
 
 class _Edges(ctypes.Structure):
-    """As `Edges` in products.cpp."""
+    """As `Edges` in cpu_gemm.cpp."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("basis", "values", "pull_back")),
@@ -105,7 +105,7 @@ class _Edges(ctypes.Structure):
     @classmethod
     def of(
         cls,
-        formulas: Formulas,
+        formulas: CppFormulas,
         coefficients: Tensor,
         base_weight: Tensor | None,
         base: BaseFunction | None,
@@ -124,7 +124,7 @@ class _Edges(ctypes.Structure):
         kept = [t if t is None else t.contiguous() for t in (coefficients, base_weight)]
         edges = cls(
             ctypes.addressof(structure),
-            *formulas.places,
+            *formulas.addresses,
             *(None if t is None else t.data_ptr() for t in kept),
             BASE_CODES[base],
             functions,
@@ -144,7 +144,7 @@ def _call(function: Any, edges: _Edges, x: Tensor, *others: Tensor | None) -> No
 
 @functools.cache
 def _library() -> Any:
-    source = Path(__file__).with_name("products.cpp")
+    source = Path(__file__).with_name("cpu_gemm.cpp")
     library = load_library(source, "edge_sums", "edge_gradients")
     if library is None:
         return None
