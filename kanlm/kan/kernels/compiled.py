@@ -25,13 +25,15 @@ def contract_compiled(
     basis: Basis,
     base: BaseFunction | None = None,
     base_weight: Tensor | None = None,
+    *,
+    by_cpp: bool = True,
 ) -> Tensor:
     """Sums over edges; arguments and result as of `contract_recomputing`, for any basis.
 
     Expansion and reordered coefficients are checkpointed: left to itself, the partitioner
     keeps both. The product is not, or backward would compute it again.
     """
-    formulas = basis.cpp_formulas() if isinstance(basis, Differentiable) else None
+    formulas = basis.cpp_formulas() if by_cpp and isinstance(basis, Differentiable) else None
     if formulas is not None and _left_to_native(formulas.source, x, coefficients, base_weight):
         flat = x.reshape(-1, x.shape[-1])
         source, functions, numbers, knots, _ = formulas

@@ -1,5 +1,6 @@
 """Which backend adds up the edges' functions."""
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal, get_args
@@ -17,18 +18,22 @@ from .fused import fused_sums, no_fused_sums
 from .prepared import is_decoding, prepared_modules
 from .recompute import contract_recomputing
 
-Backend = Literal["auto", "reference", "recompute", "triton", "few", "sparse"]
+Backend = Literal["auto", "reference", "recompute", "torch", "triton", "few", "sparse"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
+#: Those that a model can be trained with.
+TrainingBackend = Literal["reference", "recompute", "torch", "triton"]
 
 _chosen: Backend = "auto"
+_preferred: TrainingBackend = "recompute"
 
 
 @contextmanager
 def use_backend(backend: Backend) -> Iterator[None]:
     """Take this backend within the block, in all threads, where a layer can.
 
-    `auto`, which holds outside of all blocks, takes `few` for few tokens within
-    `kanlm.kan.decoding`, else `recompute` where it can, else `reference`.
+    `auto`, which holds outside of all blocks, times nothing: it takes `few` for few tokens within
+    `kanlm.kan.decoding`, else what `prefer_backend` names, which is `recompute` unless it was
+    called, else `reference`, each where it can.
 
     Raises:
         ValueError: the backend is unknown; and layers raise it where their basis, device or
@@ -42,6 +47,41 @@ def use_backend(backend: Backend) -> Iterator[None]:
         yield
     finally:
         _chosen = before
+
+
+@contextmanager
+def prefer_backend(backend: TrainingBackend) -> Iterator[None]:
+    """Have `auto` take this backend within the block, in all threads, for layers that can.
+
+    Others take `recompute` or, where they cannot, `reference`.
+
+    Raises:
+        ValueError: the backend is unknown.
+    """
+    global _preferred
+    if backend not in get_args(TrainingBackend):
+        expected = ", ".join(get_args(TrainingBackend))
+        raise ValueError(f"backend = {backend!r}: expected {expected}")
+    before, _preferred = _preferred, backend
+    try:
+        yield
+    finally:
+        _preferred = before
+
+
+def chosen_backend() -> Backend:
+    """What `use_backend` asks for."""
+    return _chosen
+
+
+def obstacle_of(backend: Backend, x: Tensor, coefficients: Tensor, basis: Basis) -> str | None:
+    """Why a backend cannot add up such tensors, or None.
+
+    Args:
+        x: (…, in).
+        coefficients: (in, B, out).
+    """
+    return _OBSTACLES[backend](x, coefficients, basis)
 
 
 def prepared_sums(module: nn.Module, x: Tensor) -> Tensor | None:
@@ -89,7 +129,7 @@ def edge_sums(
     if backend in ("few", "sparse"):
         edges = Edges(coefficients, basis, base, base_weight, bias)
         return few_sums(x, edges, sparse=True if backend == "sparse" else None)
-    sums = {"reference": _reference, "recompute": _recompute, "triton": fused_sums}[backend]
+    sums = _SUMS[backend]
     y = sums(x, coefficients, basis, base, base_weight)
     return y if bias is None else y + bias.to(y.dtype)
 
@@ -108,7 +148,10 @@ def _backend(x: Tensor, coefficients: Tensor, basis: Basis, *others: Tensor | No
     few = is_decoding() and not learns and 0 < x.numel() <= MOST_TOKENS * x.shape[-1]
     if few and _no_few(x, coefficients, basis) is None:
         return "few"
-    return "reference" if _no_recompute(x, coefficients, basis) else "recompute"
+    for backend in (_preferred, "recompute"):
+        if _OBSTACLES[backend](x, coefficients, basis) is None:
+            return backend
+    return "reference"
 
 
 # What each backend computes, and what it cannot
@@ -134,11 +177,16 @@ def _recompute(
     basis: Basis,
     base: BaseFunction | None,
     base_weight: Tensor | None,
+    *,
+    by_cpp: bool = True,
 ) -> Tensor:
     if torch.compiler.is_compiling():
-        return contract_compiled(x, coefficients, basis, base, base_weight)
+        return contract_compiled(x, coefficients, basis, base, base_weight, by_cpp=by_cpp)
     assert isinstance(basis, Differentiable)
-    return contract_recomputing(x, coefficients, basis, base, base_weight)
+    return contract_recomputing(x, coefficients, basis, base, base_weight, by_cpp=by_cpp)
+
+
+_by_torch = functools.partial(_recompute, by_cpp=False)
 
 
 def _no_recompute(x: Tensor, coefficients: Tensor, basis: Basis) -> str | None:
@@ -175,7 +223,15 @@ def _no_sparse(x: Tensor, coefficients: Tensor, basis: Basis) -> str | None:
 _OBSTACLES: dict[str, Callable[[Tensor, Tensor, Basis], str | None]] = {
     "reference": lambda x, coefficients, basis: None,
     "recompute": _no_recompute,
+    "torch": _no_recompute,
     "triton": no_fused_sums,
     "few": _no_few,
     "sparse": _no_sparse,
+}
+
+_SUMS: dict[str, Callable[..., Tensor]] = {
+    "reference": _reference,
+    "recompute": _recompute,
+    "torch": _by_torch,
+    "triton": fused_sums,
 }

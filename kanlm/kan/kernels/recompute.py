@@ -28,6 +28,8 @@ def contract_recomputing(
     basis: Differentiable,
     base: BaseFunction | None = None,
     base_weight: Tensor | None = None,
+    *,
+    by_cpp: bool = True,
 ) -> Tensor:
     """Sums over edges for eager torch. Gradients can be differentiated again, and torch.func's
     transforms apply, both with the whole expansion in memory.
@@ -39,6 +41,7 @@ def contract_recomputing(
         coefficients: (in, B, out).
         basis: without parameters: it gets no gradient.
         base: function beside the basis, with `base_weight` (out, in).
+        by_cpp: use cpu_gemm.cpp where it can.
 
     Returns: (…, out), in the dtype of autocast if that is on.
     """
@@ -46,7 +49,7 @@ def contract_recomputing(
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     flat = x.reshape(-1, x.shape[-1])
     with torch.autocast(device, enabled=False):
-        y = _Contract.apply(flat, coefficients, base_weight, basis, base, dtype)
+        y = _Contract.apply(flat, coefficients, base_weight, basis, base, dtype, by_cpp)
     return y.reshape(*x.shape[:-1], coefficients.shape[-1])
 
 
@@ -64,12 +67,13 @@ class _Contract(torch.autograd.Function):
         basis: Differentiable,
         base: BaseFunction | None,
         dtype: torch.dtype,
+        by_cpp: bool,
     ) -> Tensor:
-        return sums(x, coefficients, base_weight, basis, base, dtype)
+        return sums(x, coefficients, base_weight, basis, base, dtype, by_cpp)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *tensors, ctx.basis, ctx.base, ctx.dtype = inputs
+        *tensors, ctx.basis, ctx.base, ctx.dtype, ctx.by_cpp = inputs
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
 
@@ -79,13 +83,13 @@ class _Contract(torch.autograd.Function):
         x, coefficients, base_weight = ctx.saved_tensors
         if torch.is_grad_enabled():  # for `create_graph`
             found = _differentiable_gradients(x, coefficients, base_weight, dy, ctx.basis, ctx.base)
-            return *found, None, None, None
+            return *found, None, None, None, None
         need_dx, *need_weights = ctx.needs_input_grad[:3]
         needs = need_dx, any(need_weights)
         found = gradients_of_sums(
-            dy, x, coefficients, base_weight, ctx.basis, ctx.base, ctx.dtype, needs
+            *(dy, x, coefficients, base_weight, ctx.basis, ctx.base, ctx.dtype, needs, ctx.by_cpp)
         )
-        return *found, None, None, None
+        return *found, None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
@@ -106,7 +110,7 @@ class _Contract(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
-        *tensors, basis, base, dtype = args
+        *tensors, basis, base, dtype, _ = args
 
         def sums(x: Tensor, coefficients: Tensor, base_weight: Tensor | None = None) -> Tensor:
             expanded = _values(x, basis, base).flatten(-2).to(dtype)
@@ -124,10 +128,11 @@ def sums(
     basis: Differentiable,
     base: BaseFunction | None,
     dtype: torch.dtype,
+    by_cpp: bool = True,
 ) -> Tensor:
     """Sums over edges, by cpu_gemm.cpp or block by block: (N, in) → (N, out) in `dtype`."""
     formulas = basis.cpp_formulas()
-    if dtype == x.dtype and cpu_gemm.can(formulas, x, coefficients, base_weight):
+    if by_cpp and dtype == x.dtype and cpu_gemm.can(formulas, x, coefficients, base_weight):
         return cpu_gemm.sums(formulas, x, coefficients, base_weight, base)
     matrix = _kept_matrix(coefficients, base_weight, dtype)
     y = x.new_empty(x.shape[0], coefficients.shape[-1], dtype=dtype)
@@ -145,6 +150,7 @@ def gradients_of_sums(
     base: BaseFunction | None,
     dtype: torch.dtype,
     needs: tuple[bool, bool] = (True, True),
+    by_cpp: bool = True,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, coefficients and base weights, by cpu_gemm.cpp or block by block, of which
     nobody asks one.
@@ -153,7 +159,7 @@ def gradients_of_sums(
         needs: whether that of x is asked for, and whether those of the weights are.
     """
     formulas = basis.cpp_formulas()
-    if dtype == x.dtype and cpu_gemm.can(formulas, x, coefficients, base_weight, dy):
+    if by_cpp and dtype == x.dtype and cpu_gemm.can(formulas, x, coefficients, base_weight, dy):
         return cpu_gemm.gradients(formulas, dy, x, coefficients, base_weight, base, needs)
     need_dx, need_weights = needs
     matrix = _kept_matrix(coefficients, base_weight, dtype)

@@ -1,0 +1,195 @@
+"""Which backend trains a model's layers fastest on this machine, measured on throwaway tensors."""
+
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..bases import Differentiable
+from ..layer import KANLinear
+from . import cpu_gemm
+from .dispatch import TrainingBackend, edge_sums, obstacle_of, use_backend
+
+#: Those that could serve, by the type of device. The first is taken where none is `_MARGIN` faster.
+CANDIDATES: dict[str, tuple[TrainingBackend, ...]] = {
+    "cpu": ("recompute", "torch"),
+    "cuda": ("recompute", "triton"),
+}
+#: What they are, for people.
+NAMES = {
+    ("cpu", "recompute"): "C++",
+    ("cpu", "torch"): "torch",
+    ("cuda", "recompute"): "torch",
+    ("cuda", "triton"): "triton",
+}
+_MARGIN = 0.95
+_ROUNDS = 3
+#: Floating-point operations of one pass over all shapes, by device: a few tens of milliseconds.
+_MOST_FLOPS = {"cpu": 1e9, "cuda": 1e12}
+_FEWEST_TOKENS = 128
+
+
+class Measured(NamedTuple):
+    """What was found.
+
+    Attributes:
+        backend: the fastest.
+        seconds: of a forward and backward pass over all layers' shapes, by backend; empty where
+            there was nothing to choose.
+        tokens: in that pass.
+        failed: backend → why it could not be compiled or launched.
+    """
+
+    backend: TrainingBackend
+    seconds: dict[str, float]
+    tokens: int
+    failed: dict[str, str]
+
+
+def fastest_backend(
+    model: nn.Module,
+    *,
+    tokens: int,
+    autocast: torch.dtype | None = None,
+    compiled: bool = False,
+    candidates: Sequence[TrainingBackend] | None = None,
+) -> Measured:
+    """Time forward and backward passes of a model's KAN layers, by each backend that could serve.
+
+    Of the layers' own tensors only the bases are read, and no random state changes. Large layers
+    are timed with fewer tokens, so that all takes a few hundred milliseconds (and what compiling
+    takes, for `compiled`).
+
+    Args:
+        tokens: in a forward pass.
+        autocast: dtype that products are computed in, if it is not that of the weights.
+        compiled: time what torch.compile makes of it.
+        candidates: the backends, of which a single one is only tried; those of the device unless
+            given.
+
+    Returns:
+        The fastest, or the first where others are not faster by 5%. One that fails is left out,
+        with a warning; `recompute` is taken where none is left.
+    """
+    layers = [module for module in model.modules() if isinstance(module, KANLinear)]
+    if not layers:
+        return Measured("recompute", {}, 0, {})
+    device = layers[0].coefficients.device
+    chosen = CANDIDATES.get(device.type, ()) if candidates is None else tuple(candidates)
+    counts = Counter(map(_shape, layers))
+    shapes = {_shape(layer): layer for layer in layers}
+    work = sum(6 * layer.coefficients.numel() for layer in shapes.values())
+    tokens = min(tokens, max(_FEWEST_TOKENS, int(_MOST_FLOPS.get(device.type, 1e9) / work)))
+    narrow = nullcontext() if autocast is None else torch.autocast(device.type, autocast)
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.enable_grad(), narrow:
+        shapes = {key: layer for key, layer in shapes.items() if _all_can(chosen, layer)}
+        differ = candidates is not None or any(_differ(layer) for layer in shapes.values())
+        if not shapes or not differ:
+            return Measured("recompute", {}, 0, {})
+        passes = {
+            key: _training_pass(layer, tokens, compiled=compiled) for key, layer in shapes.items()
+        }
+        failed = {each: why for each in chosen if (why := _failure(each, passes.values()))}
+        able = [each for each in chosen if each not in failed]
+        seconds = dict.fromkeys(able, 0.0)
+        for key, run in passes.items():
+            for each, best in _interleaved(run, able, device).items():
+                seconds[each] += counts[key] * best
+    for backend, why in failed.items():
+        warnings.warn(f"kernels of backend {backend!r} are not used: {why}", stacklevel=2)
+    return Measured(_fastest(able, seconds), seconds, tokens, failed)
+
+
+def _fastest(able: Sequence[TrainingBackend], seconds: Mapping[str, float]) -> TrainingBackend:
+    if not able:
+        return "recompute"
+    fastest = min(able, key=lambda each: seconds[each])
+    return fastest if seconds[fastest] < _MARGIN * seconds[able[0]] else able[0]
+
+
+def _shape(layer: KANLinear) -> tuple[object, ...]:
+    """What layers have in common that take as long."""
+    return tuple(layer.coefficients.shape), layer.basis.label, layer.base
+
+
+def _all_can(backends: Iterable[TrainingBackend], layer: KANLinear) -> bool:
+    x, coefficients, _ = _tensors(layer, 1)
+    return all(obstacle_of(each, x, coefficients, layer.basis) is None for each in backends)
+
+
+def _differ(layer: KANLinear) -> bool:
+    """Whether the candidates compute a layer by different kernels."""
+    x, coefficients, weight = _tensors(layer, 1)
+    if x.device.type != "cpu":
+        return True
+    if torch.is_autocast_enabled("cpu") or not isinstance(layer.basis, Differentiable):
+        return False
+    return cpu_gemm.can(layer.basis.cpp_formulas(), x, coefficients, weight)
+
+
+def _tensors(layer: KANLinear, tokens: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Inputs over the range of usual ones, and weights, of a layer's shapes."""
+    inputs, functions, out = layer.coefficients.shape
+    device, dtype = layer.coefficients.device, layer.coefficients.dtype
+
+    def ramp(*shape: int, end: float) -> Tensor:
+        numbers = torch.arange(torch.Size(shape).numel(), device=device) % 1013
+        return (end * (numbers / 506 - 1)).to(dtype).view(shape).requires_grad_()
+
+    weight = None if layer.base is None else ramp(out, inputs, end=0.1)
+    return ramp(tokens, inputs, end=2.0), ramp(inputs, functions, out, end=0.1), weight
+
+
+def _training_pass(layer: KANLinear, tokens: int, *, compiled: bool) -> Callable[[], None]:
+    tensors = _tensors(layer, tokens)
+    given = [tensor for tensor in tensors if tensor is not None]
+    basis, base = layer.basis, layer.base
+
+    def forward(x: Tensor, coefficients: Tensor, weight: Tensor | None) -> Tensor:
+        return edge_sums(x, coefficients, basis, base, weight)
+
+    add_up = torch.compile(forward, dynamic=False) if compiled else forward
+
+    def run() -> None:
+        y = add_up(*tensors)
+        torch.autograd.grad(y, given, torch.ones_like(y))
+
+    return run
+
+
+def _failure(backend: TrainingBackend, passes: Iterable[Callable[[], None]]) -> str | None:
+    """Why a backend cannot run what it says it can, or None; it compiles what it has to."""
+    try:
+        for run in passes:
+            _run(backend, run)
+    # Whatever a compiler or a driver raises.
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+    return None
+
+
+def _run(backend: TrainingBackend, run: Callable[[], None]) -> None:
+    with use_backend(backend):
+        run()
+
+
+def _interleaved(
+    run: Callable[[], None], backends: Iterable[TrainingBackend], device: torch.device
+) -> dict[str, float]:
+    """Least seconds of a pass by each of several backends, which take turns."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    best = {each: float("inf") for each in backends}
+    for _ in range(_ROUNDS):
+        for each in best:
+            wait()
+            start = time.perf_counter()
+            _run(each, run)
+            wait()
+            best[each] = min(best[each], time.perf_counter() - start)
+    return best
