@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: What has been cast, by where the weights lie and how often they were written to; and the
-#: weights, so that nothing else comes to lie there.
-_kept: dict[tuple[object, ...], tuple[Tensor, list[Tensor]]] | None = None
+#: What has been cast, by the weights' memory and how often it was written to; and that memory, so
+#: that nothing else has its id.
+_kept: dict[tuple[object, ...], tuple[Tensor, list[torch.UntypedStorage]]] | None = None
 
 
 @contextmanager
@@ -69,9 +69,10 @@ def kept(make: Callable[[], Tensor], dtype: torch.dtype, *weights: Tensor | None
     # There is nothing to gain where nothing is narrowed, and a copy to lose.
     if _kept is None or all(weight.dtype == dtype for weight in given):
         return make()
-    key = (dtype, *((w.untyped_storage()._cdata, w._version, *_layout(w)) for w in given))
+    # `_version` is private, and all that says whether a tensor was written to.
+    key = (dtype, *((id(w.untyped_storage()), w._version, *_layout(w)) for w in given))
     if key not in _kept:
-        _kept[key] = make(), given
+        _kept[key] = make(), [w.untyped_storage() for w in given]
     return _kept[key][0]
 
 

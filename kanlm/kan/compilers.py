@@ -1,7 +1,19 @@
 """Compilers that others look for, so that what they lack is told before they fail."""
 
+import importlib.util
 import os
 import shutil
+
+import torch
+
+
+def has_triton() -> bool:
+    """Whether torch.compile can make kernels for the GPU here, by an installed Triton."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    if torch.cuda.is_available():
+        return torch.version.hip is not None or torch.cuda.get_device_capability() >= (7, 0)
+    return torch.xpu.is_available()
 
 
 def no_c_compiler() -> str | None:

@@ -24,6 +24,11 @@ def constant_when_traced(function: _Function) -> _Function:
     return function
 
 
+def is_jit_tracing() -> bool:
+    """Whether torch.jit.trace records operators."""
+    return torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+
+
 @constant_when_traced
 def has_transforms() -> bool:
     """Whether torch.func's transforms are at work, in code that torch.compile traces."""
@@ -37,7 +42,7 @@ def observed(x: Tensor) -> str | None:
     """
     if torch.compiler.is_compiling():
         return "torch.func in compiled code" if has_transforms() else _autocast(x)
-    if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
+    if is_jit_tracing():
         return "torch.jit.trace"
     if forward_ad.unpack_dual(x).tangent is not None:
         return "forward-mode gradients"

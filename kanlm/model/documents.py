@@ -14,13 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.jit._trace import is_tracing
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
-from torch.utils._triton import has_triton
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from ..kan.compilers import no_c_compiler
-from ..kan.tracing import constant_when_traced
+from ..kan.compilers import has_triton, no_c_compiler
+from ..kan.tracing import constant_when_traced, is_jit_tracing
 
 #: Documents are put together into pieces of at least so many tokens, which take a mask of
 #: their own: on a CPU a call of the kernel costs as much as attention in such a piece.
@@ -101,7 +99,7 @@ class Pieces:
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
         """As transformers' `sdpa_attention_forward` with `causal_within`."""
-        if torch.compiler.is_compiling() or is_tracing():
+        if torch.compiler.is_compiling() or is_jit_tracing():
             # Code for any documents has no room for a list of them.
             mask = causal_within(self.documents)
             return sdpa_attention_forward(module, query, key, value, mask, **kwargs)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..base_functions import BASE_FUNCTIONS, BaseFunction
 from ..bases import Basis, Differentiable, Local
-from ..tracing import has_transforms, observed
+from ..tracing import has_transforms, is_jit_tracing, observed
 from .compiled import contract_compiled
 from .few_tokens import MOST_TOKENS, Edges, few_sums
 from .fused import fused_sums, no_fused_sums
@@ -195,7 +195,7 @@ def _no_recompute(x: Tensor, coefficients: Tensor, basis: Basis) -> str | None:
     if torch.compiler.is_compiling():
         # An operator without a tangent would be taken for a constant.
         return "is not for torch.func in compiled code" if has_transforms() else None
-    if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
+    if is_jit_tracing():
         return "is not for torch.jit.trace"
     if not isinstance(basis, Differentiable):
         return f"needs derivatives, and {basis.label} has none in closed form"

@@ -46,9 +46,9 @@ class Measured(NamedTuple):
     """
 
     backend: TrainingBackend
-    seconds: dict[str, float]
+    seconds: Mapping[TrainingBackend, float]
     tokens: int
-    failed: dict[str, str]
+    failed: Mapping[TrainingBackend, str]
 
 
 def fastest_backend(
@@ -95,7 +95,9 @@ def fastest_backend(
         passes = {
             key: _training_pass(layer, tokens, compiled=compiled) for key, layer in shapes.items()
         }
-        failed = {each: why for each in chosen if (why := _failure(each, passes.values()))}
+        failed: dict[TrainingBackend, str] = {
+            each: why for each in chosen if (why := _failure(each, passes.values()))
+        }
         able = [each for each in chosen if each not in failed]
         seconds = dict.fromkeys(able, 0.0)
         for key, run in passes.items():
@@ -106,7 +108,9 @@ def fastest_backend(
     return Measured(_fastest(able, seconds), seconds, tokens, failed)
 
 
-def _fastest(able: Sequence[TrainingBackend], seconds: Mapping[str, float]) -> TrainingBackend:
+def _fastest(
+    able: Sequence[TrainingBackend], seconds: Mapping[TrainingBackend, float]
+) -> TrainingBackend:
     if not able:
         return "recompute"
     fastest = min(able, key=lambda each: seconds[each])
@@ -181,10 +185,10 @@ def _run(backend: TrainingBackend, run: Callable[[], None]) -> None:
 
 def _interleaved(
     run: Callable[[], None], backends: Iterable[TrainingBackend], device: torch.device
-) -> dict[str, float]:
+) -> dict[TrainingBackend, float]:
     """Least seconds of a pass by each of several backends, which take turns."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    best = {each: float("inf") for each in backends}
+    best: dict[TrainingBackend, float] = dict.fromkeys(backends, float("inf"))
     for _ in range(_ROUNDS):
         for each in best:
             wait()

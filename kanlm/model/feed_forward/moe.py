@@ -272,11 +272,9 @@ def _over_processes(counts: Tensor) -> Tensor:
     """Add up the counts of all processes of torch's default group, if there is one."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return counts
-    # The kind of collective that torch.compile can trace; its import takes time.
-    from torch.distributed._functional_collectives import all_reduce
-
-    assert distributed.group.WORLD is not None
-    return all_reduce(counts, "sum", distributed.group.WORLD)
+    total = counts.clone()
+    distributed.all_reduce(total)
+    return total
 
 
 def _make_experts(
