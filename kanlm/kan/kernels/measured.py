@@ -88,7 +88,10 @@ def fastest_backend(
     narrow = nullcontext() if autocast is None else torch.autocast(device.type, autocast)
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.enable_grad(), narrow:
-        shapes = {key: layer for key, layer in shapes.items() if _all_can(chosen, layer)}
+        obstacles = {key: _obstacles(chosen, layer) for key, layer in shapes.items()}
+        shapes = {key: layer for key, layer in shapes.items() if not obstacles[key]}
+        if candidates is not None and not shapes:
+            return _left_out(next(iter(obstacles.values())))
         differ = candidates is not None or any(_differ(layer) for layer in shapes.values())
         if not shapes or not differ:
             return Measured("recompute", {}, 0, {})
@@ -103,9 +106,15 @@ def fastest_backend(
         for key, run in passes.items():
             for each, best in _interleaved(run, able, device).items():
                 seconds[each] += counts[key] * best
-    for backend, why in failed.items():
-        warnings.warn(f"kernels of backend {backend!r} are not used: {why}", stacklevel=2)
+    _left_out(failed)
     return Measured(_fastest(able, seconds), seconds, tokens, failed)
+
+
+def _left_out(failed: Mapping[TrainingBackend, str]) -> Measured:
+    """Warn of backends that are not used, and why."""
+    for backend, why in failed.items():
+        warnings.warn(f"the kernels of backend {backend!r} are not used: {why}", stacklevel=3)
+    return Measured("recompute", {}, 0, failed)
 
 
 def _fastest(
@@ -122,9 +131,11 @@ def _shape(layer: KANLinear) -> tuple[object, ...]:
     return tuple(layer.coefficients.shape), layer.basis.label, layer.base
 
 
-def _all_can(backends: Iterable[TrainingBackend], layer: KANLinear) -> bool:
+def _obstacles(backends: Iterable[TrainingBackend], layer: KANLinear) -> dict[TrainingBackend, str]:
+    """Backends that cannot add up a layer, and why."""
     x, coefficients, _ = _tensors(layer, 1)
-    return all(obstacle_of(each, x, coefficients, layer.basis) is None for each in backends)
+    found = {each: obstacle_of(each, x, coefficients, layer.basis) for each in backends}
+    return {each: why for each, why in found.items() if why is not None}
 
 
 def _differ(layer: KANLinear) -> bool:

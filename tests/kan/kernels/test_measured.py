@@ -75,6 +75,12 @@ def test_a_kernel_that_fails_is_left_out_with_one_warning(monkeypatch) -> None:
     assert found.seconds == {}
 
 
+def test_a_backend_that_no_layer_can_take_is_said() -> None:
+    with pytest.warns(UserWarning, match="'triton' are not used: has formulas for polynomials"):
+        found = fastest_backend(model(Rational(12)), tokens=64, candidates=["triton"])
+    assert found.backend == "recompute"
+
+
 @native_only
 @pytest.mark.slow
 def test_compiled_passes_are_timed_compiled() -> None:
