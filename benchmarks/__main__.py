@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import BENCHMARKS
+from kanlm.atomic_io import write_text
 from kanlm.config import check, merge, parse_override, to_tree
 from kanlm.config.documentation import fields_of
 from kanlm.errors import UserError
-from kanlm.files import write_text
 
 #: Of the layout of a benchmark's JSON.
 SCHEMA_VERSION = 1

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from kanlm.errors import UserError
-from kanlm.reading import check_plain
+from kanlm.untrusted_io import check_plain
 
 INDEX = "index.json"
 FORMAT_VERSION = 1
 
 
 #: Of a file: its size and checksum.
-Facts = dict[str, Any]
+FileFacts = dict[str, Any]
 
 
 def file_sha256(path: Path) -> str:
@@ -27,7 +27,7 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def facts(path: Path) -> Facts:
+def file_facts(path: Path) -> FileFacts:
     """Read a file for what the index says of it.
 
     Raises:
@@ -37,7 +37,7 @@ def facts(path: Path) -> Facts:
     return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
-def seal(folder: Path, known: Mapping[str, Facts] | None = None) -> None:
+def write_checksums(folder: Path, known: Mapping[str, FileFacts] | None = None) -> None:
     """Write `index.json` over all files in the folder.
 
     Args:
@@ -46,7 +46,7 @@ def seal(folder: Path, known: Mapping[str, Facts] | None = None) -> None:
     (folder / INDEX).write_text(_text(_files(folder, known or {})))
 
 
-def damage(folder: Path, beside: Collection[str] = ()) -> str | None:
+def find_damage(folder: Path, beside: Collection[str] = ()) -> str | None:
     """What is wrong with a sealed folder, in words, or None if it is as it was sealed.
 
     Args:
@@ -70,18 +70,18 @@ def damage(folder: Path, beside: Collection[str] = ()) -> str | None:
 
 
 def _files(
-    folder: Path, known: Mapping[str, Facts], beside: Collection[str] = ()
-) -> dict[str, Facts]:
+    folder: Path, known: Mapping[str, FileFacts], beside: Collection[str] = ()
+) -> dict[str, FileFacts]:
     unlisted = {INDEX, *beside}
     names = sorted(path.name for path in folder.iterdir() if path.name not in unlisted)
-    return {name: known[name] if name in known else facts(folder / name) for name in names}
+    return {name: known[name] if name in known else file_facts(folder / name) for name in names}
 
 
-def _text(files: dict[str, Facts]) -> str:
+def _text(files: dict[str, FileFacts]) -> str:
     return json.dumps({"format_version": FORMAT_VERSION, "files": files}, indent=1)
 
 
-def _difference(listed: dict[str, Facts], found: dict[str, Facts]) -> str:
+def _difference(listed: dict[str, FileFacts], found: dict[str, FileFacts]) -> str:
     """Say of the first file that is not as listed how it differs."""
     for name, facts in listed.items():
         if name not in found:

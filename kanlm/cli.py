@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from kanlm.errors import Interrupted, UserError
-from kanlm.patience import saying_imports
+from kanlm.slow_notices import announce_slow_imports
 from kanlm.version import version
 
 _OVERRIDES = "section.key=value"
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        with _signals_interrupt(), saying_imports():
+        with _signals_interrupt(), announce_slow_imports():
             parsed.call(parsed)
     except UserError as error:
         _tell(error)
@@ -80,7 +80,7 @@ def _signals_interrupt() -> Iterator[None]:
 
 def _tell(error: UserError | Interrupted) -> None:
     """Print the one line, once for all processes of a run."""
-    elsewhere = error.told_elsewhere
+    elsewhere = error.reported_by_other_rank
     if not (not _is_first_here() if elsewhere is None else elsewhere):
         print(f"kanlm: {error}", file=sys.stderr)
 
@@ -373,7 +373,7 @@ def _tree(arguments: argparse.Namespace) -> dict[str, Any]:
             would write to, which is found out before torch is imported for seconds.
     """
     from kanlm import config as configs
-    from kanlm.training.lock import check_free
+    from kanlm.training.run_folder import check_free
 
     tree = configs.read_tree(arguments.paths[0], arguments.overrides)
     folder = tree.get("output_dir", configs.Config.output_dir)
@@ -450,7 +450,7 @@ def _check_before_torch(config: Any, arguments: argparse.Namespace) -> None:
 def _read_runs(arguments: argparse.Namespace, verb: str) -> bool:
     """Check that runs can be read, and print their settings, a YAML document each, if asked for."""
     from kanlm import config as configs
-    from kanlm.training.folder import check_weights, load_config
+    from kanlm.training.run_folder import check_weights, load_config
 
     found = [load_config(run, arguments.overrides, verb) for run in arguments.paths]
     if arguments.print_config:

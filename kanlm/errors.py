@@ -13,7 +13,7 @@ class UserError(Exception):
 
     #: Whether another process of the same run prints it. None is what all processes find, of
     #: which the first of each machine prints it: that only one has the file is possible.
-    told_elsewhere: bool | None = None
+    reported_by_other_rank: bool | None = None
 
 
 class Interrupted(Exception):
@@ -26,7 +26,7 @@ class Interrupted(Exception):
     def __init__(self, exit_code: int) -> None:
         super().__init__("stopped and saved; rerun the same command to resume")
         self.exit_code = exit_code
-        self.told_elsewhere = False
+        self.reported_by_other_rank = False
 
 
 #: Exit code where `training.time_limit_minutes` are over: sysexits.h's "try again later".

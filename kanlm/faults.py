@@ -31,7 +31,7 @@ POINTS = {
 _visits: Counter[str] = Counter()
 
 
-def point(name: str) -> None:
+def fault_point(name: str) -> None:
     """Die here if the environment says so."""
     wanted = os.environ.get("KANLM_FAULT")
     if wanted is None:

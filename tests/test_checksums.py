@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kanlm.checksums import damage, seal
+from kanlm.checksums import find_damage, write_checksums
 
 
 @pytest.fixture
@@ -15,8 +15,8 @@ def sealed(tmp_path: Path) -> Path:
     (tmp_path / "a.bin").write_bytes(bytes(range(256)))
     (tmp_path / "b.json").write_text("{}")
     (tmp_path / "empty").touch()
-    seal(tmp_path)
-    assert damage(tmp_path) is None
+    write_checksums(tmp_path)
+    assert find_damage(tmp_path) is None
     return tmp_path
 
 
@@ -42,7 +42,7 @@ def test_a_changed_file_is_named(
         path.write_bytes(change(before))
         if path.read_bytes() == before:
             pytest.skip("nothing to shorten")
-    problem = damage(sealed)
+    problem = find_damage(sealed)
     assert problem is not None
     assert problem.startswith(name)
     assert any(word in problem for word in said.split("|"))
@@ -55,12 +55,12 @@ def test_every_byte_of_the_index_counts(sealed: Path):
         changed = bytearray(content)
         changed[place] ^= 1 << place % 8
         index.write_bytes(changed)
-        assert damage(sealed) is not None, place
+        assert find_damage(sealed) is not None, place
 
 
 def test_a_file_that_was_put_there_is_named(sealed: Path):
     (sealed / "more.pkl").touch()
-    assert damage(sealed) == "more.pkl is not in index.json"
+    assert find_damage(sealed) == "more.pkl is not in index.json"
 
 
 class TooLongError(Exception):
@@ -71,7 +71,7 @@ class TooLongError(Exception):
 def test_what_is_no_file_is_not_read_for_ever(tmp_path: Path, kind: str):
     """Where somebody put a pipe, or a link to a device, in place of a file."""
     (tmp_path / "w").write_text("w")
-    seal(tmp_path)
+    write_checksums(tmp_path)
     (tmp_path / "w").unlink()
     if kind == "pipe":
         os.mkfifo(tmp_path / "w")
@@ -84,7 +84,7 @@ def test_what_is_no_file_is_not_read_for_ever(tmp_path: Path, kind: str):
     before = signal.signal(signal.SIGALRM, end)
     signal.setitimer(signal.ITIMER_REAL, 1)
     try:
-        assert damage(tmp_path) is not None
+        assert find_damage(tmp_path) is not None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 from kanlm.cli import main
 from kanlm.config import from_tree, load, merge
 from kanlm.errors import UserError
-from kanlm.training.lock import check_free, held
 from kanlm.training.resolve import resolve
+from kanlm.training.run_folder import check_free, lock_folder
 
 VERBS = [
     ["pretrain"],
@@ -773,7 +773,7 @@ def test_a_folder_in_use_is_refused_at_once(write, tmp_path):
         "    except SystemExit as stop: assert stop.code == 2\n"
         "assert 'torch' not in sys.modules"
     )
-    with held(tmp_path / "run"):
+    with lock_folder(tmp_path / "run"):
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = done.stderr.splitlines()

@@ -13,9 +13,9 @@ def end_of_a_process(fault: str) -> int:
     pid = os.fork()
     if not pid:
         os.environ["KANLM_FAULT"] = fault
-        faults.point("before-update")
+        faults.fault_point("before-update")
         for visit in range(3):
-            faults.point("inside-resume")
+            faults.fault_point("inside-resume")
             if os.environ.get("KANLM_FAULT") == "leave":
                 os._exit(10 + visit)
         os._exit(13)
@@ -38,4 +38,4 @@ def test_the_process_is_killed_at_that_visit(fault: str, code: int):
 def test_a_misspelt_point_is_an_error(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("KANLM_FAULT", "inside-resum")
     with pytest.raises(RuntimeError, match="expected one of"):
-        faults.point("inside-resume")
+        faults.fault_point("inside-resume")

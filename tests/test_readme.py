@@ -20,8 +20,8 @@ from kanlm.cli import main
 from kanlm.config import load
 from kanlm.kan import BASES
 from kanlm.model.feed_forward import FEED_FORWARDS
-from kanlm.training.folder import READ_BY
 from kanlm.training.resolve import resolve
+from kanlm.training.run_folder import READ_BY
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

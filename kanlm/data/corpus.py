@@ -14,6 +14,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from kanlm.atomic_io import write_atomically
 from kanlm.config import DataSettings, TokenizerSettings, to_tree
 from kanlm.data.batch_encode import assign_split
 from kanlm.data.duplicates import SHINGLE_TOKENS, TokenDocuments, near_duplicates
@@ -24,7 +25,6 @@ from kanlm.data.sources.base import hash_json
 from kanlm.data.splits import SPLITS
 from kanlm.data.tokenizer import build_tokenizer, decode, wrap
 from kanlm.errors import UserError
-from kanlm.files import write_atomically
 
 #: Documents and characters of a source up to which its splits are found before it is prepared.
 FEW_DOCUMENTS, FEW_CHARACTERS = 64, 2**24

@@ -19,6 +19,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
+from kanlm.atomic_io import write_atomically
 from kanlm.checksums import file_sha256
 from kanlm.config import parse_json
 from kanlm.data.batch_encode import (
@@ -47,7 +48,6 @@ from kanlm.data.shards import (
 from kanlm.data.sources.base import is_blank
 from kanlm.data.tokenizer import Encoder, end_of_document
 from kanlm.errors import UserError
-from kanlm.files import write_atomically
 
 #: A document of a part. `split` is its place in `SPLITS`; bytes and digest are of its text.
 DOCUMENT = np.dtype(

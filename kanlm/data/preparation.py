@@ -50,7 +50,7 @@ from kanlm.data.sources.base import Cursor, Source, hash_json, is_blank
 from kanlm.data.splits import SPLITS, Text, blocks, contiguous_lengths
 from kanlm.data.tokenizer import Encoder, decode, end_of_document, tokenizer_hash, vocabulary_size
 from kanlm.errors import UserError
-from kanlm.faults import point
+from kanlm.faults import fault_point
 
 #: Tokens after which a shard of every split is written, and progress with it.
 SHARD_TOKENS = 2**24
@@ -342,7 +342,7 @@ class _Buffer:
         progress.cursor = self.last.cursor
         progress.content_hash = self.last.content_hash
         progress.left_out = self.last.left_out
-        point("inside-preparation")
+        fault_point("inside-preparation")
         write_json(self.folder / PROGRESS, asdict(progress))
         self._clear()
 

@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
+from kanlm.atomic_io import cannot_write, disk_is_full, write_atomically
 from kanlm.checksums import file_sha256
 from kanlm.config import parse_json
 from kanlm.data.splits import SPLITS
 from kanlm.errors import UserError
-from kanlm.files import cannot_write, disk_is_full, write_atomically
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"

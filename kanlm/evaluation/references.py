@@ -13,14 +13,14 @@ from typing import Any, Protocol
 import numpy as np
 from scipy import optimize
 
+from kanlm.atomic_io import write_text
 from kanlm.config import check
 from kanlm.data.corpus import Corpus as DataCorpus
 from kanlm.data.sources.base import hash_json
 from kanlm.data.tokenizer import tokenizer_hash, vocabulary_size
 from kanlm.evaluation.perplexity import HeldOut
-from kanlm.files import write_text
-from kanlm.reading import read_object
 from kanlm.results.schema import References
+from kanlm.untrusted_io import read_object
 
 #: Training tokens that the bigram counts, spread evenly over the split.
 BIGRAM_TOKENS = 10_000_000

@@ -9,11 +9,11 @@ from kanlm.errors import UserError
 from kanlm.experiments import study
 from kanlm.experiments.collect import collect
 from kanlm.model.accounting import account
-from kanlm.patience import saying
 from kanlm.reporting.page import write_report
 from kanlm.reporting.table import print_accounting, print_results
-from kanlm.training.lock import held
-from kanlm.training.tracking import say
+from kanlm.slow_notices import announce_if_slow
+from kanlm.training.run_folder import lock_folder
+from kanlm.training.tracking import print_line
 
 
 def compare(config: Config) -> Path:
@@ -26,7 +26,7 @@ def compare(config: Config) -> Path:
             is at work in the folder.
     """
     check_stages(config)
-    with held(Path(config.output_dir)):
+    with lock_folder(Path(config.output_dir)):
         return conclude(config, study.run(config, []))
 
 
@@ -43,9 +43,9 @@ def check_stages(config: Config) -> None:
 def conclude(config: Config, finished: study.Finished) -> Path:
     """Write results.json and report.html of a study, print the tables, say where."""
     folder = Path(config.output_dir)
-    with saying("putting the results of all runs together", say):
+    with announce_if_slow("putting the results of all runs together", print_line):
         collect(config, finished)
-    with saying("writing the report", say):
+    with announce_if_slow("writing the report", print_line):
         report = write_report(folder)
     print_results(folder / "results.json")
     print(f"results  {folder / 'results.json'}\nreport   {report}")

@@ -39,8 +39,8 @@ from kanlm.results.read import read_run_results
 from kanlm.results.schema import EvaluationKey, Note, Record
 from kanlm.training.checkpointing.export import Newest, load_newest, newest, newest_tokenizer
 from kanlm.training.checkpointing.reader import read_state
-from kanlm.training.folder import load_config
 from kanlm.training.resolve import resolve
+from kanlm.training.run_folder import load_config
 from kanlm.training.sampling import device_at_hand
 from kanlm.training.state import TrainingState
 

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from kanlm.training.checkpointing.export import load_newest, newest, newest_tokenizer
-from kanlm.training.folder import load_config
+from kanlm.training.run_folder import load_config
 from kanlm.training.sampling import device_at_hand, sample_text
 
 

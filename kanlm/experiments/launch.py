@@ -27,11 +27,11 @@ from typing import Any
 from kanlm.config import Config
 from kanlm.errors import Interrupted, UserError
 from kanlm.experiments.sweep import has_diverged
-from kanlm.reading import parse_object
-from kanlm.training.folder import claim, is_finished, write_config
 from kanlm.training.progress import Display, Task, figures, time_left
+from kanlm.training.run_folder import claim, is_finished, write_config
 from kanlm.training.stopping import EXIT_CODES, SIGNALS
-from kanlm.training.tracking import console, say
+from kanlm.training.tracking import console, print_line
+from kanlm.untrusted_io import parse_object
 
 #: Seconds between looks at the processes.
 _PATIENCE = 0.2
@@ -47,7 +47,7 @@ def run_chains(
     parallel: int,
     launcher: str | None,
     root: Path,
-    whole: "Whole | None" = None,
+    whole: "StudyProgress | None" = None,
     or_give_up: bool = False,
 ) -> None:
     """Bring all runs to their end: those of a chain in order, chains side by side.
@@ -68,7 +68,7 @@ def run_chains(
         Interrupted: a signal stopped the runs in progress, which saved themselves.
     """
     waiting = deque(deque(chain) for chain in chains)
-    whole = whole or Whole([run for chain in chains for run in chain])
+    whole = whole or StudyProgress([run for chain in chains for run in chain])
     active: list[_Process] = []
     with _signals_passed_on(active) as received, _display(parallel, whole) as display:
         try:
@@ -84,7 +84,7 @@ def run_chains(
                     if code := process.check(asked=bool(received), or_give_up=or_give_up):
                         received.append(code)
                     elif not is_finished(Path(process.config.output_dir)):
-                        say(f"{process.name} diverged; the others go on")
+                        print_line(f"{process.name} diverged; the others go on")
                     elif process.later:
                         waiting.appendleft(process.later)
                 if received and not active:
@@ -160,7 +160,7 @@ class _Process:
         if self.task is not None:
             self.display.remove(self.task)
             if not gave_up:
-                say(f"{self.name} is done")
+                print_line(f"{self.name} is done")
         return None
 
     def _show(self) -> None:
@@ -186,7 +186,7 @@ def _start_next(
     launcher: str | None,
     root: Path,
     display: Display,
-    whole: "Whole",
+    whole: "StudyProgress",
 ) -> None:
     """Start the first run of the first chain, unless it is finished."""
     chain = waiting.popleft()
@@ -206,7 +206,7 @@ def _start_next(
     name = str(folder.relative_to(root))
     task = None
     position, left = whole.position(config), whole.seconds_left([])
-    say(f"{position}: {name}{'' if left is None else f', {time_left(left)} in all'}")
+    print_line(f"{position}: {name}{'' if left is None else f', {time_left(left)} in all'}")
     if parallel == 1:
         popen = subprocess.Popen(command)
     else:
@@ -243,7 +243,7 @@ def _last_training_line(path: Path) -> dict[str, Any] | None:
     return None
 
 
-class Whole:
+class StudyProgress:
     """How far all the runs of a study are, and how long they will yet take.
 
     Args:
@@ -301,7 +301,7 @@ def _step(run: Config) -> int:
 
 
 @contextmanager
-def _display(parallel: int, whole: Whole) -> Iterator[Display]:
+def _display(parallel: int, whole: StudyProgress) -> Iterator[Display]:
     """Bars and a line about the whole, unless the one run draws its own."""
     with Display(console, disable=parallel == 1) as display:
         if parallel > 1:

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from kanlm.atomic_io import write_text
 from kanlm.errors import UserError
 from kanlm.evaluation.perplexity import Evaluation
-from kanlm.files import write_text
-from kanlm.reading import parse_object, read_bytes
 from kanlm.results.schema import EvaluationKey
+from kanlm.untrusted_io import parse_object, read_bytes
 
 
 def write_results(

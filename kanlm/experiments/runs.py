@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kanlm.errors import UserError
-from kanlm.training.folder import checkpoint_steps
-from kanlm.training.lock import check_free
+from kanlm.training.run_folder import check_free, checkpoint_steps
 
 #: Bytes at the end of metrics.jsonl among which the last log lines are looked for.
 _TAIL = 2**17

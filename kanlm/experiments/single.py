@@ -12,17 +12,16 @@ from kanlm.experiments import provenance
 from kanlm.experiments.derive import derive
 from kanlm.experiments.result_files import write_results
 from kanlm.model import accounting as models
-from kanlm.patience import saying
 from kanlm.reporting.page import write_report
 from kanlm.results.schema import Accounting, ArmFacts, EvaluationKey, Note, Record
+from kanlm.slow_notices import announce_if_slow
 from kanlm.training.callbacks import Callback
-from kanlm.training.folder import change_of_length, claim, is_finished
-from kanlm.training.lock import held
-from kanlm.training.processes import is_first
+from kanlm.training.distributed import is_main_rank
 from kanlm.training.resolve import resolve
 from kanlm.training.run import Outcome, run
+from kanlm.training.run_folder import change_of_length, claim, is_finished, lock_folder
 from kanlm.training.state import TrainingState
-from kanlm.training.tracking import say
+from kanlm.training.tracking import print_line
 
 
 def train(config: Config, callbacks: Sequence[Callback] = ()) -> Path | None:
@@ -42,20 +41,20 @@ def train(config: Config, callbacks: Sequence[Callback] = ()) -> Path | None:
     folder = Path(config.output_dir)
     claim(folder, config)
     changed = change_of_length(folder, config)
-    if changed is not None and is_first():
-        say(changed)
+    if changed is not None and is_main_rank():
+        print_line(changed)
     with ExitStack() as keep:
         if is_finished(folder, config):
-            if not is_first():
+            if not is_main_rank():
                 return None
-            keep.enter_context(held(folder))
+            keep.enter_context(lock_folder(folder))
         else:
             outcome = run(config, keep, callbacks=callbacks)
             if outcome is None:
                 return None
-            with saying("computing references, intervals and results", say):
+            with announce_if_slow("computing references, intervals and results", print_line):
                 _write_results(config, outcome)
-        with saying("writing the report", say):
+        with announce_if_slow("writing the report", print_line):
             write_report(folder)
     return folder
 

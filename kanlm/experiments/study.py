@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from kanlm.atomic_io import atomic_folder
 from kanlm.config import (
     Config,
     DataSettings,
@@ -32,16 +33,15 @@ from kanlm.data.corpus import Corpus, check_few_documents, open_corpus, open_tok
 from kanlm.errors import UserError
 from kanlm.evaluation.references import cached_references
 from kanlm.experiments import sweep
-from kanlm.experiments.launch import Whole, run_chains
-from kanlm.files import replacing
+from kanlm.experiments.launch import StudyProgress, run_chains
 from kanlm.model.matching import Cost, has_width, solve_widths, total_cost
 from kanlm.model.settings import ModelSettings
-from kanlm.patience import saying
-from kanlm.training.folder import claim, read_config_tree, write_config
+from kanlm.slow_notices import announce_if_slow
 from kanlm.training.inheritance import check_inherited
 from kanlm.training.resolve import at_last_grid, resolve, shrunk_part
 from kanlm.training.run import check_corpus
-from kanlm.training.tracking import say
+from kanlm.training.run_folder import claim, read_config_tree, write_config
+from kanlm.training.tracking import print_line
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def run(config: Config, stages: list[dict[str, Any]]) -> Finished:
         UserError: a run failed, or the folder holds a single run or another study.
         Interrupted: a signal stopped the run in progress, which saved itself.
     """
-    with saying("resolving every arm's model", say):
+    with announce_if_slow("resolving every arm's model", print_line):
         arms = plan(config)
     assert config.study is not None
     folder = Path(config.output_dir)
@@ -153,7 +153,7 @@ def run(config: Config, stages: list[dict[str, Any]]) -> Finished:
     owners = list(itertools.product(arms, everyone))
     # Whoever the finalists will be, there are as many.
     later = list(itertools.product(arms[: study.finalists], study.seeds[len(everyone) :]))
-    whole = Whole([*itertools.chain(*tried, *configs_of(owners + later))])
+    whole = StudyProgress([*itertools.chain(*tried, *configs_of(owners + later))])
     start = partial(
         run_chains,
         parallel=study.parallel_runs,
@@ -168,7 +168,7 @@ def run(config: Config, stages: list[dict[str, Any]]) -> Finished:
             outcomes = _select(arm, trials[arm.name], folder, study)
             chosen[arm.name] = next(trial.settings for trial in outcomes if trial.chosen)
             sweeps[arm.name] = _sweep_of(arm, outcomes, folder, study)
-            say(f"{arm.name}: {sweep.sentence(outcomes)}")
+            print_line(f"{arm.name}: {sweep.sentence(outcomes)}")
 
     def chains_of(owners: list[tuple[Arm, int]]) -> list[list[Config]]:
         chains = configs_of(owners)
@@ -220,7 +220,7 @@ def check_runs(arm: Arm, stages: list[dict[str, Any]]) -> None:
                 corpora[key] = open_corpus(data, tokenizer, report=print)
             check_corpus(corpora[key], settings)
             # Now, and not by several runs at once at their end.
-            with saying(f"computing references of {data.domain}", say):
+            with announce_if_slow(f"computing references of {data.domain}", print_line):
                 cached_references(corpora[key], settings.evaluation.split)
 
 
@@ -257,7 +257,7 @@ def _select(
     (best,) = [config for config, t in zip(configs, trials, strict=True) if t.chosen]
     place = stage_folder(folder, arm.name, study.seeds[0], 0, arm.config.data.domain)
     if not place.exists():
-        with replacing(place) as draft:
+        with atomic_folder(place) as draft:
             shutil.copytree(best.output_dir, draft, dirs_exist_ok=True)
         return trials
     before, now = read_config_tree(place), to_tree(best)

@@ -17,7 +17,7 @@ from kanlm.results.log import read_lines
 from kanlm.results.read import read_run_results
 from kanlm.results.schema import Trial
 from kanlm.results.sweep import edges
-from kanlm.training.folder import is_finished
+from kanlm.training.run_folder import is_finished
 
 
 def has_diverged(config: Config) -> bool:

@@ -20,9 +20,9 @@ from kanlm.data.corpus import Corpus, open_corpus
 from kanlm.data.overlap import FOUND_SHARE, found_shares, window_tokens
 from kanlm.data.sources import check_source, make_source
 from kanlm.errors import UserError
-from kanlm.reading import read_object
-from kanlm.training.checkpointing.reader import checkpoint_place, read_state
-from kanlm.training.folder import checkpoint_steps, read_config_tree
+from kanlm.training.checkpointing.reader import checkpoint_folder, read_state
+from kanlm.training.run_folder import checkpoint_steps, read_config_tree
+from kanlm.untrusted_io import read_object
 
 #: Training tokens from which on a search takes so long that a line says so.
 _MANY_TOKENS = 10_000_000
@@ -163,7 +163,7 @@ def _check_unchanged(text: TrainingText, corpus: Corpus) -> None:
         hashes = read_object(results).get("provenance", {}).get("data_hash", {})
         same = hashes.get(text.data.domain) == corpus.fingerprint
     elif steps:
-        state = read_state(checkpoint_place(checkpoints, steps[0]))
+        state = read_state(checkpoint_folder(checkpoints, steps[0]))
         same = state.get("tokens_hash") == corpus.tokens_hash
     else:
         raise UserError(f"{text.run} has neither results.json nor a checkpoint to say so")

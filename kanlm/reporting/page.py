@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from kanlm.files import write_text
+from kanlm.atomic_io import write_text
 from kanlm.reporting import figures, sweep_figure
 from kanlm.reporting.figures import GLYPHS, Picture, arm_style
 from kanlm.reporting.format import count, fixed

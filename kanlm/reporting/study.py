@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from kanlm.errors import UserError
-from kanlm.reading import read_text
 from kanlm.results.log import read_lines
 from kanlm.results.read import read_results
+from kanlm.untrusted_io import read_text
 
 
 @dataclass(frozen=True)

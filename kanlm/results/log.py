@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from kanlm.errors import UserError
-from kanlm.reading import parse_object, read_bytes
 from kanlm.results.schema import LARGEST
+from kanlm.untrusted_io import parse_object, read_bytes
 
 #: What is shown of a line, by its kind, and of which types that is.
 _SHOWN: dict[str, dict[str, type]] = {

@@ -6,9 +6,9 @@ from typing import Any
 
 from kanlm.config.checking import check
 from kanlm.errors import UserError
-from kanlm.reading import read_object
 from kanlm.results.consistency import problem
 from kanlm.results.schema import RUN_FACTS, SCHEMA_VERSION, Note, Record, Results
+from kanlm.untrusted_io import read_object
 
 
 def read_results(path: Path) -> dict[str, Any]:

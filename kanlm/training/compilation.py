@@ -30,7 +30,7 @@ def compile_model(
     longer than a short run gains. `regional` compiles each decoder block by itself: blocks of
     one kind share the code, so that its time does not grow with depth.
 
-    Arguments:
+    Args:
         by_block: compile `on` and `auto` regionally, too, as FSDP2 needs, which hands a block
             its parameters between one and the next.
 

@@ -25,7 +25,7 @@ class GPU:
     def peak(self, precision: str, *, tf32: bool) -> float | None:
         """Operations a second for `training.precision`; None where the table has none.
 
-        Arguments:
+        Args:
             tf32: whether products of float32 matrices may use TF32.
         """
         if precision == "fp32":

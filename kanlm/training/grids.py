@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kanlm.config import TrainingSettings
-from kanlm.faults import point
+from kanlm.faults import fault_point
 from kanlm.kan.grid import Refit, refine_moments
 from kanlm.model import KanLMForCausalLM
 from kanlm.model.grids import adapt_model, first_sequences, refine_model
@@ -46,7 +46,7 @@ class GridChanges(Callback):
             if training.early_stopping_patience is not None:
                 # The best model so far has another shape, and cannot be gone back to.
                 state.best_loss, state.stale_validations = None, 0
-            trainer.tracker.note(f"step {state.step}: grids refined to {size} cells")
+            trainer.tracker.print_line(f"step {state.step}: grids refined to {size} cells")
         if adapts:
             self._adapt()
 
@@ -66,7 +66,7 @@ class GridChanges(Callback):
         # Of the next step, in which it happens.
         trainer.record("grid", errors, step=step + 1)
         worst = max(errors.values())
-        trainer.tracker.note(f"step {step}: grids moved, relative error at most {worst:.1e}")
+        trainer.tracker.print_line(f"step {step}: grids moved, relative error at most {worst:.1e}")
 
 
 def replace_parameters(
@@ -85,7 +85,7 @@ def replace_parameters(
     model, optimizer = placement.whole()
     before = dict(model.named_parameters())
     matrices = change(model)
-    point("inside-grid-change")
+    fault_point("inside-grid-change")
     carried = carry_optimizer(
         optimizer,
         before,

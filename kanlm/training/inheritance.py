@@ -6,7 +6,7 @@ from typing import Any
 
 from kanlm.config import Config, from_tree, merge, to_tree
 from kanlm.errors import UserError
-from kanlm.training.folder import read_config_tree
+from kanlm.training.run_folder import read_config_tree
 
 
 def inherit(tree: Mapping[str, Any]) -> Config:

@@ -13,7 +13,7 @@ from kanlm.training.schedule import learning_rate_ratio
 def why_not(steps_before: int, config: Config, step: int, *, finished: bool) -> str | None:
     """Why a run cannot go on to the length in `config`, in words; None if it can.
 
-    Arguments:
+    Args:
         steps_before: its length so far.
         config: differs from the run's in `training.steps` alone.
         step: updates in its newest checkpoint, 0 without one.

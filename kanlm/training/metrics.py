@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from kanlm.kan.monitoring import Monitored
 from kanlm.kan.sharding import gathered
 from kanlm.training.callbacks import Callback
+from kanlm.training.distributed import sum_over_ranks
 from kanlm.training.optimizer import learning_rates
-from kanlm.training.processes import sum_over_processes
 
 #: Module's name → its sums over the steps since the last log line, and over ranks.
 ModuleSums = dict[str, list[float]]
@@ -63,7 +63,7 @@ class Accumulator:
     def __init__(self, model: nn.Module, accelerator: Accelerator, window: Window) -> None:
         self.accelerator = accelerator
         self.modules = ModuleCounters(
-            model, accelerator.device, partial(sum_over_processes, accelerator)
+            model, accelerator.device, partial(sum_over_ranks, accelerator)
         )
         self.start(window)
 
@@ -115,7 +115,7 @@ class Accumulator:
         """The sums over all ranks, which must all ask at once: this waits for the device."""
         names = [name for name in self._sums if not _is_same_on_all_ranks(name)]
         own = torch.stack([self._sums[name] for name in names])
-        summed = dict(zip(names, sum_over_processes(self.accelerator, own), strict=True))
+        summed = dict(zip(names, sum_over_ranks(self.accelerator, own), strict=True))
         sums = {name: value.item() for name, value in {**self._sums, **summed}.items()}
         return Window(
             loss=sums.pop("loss"),

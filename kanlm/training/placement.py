@@ -10,7 +10,7 @@ from kanlm.config import Config
 from kanlm.model import KanLMForCausalLM
 from kanlm.training.compilation import compile_model
 from kanlm.training.optimizer import build_optimizer
-from kanlm.training.sharding import gathered_copy, place, shards
+from kanlm.training.sharding import gathered_copy, place_on_devices, uses_fsdp
 
 
 class Placement:
@@ -29,7 +29,7 @@ class Placement:
     def __init__(self, config: Config, accelerator: Accelerator, model: KanLMForCausalLM) -> None:
         self.config = config
         self.accelerator = accelerator
-        self.sharded = shards(accelerator, config.training.sharding)
+        self.sharded = uses_fsdp(accelerator, config.training.sharding)
         self._place(model, self.build_optimizer(model))
 
     @property
@@ -81,7 +81,7 @@ class Placement:
 
     def _place(self, model: KanLMForCausalLM, optimizer: torch.optim.Optimizer) -> None:
         self.model = model
-        self.wrapped_model, self.wrapped_optimizer = place(
+        self.wrapped_model, self.wrapped_optimizer = place_on_devices(
             self.accelerator,
             model,
             optimizer,

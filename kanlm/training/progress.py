@@ -40,7 +40,7 @@ def time_left(seconds: float | None) -> str:
 class Pace:
     """Seconds that a run will yet take, from what its parts have taken so far.
 
-    Arguments:
+    Args:
         before: seconds that an update took before a resume; None where there was none.
     """
 
@@ -66,7 +66,7 @@ class Pace:
     ) -> float | None:
         """What is yet to come, each part at its mean so far; None while nothing is known.
 
-        Arguments:
+        Args:
             coming: how many of each part, the present update included.
             begun: seconds since the present update began.
             share: of it that is done.
@@ -152,7 +152,7 @@ def line(task: Task, width: int, *, bar: bool = True) -> str:
 class Display:
     """Context manager that shows tasks below what is printed.
 
-    Arguments:
+    Args:
         console: where.
         disable: show nothing.
     """

@@ -28,8 +28,8 @@ from kanlm.model.grids import grid_sizes, with_grid_size
 from kanlm.model.matching import resolve_feed_forward
 from kanlm.model.settings import LARGEST, ModelSettings
 from kanlm.training.arithmetic import tf32_is_on
-from kanlm.training.folder import stated_warmup
-from kanlm.training.polish import coefficients
+from kanlm.training.lbfgs_polish import coefficients
+from kanlm.training.run_folder import stated_warmup
 from kanlm.training.strategies import complete_strategy, make_strategy
 
 _T = TypeVar("_T")

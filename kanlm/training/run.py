@@ -27,11 +27,11 @@ from kanlm.data.loader import Batches
 from kanlm.data.tokenizer import vocabulary_size
 from kanlm.errors import UserError
 from kanlm.evaluation.perplexity import Evaluation
-from kanlm.faults import point
+from kanlm.faults import fault_point
 from kanlm.model import KanLMForCausalLM
 from kanlm.model.accounting import Accounting, account
 from kanlm.model.grids import with_grid_size
-from kanlm.patience import saying
+from kanlm.slow_notices import announce_if_slow
 from kanlm.training.arithmetic import arithmetic
 from kanlm.training.callbacks import Callback
 from kanlm.training.checkpointing.export import (
@@ -41,21 +41,20 @@ from kanlm.training.checkpointing.export import (
     write_model,
 )
 from kanlm.training.compilation import compile_model, recompute_blocks
-from kanlm.training.folder import write_config
+from kanlm.training.distributed import gather_results, run_on_main
 from kanlm.training.gpus import reported_gpu
 from kanlm.training.grids import GridChanges
-from kanlm.training.lock import held
+from kanlm.training.lbfgs_polish import PolishAtEnd
 from kanlm.training.metrics import TrainLog
 from kanlm.training.penalties import Penalties
-from kanlm.training.polish import PolishAtEnd
-from kanlm.training.processes import in_all, on_main
 from kanlm.training.resolve import count_parameters
+from kanlm.training.run_folder import lock_folder, write_config
 from kanlm.training.sampling import Samples
-from kanlm.training.sharding import accelerator_options, check_engine, shards
+from kanlm.training.sharding import accelerator_options, check_engine, uses_fsdp
 from kanlm.training.state import TrainingState
 from kanlm.training.stopping import Stop
 from kanlm.training.strategies import OldText, make_strategy, open_earlier
-from kanlm.training.tracking import say
+from kanlm.training.tracking import print_line
 from kanlm.training.trainer import Trainer
 from kanlm.training.validation import Evaluator, Validation
 
@@ -98,8 +97,8 @@ def run(
     with ExitStack() as own:
         said = own.enter_context(arithmetic(config.training, accelerator.device))
         if said and accelerator.is_main_process:
-            say(f"{accelerator.device}: {said}")
-        on_main(accelerator, lambda: (keep or own).enter_context(held(folder)))
+            print_line(f"{accelerator.device}: {said}")
+        run_on_main(accelerator, lambda: (keep or own).enter_context(lock_folder(folder)))
         return _run(config, accelerator, stop, folder, callbacks)
 
 
@@ -113,31 +112,31 @@ def _run(
     """`run` in a folder that nobody else is at work in."""
     # The main process prepares what the others then find.
     prepared: list[_Text] = []
-    on_main(accelerator, lambda: prepared.append(_text(config, say)))
+    run_on_main(accelerator, lambda: prepared.append(_text(config, print_line)))
     built: list[tuple[_Text, KanLMForCausalLM]] = []
 
     def build() -> None:
         text = prepared[0] if prepared else _text(config, _silent)
         built.append((text, _model(config, text.tokenizer)))
 
-    report = say if accelerator.is_main_process else _silent
-    with saying("building the model", report):
-        in_all(accelerator, build)
+    report = print_line if accelerator.is_main_process else _silent
+    with announce_if_slow("building the model", report):
+        gather_results(accelerator, build)
     ((text, model),) = built
     tokenizer, corpora = text.tokenizer, text.corpora
     evaluator = Evaluator(config, accelerator, corpora)
-    with saying("placing the model and looking for a checkpoint", report):
+    with announce_if_slow("placing the model and looking for a checkpoint", report):
         own = _own_callbacks(config, accelerator, model, text, evaluator)
         trainer = _trainer(config, accelerator, model, corpora, [*own, *callbacks], stop)
     # Nothing is wrong with the settings: the folder becomes this run's.
-    point("before-config")
-    on_main(accelerator, lambda: write_config(folder, config))
+    fault_point("before-config")
+    run_on_main(accelerator, lambda: write_config(folder, config))
     try:
         trainer.train()
         trainer.finish()
         split, evaluations = config.evaluation.split, {}
         for domain in corpora:
-            with saying(f"evaluating on {domain} ({split})", report):
+            with announce_if_slow(f"evaluating on {domain} ({split})", report):
                 evaluations[domain] = evaluator.evaluate(trainer.model, domain, split)
         model = trainer.placement.whole_model()
 
@@ -145,13 +144,13 @@ def _run(
             assert model is not None
             write_model(folder, model, tokenizer)
 
-        with saying("writing the model", report):
-            on_main(accelerator, save)
+        with announce_if_slow("writing the model", report):
+            run_on_main(accelerator, save)
     finally:
         trainer.leave()
     if model is None:
         return None
-    point("before-results")
+    fault_point("before-results")
     return Outcome(
         folder=folder,
         accounting=account(model.config),
@@ -306,11 +305,11 @@ def _trainer(
     callbacks: Sequence[Callback],
     stop: Stop,
 ) -> Trainer:
-    by_block = shards(accelerator, config.training.sharding)
+    by_block = uses_fsdp(accelerator, config.training.sharding)
     compiled = compile_model(model, config.training.compile, accelerator, by_block=by_block)
     corpus = corpora[config.data.domain]
     if accelerator.is_main_process:
-        say(_introduction(config, model, corpus, compiled))
+        print_line(_introduction(config, model, corpus, compiled))
     # Dropout differs between processes and is the same in a resumed run.
     torch.manual_seed(config.seed + 1000003 * (1 + accelerator.process_index))
     return Trainer(

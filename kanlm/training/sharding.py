@@ -85,7 +85,7 @@ def check_engine(accelerator: Accelerator) -> None:
         )
 
 
-def place(
+def place_on_devices(
     accelerator: Accelerator,
     model: KanLMForCausalLM,
     optimizer: torch.optim.Optimizer,
@@ -94,7 +94,7 @@ def place(
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
     """Bring a whole model and its optimizer to the device and to all processes.
 
-    Arguments:
+    Args:
         optimizer: over the model's parameters, with state or without.
         build: makes such an optimizer without state.
         sharding: as `training.sharding`.
@@ -102,7 +102,7 @@ def place(
     Returns: what to call in place of the model, and the optimizer in place of the other.
     Sharded parameters are DTensors, in the very same module.
     """
-    if not shards(accelerator, sharding):
+    if not uses_fsdp(accelerator, sharding):
         return accelerator.prepare(model, optimizer)
     states = {
         name: optimizer.state[parameter]
@@ -128,7 +128,7 @@ def place(
     return wrapped, placed
 
 
-def shards(accelerator: Accelerator, sharding: str) -> bool:
+def uses_fsdp(accelerator: Accelerator, sharding: str) -> bool:
     """Whether `place` gives each process a part: as asked for here or by Accelerate."""
     if accelerator.num_processes == 1:
         return False
@@ -154,7 +154,7 @@ def gathered_copy(
 ) -> tuple[KanLMForCausalLM, torch.optim.Optimizer] | None:
     """The model and optimizer with all parts of all processes, which must all ask at once.
 
-    Arguments:
+    Args:
         model: sharded.
         device: for the copy.
         keep: whether this process wants it; the others get None and hold no memory for it.
@@ -184,7 +184,7 @@ def gathered_copy(
 
 
 @contextmanager
-def synchronised(accelerator: Accelerator, wrapped: nn.Module, last: bool) -> Iterator[None]:
+def gradient_sync(accelerator: Accelerator, wrapped: nn.Module, last: bool) -> Iterator[None]:
     """Around a micro-batch: gradients are added up over processes after the last alone.
 
     Shared ones are after each, or every process would hold all of them whole meanwhile.

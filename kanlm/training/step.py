@@ -16,15 +16,15 @@ from torch import Tensor
 
 from kanlm.config import TrainingSettings
 from kanlm.errors import UserError
-from kanlm.faults import point
+from kanlm.faults import fault_point
 from kanlm.kan.casts import cast_once
 from kanlm.kan.sharding import gathered
 from kanlm.training.compilation import compile_seconds
+from kanlm.training.distributed import reported_by_other_rank, sum_over_ranks
 from kanlm.training.metrics import Accumulator
 from kanlm.training.optimizer import set_learning_rate
-from kanlm.training.processes import sum_over_processes, told_elsewhere
 from kanlm.training.schedule import learning_rate_ratio
-from kanlm.training.sharding import synchronised
+from kanlm.training.sharding import gradient_sync
 from kanlm.training.stopping import EXIT_CODES, agreed_exit_code
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def train_step(trainer: "Trainer") -> None:
     trainer.accumulator.add("gradient_norm", norm)
     trainer.accumulator.add("tokens", tokens)
     loss, norms = _agree(trainer, norm)
-    point("before-update")
+    fault_point("before-update")
     taken, unusual = state.guard.should_take(loss, norms, trainer.config.training)
     if taken:
         _update(trainer)
@@ -80,7 +80,7 @@ def compute_gradients(
     options: dict[str, Any] = {**trainer.forward_options} if callbacks else {}
     with trainer.phases.of("data"):
         batch = _to_device(batch, accelerator.device)
-    tokens = sum_over_processes(accelerator, (batch["shift_labels"] != -100).sum())
+    tokens = sum_over_ranks(accelerator, (batch["shift_labels"] != -100).sum())
     options["num_items_in_batch"] = tokens
     model = trainer.placement.wrapped_model
     rows = batch["input_ids"].shape[0]
@@ -88,7 +88,7 @@ def compute_gradients(
     with cast_once():
         for start in range(0, rows, size):
             micro = {key: value[start : start + size] for key, value in batch.items()}
-            with synchronised(accelerator, model, start + size >= rows):
+            with gradient_sync(accelerator, model, start + size >= rows):
                 with trainer.phases.of("forward"), accelerator.autocast():
                     output = model(**micro, **options)
                     loss, auxiliary_loss = output.loss, output.auxiliary_loss
@@ -176,7 +176,7 @@ def _agree(trainer: "Trainer", norm: Tensor) -> tuple[float, float]:
     flags = torch.tensor(
         [trainer.checkpointer.writer.written, *stops], dtype=torch.float64, device=own.device
     )
-    figures = sum_over_processes(trainer.accelerator, torch.cat([own, flags]))
+    figures = sum_over_ranks(trainer.accelerator, torch.cat([own, flags]))
     loss, norms, written, *stopping = figures.tolist()
     trainer.all_written = written == trainer.accelerator.num_processes
     trainer.stop_agreed = agreed_exit_code(stopping)
@@ -200,7 +200,7 @@ def _report_unusual(trainer: "Trainer", unusual: str, taken: bool) -> None:
     """Log a step that was skipped or is a spike, and give up after too many in a row."""
     step, guard, training = trainer.state.step, trainer.state.guard, trainer.config.training
     trainer.record("unusual", {"what": unusual, "skipped": not taken})
-    trainer.tracker.note(f"step {step}: {unusual}{'' if taken else '; the step is skipped'}")
+    trainer.tracker.print_line(f"step {step}: {unusual}{'' if taken else '; the step is skipped'}")
     if guard.skipped_in_a_row < training.max_skipped_steps:
         return
     # The last good checkpoint may be on its way yet.
@@ -210,7 +210,7 @@ def _report_unusual(trainer: "Trainer", unusual: str, taken: bool) -> None:
         "(training.max_skipped_steps), the last good checkpoint is kept; try a lower "
         "optimizer.learning_rate or training.gradient_clip, or look at the text there"
     )
-    raise error if trainer.accelerator.is_main_process else told_elsewhere(error)
+    raise error if trainer.accelerator.is_main_process else reported_by_other_rank(error)
 
 
 @dataclass

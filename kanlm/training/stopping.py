@@ -17,7 +17,7 @@ EXIT_CODES = (*(128 + number for number in SIGNALS), EXIT_TIME_LIMIT)
 class Stop:
     """Whether this process is asked to stop, and with which exit code.
 
-    Arguments:
+    Args:
         time_limit: seconds from now, on a clock that nobody sets; None is no limit.
     """
 
@@ -35,7 +35,7 @@ class Stop:
         return None
 
     @contextmanager
-    def noted(self, report: Callable[[str], None]) -> Iterator[None]:
+    def catching_signals(self, report: Callable[[str], None]) -> Iterator[None]:
         """Note the first signal instead of stopping; a second SIGINT stops at once."""
 
         def note(number: int, frame: FrameType | None) -> None:

@@ -14,17 +14,17 @@ from typing import Any, Self
 
 from rich.console import Console
 
+from kanlm.atomic_io import cannot_write, write_text
 from kanlm.config import Config, to_tree
 from kanlm.errors import UserError
-from kanlm.faults import point
-from kanlm.files import cannot_write, write_text
-from kanlm.reading import parse_object
+from kanlm.faults import fault_point
 from kanlm.training.progress import Display, figures
+from kanlm.untrusted_io import parse_object
 
 console = Console(highlight=False)
 
 
-def say(text: str) -> None:
+def print_line(text: str) -> None:
     """Print a line, above the progress bar where there is one, for the terminal to wrap."""
     console.print(text, markup=False, soft_wrap=True)
 
@@ -69,7 +69,7 @@ class Tracker:
         path = self.folder / "metrics.jsonl"
         keep = first_lines(path, self.lines)
         self.lines = len(keep)
-        point("inside-log-rewrite")
+        fault_point("inside-log-rewrite")
         write_text(path, "".join(keep))
         try:
             # Unbuffered, so that nothing is left to be written where writing failed.
@@ -137,10 +137,10 @@ class Tracker:
         if self.main:
             self.task.figures = figures(values)
 
-    def note(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """Print a line above the progress bar."""
         if self.main:
-            say(text)
+            print_line(text)
 
     def _start_wandb(self) -> None:
         os.environ.setdefault("WANDB_SILENT", "true")

@@ -19,15 +19,15 @@ from kanlm.config import Config
 from kanlm.data.corpus import Corpus
 from kanlm.data.loader import Batches
 from kanlm.errors import Interrupted
-from kanlm.faults import point
+from kanlm.faults import fault_point
 from kanlm.model import KanLMForCausalLM
-from kanlm.patience import saying
+from kanlm.slow_notices import announce_if_slow
 from kanlm.training.callbacks import Batch, Callback
 from kanlm.training.checkpointing.callback_state import check_callbacks, previous_state
 from kanlm.training.checkpointing.checkpointer import Checkpointer
+from kanlm.training.distributed import run_on_main, sum_over_ranks, tear_down
 from kanlm.training.metrics import Accumulator, PhaseTimer, Window
 from kanlm.training.placement import Placement
-from kanlm.training.processes import on_main, part, sum_over_processes
 from kanlm.training.progress import Pace, parts_left
 from kanlm.training.sharding import reshard
 from kanlm.training.state import TrainingState
@@ -118,12 +118,14 @@ class Trainer:
             def start() -> None:
                 stack.enter_context(self.tracker)
 
-            on_main(self.accelerator, start)
-            stack.enter_context(self.stop.noted(self.tracker.note))
+            run_on_main(self.accelerator, start)
+            stack.enter_context(self.stop.catching_signals(self.tracker.print_line))
             stack.callback(self.checkpointer.writer.abandon)
             if self.state.pending is not None:
                 self._after_step()
-            first = saying("making the first update, which may compile kernels", self.tracker.note)
+            first = announce_if_slow(
+                "making the first update, which may compile kernels", self.tracker.print_line
+            )
             while not self.finished:
                 self.update_began = time.perf_counter()
                 self.show()
@@ -133,14 +135,14 @@ class Trainer:
                     train_step(self)
                 first = nullcontext()
                 self.pace.add("update", time.perf_counter() - self.update_began)
-                point("between-optimizer-and-log")
+                fault_point("between-optimizer-and-log")
                 self.state.pending = self.callbacks[0].name
                 self._after_step()
             self.show()
             self.checkpointer.finish()
         if self.config.training.early_stopping_patience is not None:
             self.checkpointer.load_best()
-        point("after-training")
+        fault_point("after-training")
 
     def finish(self) -> None:
         """Let the callbacks finish the model, and write what they leave to a next run."""
@@ -156,7 +158,7 @@ class Trainer:
         while it keeps Python's lock from them (pytorch/pytorch#56297).
         """
         self.placement.release()
-        part(self.accelerator)
+        tear_down(self.accelerator)
 
     # What callbacks may ask for
 
@@ -186,7 +188,7 @@ class Trainer:
             step: updates done; None is the present step.
         """
         at = self.state.step if step is None else step
-        on_main(self.accelerator, lambda: self.tracker.log(kind, at, dict(values)))
+        run_on_main(self.accelerator, lambda: self.tracker.log(kind, at, dict(values)))
 
     def due(self, every: int | None) -> bool:
         """Whether what is done every so many steps is due after this one."""
@@ -222,7 +224,7 @@ class Trainer:
         if self.accelerator.num_processes > 1:
             flags = [self.stop.exit_code == code for code in EXIT_CODES]
             own = torch.tensor(flags, dtype=torch.float64, device=self.accelerator.device)
-            self.stop_agreed = agreed_exit_code(sum_over_processes(self.accelerator, own).tolist())
+            self.stop_agreed = agreed_exit_code(sum_over_ranks(self.accelerator, own).tolist())
         if self._stop_requested() is not None and not self.state.guard.skipped_in_a_row:
             raise StopRequested
 
@@ -271,7 +273,7 @@ class Trainer:
         if stop is not None:
             self.checkpointer.finish()
             interrupted = Interrupted(stop)
-            interrupted.told_elsewhere = not self.accelerator.is_main_process
+            interrupted.reported_by_other_rank = not self.accelerator.is_main_process
             raise interrupted
 
     def _stop_requested(self) -> int | None:

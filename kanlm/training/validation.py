@@ -13,7 +13,7 @@ from kanlm.data.corpus import Corpus
 from kanlm.evaluation.perplexity import Evaluation, evaluate
 from kanlm.model.grids import first_sequences, occupancies
 from kanlm.training.callbacks import Callback
-from kanlm.training.processes import sum_over_processes
+from kanlm.training.distributed import sum_over_ranks
 
 
 class Evaluator:
@@ -51,7 +51,7 @@ class Evaluator:
                 attention_within_documents=config.data.attention_within_documents,
                 rank=accelerator.process_index,
                 world_size=accelerator.num_processes,
-                reduce=partial(sum_over_processes, accelerator) if several else None,
+                reduce=partial(sum_over_ranks, accelerator) if several else None,
                 device=accelerator.device,
                 between=between,
             )
@@ -89,7 +89,7 @@ class Validation(Callback):
             ]
         for values in found:
             trainer.record("validation", values)
-            trainer.tracker.note(
+            trainer.tracker.print_line(
                 f"step {state.step}: {values['domain']} "
                 f"{values['bits_per_byte']:.4f} bits per byte, "
                 f"{values['nats_per_token']:.4f} nats per token"
@@ -114,7 +114,7 @@ class Validation(Callback):
         found = occupancies(trainer.model, first_sequences(batch, accelerator.device))
         values: dict[str, Any] = {}
         for name, occupancy in found.items():
-            occupancy.sums = sum_over_processes(accelerator, occupancy.sums)
+            occupancy.sums = sum_over_ranks(accelerator, occupancy.sums)
             values[f"{name}/in_range"] = occupancy.in_range.mean().item()
             values[f"{name}/use"] = occupancy.use.mean(dim=0).tolist()
         if values:

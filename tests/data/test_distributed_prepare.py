@@ -103,7 +103,7 @@ def test_joining_goes_on_after_its_last_shard(several_files, tmp_path, byte_toke
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(preparation, "point", die)
+        patch.setattr(preparation, "fault_point", die)
         with pytest.raises(KeyboardInterrupt):
             join_parts(target, shard_tokens=9000)
     lines = []

@@ -14,7 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from kanlm.checksums import seal
+from kanlm.checksums import write_checksums
 from kanlm.config import from_tree, merge, to_tree
 from kanlm.data.corpus import open_corpus
 from kanlm.data.sources import parse_source_argument
@@ -350,7 +350,7 @@ def test_a_checkpoint_of_several_processes_is_read_as_one(stopped):
     (place / "shards.json").write_text(json.dumps({"model": layouts, "optimizer": {}}))
     for name in ("model.safetensors", "optimizer.safetensors", "index.json"):
         (place / name).unlink()
-    seal(place)
+    write_checksums(place)
     assert evaluate_runs([run], [], [])["records"] == whole
 
 

@@ -203,7 +203,7 @@ def test_how_far_a_study_is(
         replace(configs[0], output_dir=str(tmp_path / name), training=replace(training, steps=100))
         for name, training in zip("abcd", [configs[0].training] * 4, strict=True)
     ]
-    whole = launch.Whole(runs)
+    whole = launch.StudyProgress(runs)
     whole.end(runs[0], now=False)
     assert whole.position(runs[1]) == "run 2 of 4"
     assert whole.seconds_left([]) is None

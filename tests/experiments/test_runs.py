@@ -16,7 +16,7 @@ from kanlm.cli import main
 from kanlm.errors import UserError
 from kanlm.experiments import runs
 from kanlm.experiments.runs import list_runs, planned_runs
-from kanlm.training.lock import held
+from kanlm.training.run_folder import lock_folder
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_a_stopped_run_stands_at_its_newest_checkpoint(folder):
 
 def test_a_run_whose_folder_is_held_is_running(folder):
     unfinish(folder / "kan", 8)
-    with held(folder / "kan"):
+    with lock_folder(folder / "kan"):
         assert only(folder, "kan").describe() == "running at step 12 of 12"
         assert only(folder, "gelu").state == "finished"
     assert only(folder, "kan").state == "stopped"
@@ -128,9 +128,9 @@ def test_a_study_is_one_line_until_it_is_asked_for(tmp_path, finished_runs):
     (entry,) = list_runs(tmp_path)
     assert (entry.kind, entry.arm) == ("study", "kan, gelu")
     assert entry.describe() == "stopped after run 1 of 4"
-    with held(place):
+    with lock_folder(place):
         assert list_runs(tmp_path)[0].describe() == "running, run 2 of 4"
-    with held(place / "kan" / "seed-0" / "stage-0-words"):
+    with lock_folder(place / "kan" / "seed-0" / "stage-0-words"):
         assert list_runs(tmp_path)[0].state == "running"
     (place / "results.json").write_text("{}")
     assert list_runs(tmp_path)[0].describe() == "finished, 1 runs"

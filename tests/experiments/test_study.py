@@ -32,8 +32,8 @@ from kanlm.experiments.collect import combine_facts
 from kanlm.model.accounting import account
 from kanlm.model.matching import feed_forward_cost
 from kanlm.reporting.format import count
-from kanlm.training.folder import claim, write_config
 from kanlm.training.resolve import resolve
+from kanlm.training.run_folder import claim, write_config
 
 ARMS = {"kan": {}, "gelu": {"model": {"feed_forward": "gelu"}}}
 RATES = [1e-5, 1e-2]

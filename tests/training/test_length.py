@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from kanlm.config import Config, ScheduleSettings, TrainingSettings, from_tree
 from kanlm.errors import Interrupted, UserError
 from kanlm.experiments.single import train
-from kanlm.training import folder as folders
-from kanlm.training.folder import read_config_tree
+from kanlm.training import run_folder
 from kanlm.training.length import why_not
+from kanlm.training.run_folder import read_config_tree
 from kanlm.training.schedule import learning_rate_ratio
 from kanlm.training.trainer import Trainer
 
@@ -156,7 +156,7 @@ def test_a_kill_between_results_and_settings_leaves_an_unfinished_run(make, monk
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(folders, "write_text", fail)
+        patch.setattr(run_folder, "write_text", fail)
         with pytest.raises(KeyboardInterrupt):
             train(make(20))
     place = Path(make(12).output_dir)

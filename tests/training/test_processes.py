@@ -15,10 +15,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from kanlm.checksums import seal
+from kanlm.checksums import write_checksums
 from kanlm.config import Config, from_tree, merge, to_tree, to_yaml
 from kanlm.training import run as runs
-from kanlm.training.checkpointing.reader import checkpoint_place
+from kanlm.training.checkpointing.reader import checkpoint_folder
 from kanlm.training.resolve import resolve
 
 
@@ -332,9 +332,9 @@ def test_a_checkpoint_that_does_not_fit_is_told_of_once(config: Config, tmp_path
     assert run_in_two(program, config, tmp_path, training={"checkpoint_every": 4}).returncode == 0
     two = tmp_path / "two"
     (two / "results.json").unlink()
-    place = checkpoint_place(two / "checkpoints", 12)
+    place = checkpoint_folder(two / "checkpoints", 12)
     save_file({"x:exp_avg": torch.ones(3)}, place / "optimizer.safetensors")
-    seal(place)
+    write_checksums(place)
     done = run_in_two(program, config, tmp_path, training={"checkpoint_every": 4})
     assert done.returncode != 0
     assert done.stderr.count("x:exp_avg is of no parameter") == 1

@@ -16,7 +16,7 @@ from kanlm.training.stopping import EXIT_CODES, Stop
 def test_a_signal_is_noted_and_handlers_come_back(number: int, code: int):
     stop, said = Stop(None), []
     before = signal.getsignal(number)
-    with stop.noted(said.append):
+    with stop.catching_signals(said.append):
         assert stop.exit_code is None
         os.kill(os.getpid(), number)
         assert stop.exit_code == code
@@ -26,7 +26,7 @@ def test_a_signal_is_noted_and_handlers_come_back(number: int, code: int):
 
 
 def test_a_second_ctrl_c_stops_at_once():
-    with Stop(None).noted(lambda line: None):
+    with Stop(None).catching_signals(lambda line: None):
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)

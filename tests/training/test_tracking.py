@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportAttributeAccessIssue]
 
-from kanlm import patience
+from kanlm import slow_notices
 from kanlm.config import Config, from_tree, merge, to_tree
 from kanlm.errors import UserError
 from kanlm.experiments.single import train
@@ -196,7 +196,7 @@ def test_a_line_that_was_not_written_here_ends_a_resumption(line: bytes, tmp_pat
 def test_a_run_says_what_takes_long(
     config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(patience, "PATIENCE", 0.0)
+    monkeypatch.setattr(slow_notices, "PATIENCE", 0.0)
     train(config)
     said = capsys.readouterr().out
     for what in (

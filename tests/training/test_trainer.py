@@ -23,8 +23,8 @@ from kanlm.experiments.single import train
 from kanlm.training import run as runs
 from kanlm.training.callbacks import Callback
 from kanlm.training.inheritance import inherit
-from kanlm.training.lock import held
 from kanlm.training.resolve import resolve
+from kanlm.training.run_folder import lock_folder
 from kanlm.training.trainer import Trainer
 
 
@@ -117,9 +117,14 @@ LONG_SAMPLE = {"generation": {"max_new_tokens": 40}}
         ("kanlm.training.metrics.TrainLog.after_update", 5, 5, ["train"]),
         ("kanlm.evaluation.perplexity._score", 2, 5, ["train"]),
         ("kanlm.training.metrics.TrainLog.after_update", 12, 12, ["train"]),
-        ("kanlm.training.polish._split", 1, 12, ["train", "validation", "grid"]),
-        ("kanlm.training.polish._add", 3, 12, ["train", "validation", "grid"]),
-        ("kanlm.training.tracking.Tracker.note", 4, 12, ["train", "validation", "grid", "polish"]),
+        ("kanlm.training.lbfgs_polish._split", 1, 12, ["train", "validation", "grid"]),
+        ("kanlm.training.lbfgs_polish._add", 3, 12, ["train", "validation", "grid"]),
+        (
+            "kanlm.training.tracking.Tracker.print_line",
+            4,
+            12,
+            ["train", "validation", "grid", "polish"],
+        ),
         (
             "kanlm.training.sampling._Calling.__call__",
             3,
@@ -339,7 +344,7 @@ def test_a_shard_that_changes_under_a_run_ends_it_before_the_next_checkpoint(
 
 
 def test_a_second_job_in_the_same_folder_is_refused(config: Config, tmp_path: Path):
-    with held(tmp_path / "run"):
+    with lock_folder(tmp_path / "run"):
         (tmp_path / "run" / "config.yaml").write_text(to_yaml(config))
         with pytest.raises(UserError, match="in use by process"):
             runs.run(config)

@@ -18,13 +18,13 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch.multiprocessing.spawn import spawn
 
+from kanlm.atomic_io import write_text
 from kanlm.config import Config, from_tree, load, merge, to_tree, to_yaml
 from kanlm.errors import UserError
 from kanlm.experiments.single import train
-from kanlm.files import write_text
 from kanlm.training import tracking
-from kanlm.training.folder import write_config
 from kanlm.training.resolve import resolve
+from kanlm.training.run_folder import write_config
 
 #: Seconds from the start of a tiny run that cannot end in results to its end.
 PATIENCE = 30.0
@@ -90,7 +90,7 @@ def process(rank: int, port: int, folder: Path, paths: list[Path]) -> None:
             train(load(path))
             error = None
         except UserError as caught:
-            error = str(caught), caught.told_elsewhere
+            error = str(caught), caught.reported_by_other_rank
         found.append((path.stem, error, time.monotonic() - started))
         AcceleratorState._reset_state()
     (folder / f"{rank}.json").write_text(json.dumps(found))
@@ -138,10 +138,10 @@ def test_all_processes_end_where_one_cannot_write(config: Config, tmp_path: Path
     main, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert len(main) == len(other) == len(cases)
     for (case, _), ours, theirs in zip(cases, main, other, strict=True):
-        name, (line, told_elsewhere), seconds = ours
+        name, (line, reported_by_other_rank), seconds = ours
         assert "cannot be written: " in line, name
         assert line.count("\n") == 0
-        assert not told_elsewhere
+        assert not reported_by_other_rank
         assert case == "cache" or f"{case.partition(',')[0]} cannot" in line
         # Results are written when the others have left.
         assert theirs[1] == ([line, True] if CASES[case] else None), name

@@ -10,7 +10,7 @@ from kanlm.config import Config
 from kanlm.errors import UserError
 from kanlm.experiments import study
 from kanlm.experiments.compare import conclude
-from kanlm.training.lock import held
+from kanlm.training.run_folder import lock_folder
 
 
 def continual(config: Config) -> Path:
@@ -23,7 +23,7 @@ def continual(config: Config) -> Path:
     """
     check_stages(config)
     assert config.study is not None
-    with held(Path(config.output_dir)):
+    with lock_folder(Path(config.output_dir)):
         return conclude(config, study.run(config, config.study.stages))
 
 

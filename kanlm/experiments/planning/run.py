@@ -21,9 +21,9 @@ from kanlm.experiments import study
 from kanlm.experiments.planning.memory import LAYOUTS, RESERVE, Layout, Memory, cache_bytes, memory
 from kanlm.model import KanLMConfig
 from kanlm.model.accounting import Accounting, account
-from kanlm.patience import saying
 from kanlm.reporting.format import count, duration
 from kanlm.reporting.table import Table, print_table
+from kanlm.slow_notices import announce_if_slow
 from kanlm.training.gpus import GPU, gpu
 from kanlm.training.resolve import count_parameters
 
@@ -191,7 +191,7 @@ def _layouts(devices: Devices) -> Iterator[Layout]:
 
 def _memory(config: Config, vocab_size: int, layout: Layout, devices: Devices) -> Memory:
     rows = _rows(config, devices)
-    with saying(f"tracing a step of {rows:,} sequences without memory", _to_terminal):
+    with announce_if_slow(f"tracing a step of {rows:,} sequences without memory", _to_terminal):
         return memory(config, vocab_size, layout, devices=devices.count, node_devices=devices.node)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kanlm.checksums import damage
+from kanlm.checksums import find_damage
 from kanlm.config import TrainingSettings
 from kanlm.errors import UserError
 from kanlm.kan.sharding import own_part, own_rows
@@ -171,7 +171,7 @@ def previous_state(run: str | None, name: str) -> PreviousState | None:
     folder = None if run is None else Path(run) / "callbacks"
     if folder is None or not folder.exists():
         return None
-    problem = damage(folder)
+    problem = find_damage(folder)
     if problem is not None:
         raise UserError(f"{folder} is damaged: {problem}")
     values = read_state(folder)

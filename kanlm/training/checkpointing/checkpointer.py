@@ -10,15 +10,15 @@ import torch
 
 from kanlm.config import check
 from kanlm.errors import UserError
-from kanlm.faults import point
+from kanlm.faults import fault_point
 from kanlm.training.checkpointing import reader
 from kanlm.training.checkpointing.callback_state import collect_state, load_state, split_state
 from kanlm.training.checkpointing.tensors import load_weights, moments, weights
 from kanlm.training.checkpointing.writer import Writer
-from kanlm.training.processes import in_all, on_main
+from kanlm.training.distributed import gather_results, run_on_main
 from kanlm.training.sharding import reshard
 from kanlm.training.state import TrainingState
-from kanlm.training.tracking import say
+from kanlm.training.tracking import print_line
 
 if TYPE_CHECKING:
     from kanlm.training.trainer import Trainer
@@ -57,7 +57,7 @@ class Checkpointer:
             state = trainer.state
             state.window = trainer.accumulator.read()
             corpus = trainer.corpora[trainer.config.data.domain]
-            on_main(trainer.accelerator, corpus.check_unchanged)
+            run_on_main(trainer.accelerator, corpus.check_unchanged)
             reshard(trainer.model)
             tensors, state.callbacks = collect_state(trainer.callbacks)
             state.wandb_id = trainer.tracker.wandb_id
@@ -93,7 +93,7 @@ class Checkpointer:
     def load_best(self) -> None:
         """Go back to the weights of the best validation."""
         trainer, step = self.trainer, self.trainer.state.best_step
-        best = on_main(trainer.accelerator, lambda: reader.best_checkpoint(self.folder, step))
+        best = run_on_main(trainer.accelerator, lambda: reader.best_checkpoint(self.folder, step))
         reshard(trainer.model)
         load_weights(trainer.model, best)
 
@@ -104,7 +104,9 @@ class Checkpointer:
             UserError: none is intact, or it is of another model, text or other callbacks.
         """
         trainer, domain = self.trainer, self.trainer.config.data.domain
-        found = on_main(trainer.accelerator, lambda: reader.checkpoint_to_resume(self.folder, say))
+        found = run_on_main(
+            trainer.accelerator, lambda: reader.checkpoint_to_resume(self.folder, print_line)
+        )
         if found is None:
             return
         state = check(TrainingState, reader.read_state(found), str(found / "state.json"))
@@ -127,8 +129,8 @@ class Checkpointer:
             reader.load_checkpoint(found, trainer.model, trainer.optimizer)
             load_state(trainer.callbacks, found, state.callbacks)
 
-        in_all(trainer.accelerator, load)
-        point("inside-resume")
+        gather_results(trainer.accelerator, load)
+        fault_point("inside-resume")
         trainer.accumulator.start(state.window)
         self._resume_random_numbers(found)
 
@@ -136,7 +138,7 @@ class Checkpointer:
         """Continue each rank's own, or start new ones where there were other ranks."""
         accelerator, config = self.trainer.accelerator, self.trainer.config
         rank, now = accelerator.process_index, accelerator.num_processes
-        before = reader.processes(checkpoint)
+        before = reader.ranks_of(checkpoint)
         if before == now:
             reader.load_random_state(checkpoint, rank)
             return
@@ -144,4 +146,6 @@ class Checkpointer:
         torch.manual_seed(int(draw.generate_state(1, np.uint64)[0]))
         if accelerator.is_main_process:
             dropout = "; dropout draws other numbers from here" if config.model.dropout else ""
-            say(f"{checkpoint} was written by {before} processes and is read by {now}{dropout}")
+            print_line(
+                f"{checkpoint} was written by {before} processes and is read by {now}{dropout}"
+            )

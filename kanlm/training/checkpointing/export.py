@@ -15,21 +15,21 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from kanlm.checksums import INDEX, damage, seal
+from kanlm.atomic_io import atomic_folder
+from kanlm.checksums import INDEX, find_damage, write_checksums
 from kanlm.config import Config, check, from_tree, to_tree
 from kanlm.data.corpus import open_corpus, open_tokenizer
 from kanlm.data.tokenizer import end_of_document, vocabulary_size
 from kanlm.errors import UserError, first_line
-from kanlm.files import replacing
 from kanlm.model import KanLMConfig, KanLMForCausalLM
 from kanlm.model.grids import grid_sizes, with_grid_size
 from kanlm.model.settings import ModelSettings
-from kanlm.reading import check_plain, read_object
 from kanlm.training.checkpointing.reader import checkpoint_step, checkpoint_to_resume, read_state
 from kanlm.training.checkpointing.tensors import load_weights
-from kanlm.training.folder import check_weights, first_difference, read_config_tree
 from kanlm.training.grids import grid_size_at
 from kanlm.training.resolve import complete_model
+from kanlm.training.run_folder import check_weights, first_difference, read_config_tree
+from kanlm.untrusted_io import check_plain, read_object
 
 #: What people and the hub's programs put beside a model; transformers reads none of it.
 BESIDE = ("README.md", ".gitattributes", ".git", ".cache", ".DS_Store")
@@ -137,11 +137,11 @@ def write_model(run: Path, model: KanLMForCausalLM, tokenizer: PreTrainedTokeniz
     Raises:
         UserError: the disk is full or the folder cannot be written.
     """
-    with replacing(run / "model") as draft:
+    with atomic_folder(run / "model") as draft:
         model.save_pretrained(draft)
         # Templates of chats would get a folder of their own, which the seal leaves out.
         tokenizer.save_pretrained(draft, save_jinja_files=False)
-        seal(draft)
+        write_checksums(draft)
 
 
 def model_folder(run: Path) -> Path:
@@ -162,7 +162,7 @@ def model_folder(run: Path) -> Path:
         sealed = (place / INDEX).exists()
     except OSError as error:
         raise UserError(f"{place} cannot be read: {error.strerror}") from None
-    problem = damage(place, BESIDE) if sealed else None
+    problem = find_damage(place, BESIDE) if sealed else None
     if problem is not None:
         raise UserError(
             f"{place} is damaged: {problem}; bring back a copy, or delete it and results.json, "

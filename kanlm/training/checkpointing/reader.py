@@ -23,13 +23,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from kanlm.checksums import damage
+from kanlm.checksums import find_damage
 from kanlm.errors import UserError, first_line
 from kanlm.training.checkpointing.tensors import load_moments, load_weights
-from kanlm.training.folder import checkpoint_steps
+from kanlm.training.run_folder import checkpoint_steps
 
 
-def checkpoint_place(folder: Path, step: int) -> Path:
+def checkpoint_folder(folder: Path, step: int) -> Path:
     """Where the checkpoint of a step is, or would be."""
     return folder / f"step-{step:08d}"
 
@@ -51,7 +51,7 @@ def checkpoint_to_resume(folder: Path, report: Callable[[str], None]) -> Path | 
     Raises:
         UserError: there are checkpoints, and none is intact.
     """
-    places = [checkpoint_place(folder, step) for step in checkpoint_steps(folder)]
+    places = [checkpoint_folder(folder, step) for step in checkpoint_steps(folder)]
     pointer, problems = folder / "latest", []
     if pointer.exists():
         name = pointer.read_text(errors="replace").strip()
@@ -60,7 +60,7 @@ def checkpoint_to_resume(folder: Path, report: Callable[[str], None]) -> Path | 
         else:
             problems.append(f"{pointer} names {name!r}, which is no checkpoint there")
     for place in places:
-        problem = damage(place)
+        problem = find_damage(place)
         if problem is None:
             if problems:
                 report(f"{problems[0]}; going on from {place.name}")
@@ -78,8 +78,8 @@ def best_checkpoint(folder: Path, step: int) -> Path:
     Raises:
         UserError: it is damaged.
     """
-    place = checkpoint_place(folder, step)
-    problem = damage(place)
+    place = checkpoint_folder(folder, step)
+    problem = find_damage(place)
     if problem is not None:
         raise UserError(f"{place} is damaged: {problem}; it holds the best model")
     return place
@@ -130,7 +130,7 @@ def random_state() -> dict[str, torch.Tensor]:
     return state
 
 
-def processes(checkpoint: Path) -> int:
+def ranks_of(checkpoint: Path) -> int:
     """How many processes wrote the checkpoint."""
     return len(list(checkpoint.glob("random-*.safetensors")))
 

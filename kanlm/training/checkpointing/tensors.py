@@ -29,7 +29,7 @@ from torch import nn
 
 from kanlm.config import check
 from kanlm.errors import UserError, first_line
-from kanlm.faults import point
+from kanlm.faults import fault_point
 from kanlm.kan.sharding import from_own_part, is_first_copy, is_sharded, own_part, own_rows
 
 INDEX = "shards.json"
@@ -107,7 +107,7 @@ class OwnPart:
             if held or self.rank == 0:
                 files.append(_file(folder, kind, self.rank if self.index else None))
                 save_file({name: t.contiguous() for name, t in held.items()}, files[-1])
-            point("inside-checkpoint-write")
+            fault_point("inside-checkpoint-write")
         return files
 
 

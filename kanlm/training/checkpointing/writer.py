@@ -22,16 +22,24 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 
-from kanlm.checksums import Facts, facts, seal
-from kanlm.faults import point
-from kanlm.files import cannot_write, discard, flush, replacing, said_of, sweep, write_text
-from kanlm.training.checkpointing.reader import checkpoint_place, random_file, random_state
+from kanlm.atomic_io import (
+    atomic_folder,
+    cannot_write,
+    flush,
+    remove_folder,
+    remove_leftovers,
+    write_errors_as_user_errors,
+    write_text,
+)
+from kanlm.checksums import FileFacts, file_facts, write_checksums
+from kanlm.faults import fault_point
+from kanlm.training.checkpointing.reader import checkpoint_folder, random_file, random_state
 from kanlm.training.checkpointing.tensors import Index, Kind, OwnPart, write_index
-from kanlm.training.folder import checkpoint_steps
-from kanlm.training.processes import in_all, on_main
+from kanlm.training.distributed import gather_results, run_on_main
+from kanlm.training.run_folder import checkpoint_steps
 
 #: What a process has written: where rows of shared tensors are, and facts by file name.
-Written = tuple[Index, dict[str, Facts]]
+Written = tuple[Index, dict[str, FileFacts]]
 #: By kind and name.
 Tensors = Mapping[Kind, Mapping[str, torch.Tensor]]
 
@@ -74,11 +82,11 @@ class Writer:
         Raises:
             UserError: the disk is full or the folder cannot be written.
         """
-        target = checkpoint_place(self.folder, step)
-        point("before-checkpoint-write")
+        target = checkpoint_folder(self.folder, step)
+        fault_point("before-checkpoint-write")
 
         def complete() -> None:
-            point("after-write-before-latest")
+            fault_point("after-write-before-latest")
             write_text(self.folder / "latest", target.name)
             _prune(self.folder, step, keep, best_step)
 
@@ -105,26 +113,30 @@ class Writer:
         self.finish()
         rank = self.accelerator.process_index
         # The main rank holds the draft; it moves into place when the stack closes.
-        draft = on_main(self.accelerator, lambda: self._stack.enter_context(replacing(target)))
+        draft = run_on_main(
+            self.accelerator, lambda: self._stack.enter_context(atomic_folder(target))
+        )
         own = OwnPart.of(tensors, rank)
 
         def write(part: OwnPart) -> Written:
-            with said_of(target):
+            with write_errors_as_user_errors(target):
                 files = part.write(draft)
                 if numbers is not None:
                     files.append(random_file(draft, rank))
                     save_file(numbers, files[-1])
                 for file in files:
                     flush(file)
-                return part.index, {file.name: facts(file) for file in files}
+                return part.index, {file.name: file_facts(file) for file in files}
 
         def complete(written: list[Written]) -> None:
-            with said_of(target):
+            with write_errors_as_user_errors(target):
                 write_index(draft, [index for index, _ in written])
                 (draft / "state.json").write_text(json.dumps(state, indent=1))
-                point("inside-checkpoint-write")
-                seal(draft, {name: known for _, each in written for name, known in each.items()})
-                point("before-checkpoint-move")
+                fault_point("inside-checkpoint-write")
+                write_checksums(
+                    draft, {name: known for _, each in written for name, known in each.items()}
+                )
+                fault_point("before-checkpoint-move")
             self._stack.close()
             then()
 
@@ -157,8 +169,8 @@ class Writer:
     def _finish(self, write: Callable[[], Written]) -> None:
         """Have all processes write, or wait for what they write, and move it into place."""
         try:
-            written = in_all(self.accelerator, write)
-            on_main(self.accelerator, lambda: self._complete(written))
+            written = gather_results(self.accelerator, write)
+            run_on_main(self.accelerator, lambda: self._complete(written))
         except BaseException:
             self._forget()
             raise
@@ -186,7 +198,7 @@ def _prune(folder: Path, step: int, keep: int, best_step: int | None) -> None:
     try:
         for doomed in old:
             if doomed != best_step:
-                discard(checkpoint_place(folder, doomed))
-        sweep(folder)
+                remove_folder(checkpoint_folder(folder, doomed))
+        remove_leftovers(folder)
     except OSError as error:
         raise cannot_write(folder, error) from None

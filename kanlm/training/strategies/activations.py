@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kanlm.kan import KANLinear
 from kanlm.kan.base_functions import BASE_FUNCTIONS
 from kanlm.training.callbacks import Batch
-from kanlm.training.processes import sum_over_processes
+from kanlm.training.distributed import sum_over_ranks
 from kanlm.training.sharding import reshard
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def _means(
     """Sums over ranks divided by their tokens, of the layers that any rank's tokens reach."""
     accelerator = trainer.accelerator
     own = torch.tensor(list(counts.values()), dtype=torch.float64, device=accelerator.device)
-    every = sum_over_processes(accelerator, own).tolist()
+    every = sum_over_ranks(accelerator, own).tolist()
     found = {}
     for (name, layer), count in zip(layers.items(), every, strict=True):
         if not count:
@@ -149,5 +149,5 @@ def _means(
         if total is None:
             shape, device = measure.shape(layer), accelerator.device
             total = torch.zeros(shape, dtype=torch.float64, device=device)
-        found[name] = sum_over_processes(accelerator, total) / count
+        found[name] = sum_over_ranks(accelerator, total) / count
     return found

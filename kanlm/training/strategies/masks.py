@@ -121,7 +121,7 @@ class _Scaling(FunctionSpace):
         trainer.record("strategy", shares, step=1)
         low, high = min(shares.values()), max(shares.values())
         warning = "; no coefficient may move" if high == 0 else ""
-        trainer.tracker.note(
+        trainer.tracker.print_line(
             f"{self.name}: {low:.1%} to {high:.1%} of the coefficients' updates come "
             f"through, by layer{warning}"
         )

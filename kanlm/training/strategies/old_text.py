@@ -12,8 +12,8 @@ from kanlm.data.corpus import Corpus, open_corpus
 from kanlm.data.loader import Batches
 from kanlm.errors import UserError
 from kanlm.training.callbacks import Batch
-from kanlm.training.checkpointing.reader import checkpoint_place, read_state
-from kanlm.training.folder import checkpoint_steps, read_config_tree
+from kanlm.training.checkpointing.reader import checkpoint_folder, read_state
+from kanlm.training.run_folder import checkpoint_steps, read_config_tree
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def _tokens_hash(folder: Path, default: str) -> str:
     steps = checkpoint_steps(folder / "checkpoints")
     if not steps:
         return default
-    state = read_state(checkpoint_place(folder / "checkpoints", steps[0]))
+    state = read_state(checkpoint_folder(folder / "checkpoints", steps[0]))
     return state.get("tokens_hash", default)
 
 

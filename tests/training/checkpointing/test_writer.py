@@ -7,8 +7,8 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import nn
 
-from kanlm import files
-from kanlm.checksums import seal
+from kanlm import atomic_io
+from kanlm.checksums import write_checksums
 from kanlm.config import OptimizerSettings
 from kanlm.errors import UserError
 from kanlm.training.checkpointing import reader, tensors
@@ -48,7 +48,7 @@ def held(model, optimizer) -> Tensors:
 def save(folder, number, model, optimizer, keep=2, best_step=None):
     writer = Writer(Accelerator(cpu=True), folder, background=False)
     writer.start(number, held(model, optimizer), {"best": 0.5}, keep=keep, best_step=best_step)
-    return reader.checkpoint_place(folder, number)
+    return reader.checkpoint_folder(folder, number)
 
 
 def find(folder, said=None):
@@ -196,7 +196,7 @@ def test_a_sealed_checkpoint_of_something_else_is_refused(tmp_path, file, tensor
     model, optimizer = trained()
     place = save(tmp_path, 1, model, optimizer)
     save_file(tensors, place / file)
-    seal(place)
+    write_checksums(place)
 
     def load():
         reader.load_checkpoint(place, model, optimizer)
@@ -228,7 +228,7 @@ def test_a_killed_write_is_not_taken_for_a_checkpoint(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "flush", killed)
+        patch.setattr(atomic_io, "flush", killed)
         with pytest.raises(KeyboardInterrupt):
             save(tmp_path, 2, model, optimizer)
     found = find(tmp_path)
@@ -284,6 +284,6 @@ def test_weights_of_another_type_are_refused(tmp_path):
     place = save(tmp_path, 1, model, optimizer)
     cut = {name: tensor.to(torch.int8) for name, tensor in tensors.weights(model).items()}
     save_file(cut, place / "model.safetensors")
-    seal(place)
+    write_checksums(place)
     with pytest.raises(UserError, match="int8"):
         reader.load_checkpoint(place, model, optimizer)

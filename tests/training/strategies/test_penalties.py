@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from kanlm.checksums import seal
+from kanlm.checksums import write_checksums
 from kanlm.errors import UserError
 from kanlm.training import run as runs
 from kanlm.training.strategies.anchors import EWC, L2SP
@@ -104,7 +104,7 @@ def test_fisher_is_left_to_the_next_run_and_not_taken_from_another_model(tuned, 
     moved = load_file(path)
     moved["model.embed_tokens.weight"] += 1
     save_file(moved, path, metadata={"format": "pt"})
-    seal(path.parent)
+    write_checksums(path.parent)
     with pytest.raises(UserError, match="Fisher information of another model"):
         runs.run(tuned("ewc", "third", initialize_from=first.output_dir))
     assert not (tmp_path / "third" / "config.yaml").exists()

@@ -152,7 +152,7 @@ def test_what_is_stated_is_in_the_runs_settings_and_may_not_change(tuned):
     runs.run(config)
     assert config.strategy == {"kind": "replay", "fraction": 0.1}
     assert "strategy:\n  kind: replay" in to_yaml(config)
-    from kanlm.training.folder import claim
+    from kanlm.training.run_folder import claim
 
     with pytest.raises(UserError, match=r"strategy\.fraction = 0\.1, not 0\.2"):
         claim(Path(config.output_dir), tuned({"kind": "replay", "fraction": 0.2}))

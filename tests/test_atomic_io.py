@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from kanlm.atomic_io import atomic_folder, write_text
 from kanlm.errors import UserError
-from kanlm.files import replacing, write_text
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def group_readable():
 
 def test_all_files_of_a_folder_get_the_users_mode(tmp_path: Path, group_readable) -> None:
     """Also those that a library wrote for the owner alone, as safetensors does."""
-    with replacing(tmp_path / "model") as draft:
+    with atomic_folder(tmp_path / "model") as draft:
         (draft / "sub").mkdir()
         (draft / "sub" / "weights").touch(mode=0o600)
         (draft / "config").write_text("{}")
@@ -28,11 +28,11 @@ def test_all_files_of_a_folder_get_the_users_mode(tmp_path: Path, group_readable
 
 
 def test_an_error_leaves_the_old_folder_and_no_draft(tmp_path: Path) -> None:
-    with replacing(tmp_path / "model") as draft:
+    with atomic_folder(tmp_path / "model") as draft:
         (draft / "config").write_text("old")
 
     def write_half() -> None:
-        with replacing(tmp_path / "model") as draft:
+        with atomic_folder(tmp_path / "model") as draft:
             (draft / "config").write_text("new")
             raise RuntimeError
 
@@ -58,7 +58,7 @@ def test_a_link_under_a_drafts_name_is_not_written_through(tmp_path: Path) -> No
     (place / ".model.draft").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere").mkdir()
     write_text(place / "a.txt", "new")
-    with replacing(place / "model") as draft:
+    with atomic_folder(place / "model") as draft:
         (draft / "config").write_text("new")
     assert victim.read_text() == "precious"
     assert not list((tmp_path / "elsewhere").iterdir())
@@ -66,7 +66,7 @@ def test_a_link_under_a_drafts_name_is_not_written_through(tmp_path: Path) -> No
     (place / "linked").symlink_to(tmp_path / "elsewhere")
 
     def write() -> None:
-        with replacing(place / "linked") as draft:
+        with atomic_folder(place / "linked") as draft:
             (draft / "config").write_text("new")
 
     with pytest.raises(UserError, match="linked cannot be written: it is a link"):
@@ -79,7 +79,7 @@ def test_a_read_only_folder_is_said_in_one_line(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
 
     def write() -> None:
-        with replacing(tmp_path / "model") as draft:
+        with atomic_folder(tmp_path / "model") as draft:
             (draft / "config").touch()
 
     try:

@@ -14,12 +14,12 @@ from datetime import timedelta
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from kanlm.errors import UserError
-from kanlm.training.processes import in_all, on_main, part
+from kanlm.training.distributed import gather_results, run_on_main, tear_down
 
 limit = InitProcessGroupKwargs(timeout=timedelta(seconds=2))
 accelerator = Accelerator(cpu=True, kwargs_handlers=[limit])
 rank = accelerator.process_index
-on_main(accelerator, lambda: None)
+run_on_main(accelerator, lambda: None)
 
 
 def act():
@@ -28,11 +28,11 @@ def act():
 
 
 try:
-    print(rank, on_main(accelerator, act), flush=True)
-    print(rank, in_all(accelerator, lambda: time.sleep(5 * rank) or rank), flush=True)
-    part(accelerator)
+    print(rank, run_on_main(accelerator, act), flush=True)
+    print(rank, gather_results(accelerator, lambda: time.sleep(5 * rank) or rank), flush=True)
+    tear_down(accelerator)
 except UserError as error:
-    print(rank, "told" if not error.told_elsewhere else "silent", error, flush=True)
+    print(rank, "told" if not error.reported_by_other_rank else "silent", error, flush=True)
     sys.exit(2)
 """
 

@@ -10,7 +10,7 @@ PATIENCE = 2.0
 
 
 @contextmanager
-def saying(what: str, report: Callable[[str], None]) -> Iterator[None]:
+def announce_if_slow(what: str, report: Callable[[str], None]) -> Iterator[None]:
     """Report what the block does once it has taken two seconds.
 
     Args:
@@ -27,7 +27,7 @@ def saying(what: str, report: Callable[[str], None]) -> Iterator[None]:
 
 
 @contextmanager
-def saying_imports() -> Iterator[None]:
+def announce_slow_imports() -> Iterator[None]:
     """Say on a terminal that libraries are being loaded, if they are so after two seconds.
 
     On standard error, because some verbs print what programs read.
@@ -38,7 +38,7 @@ def saying_imports() -> Iterator[None]:
         if loading and sys.stderr.isatty():
             print(line, file=sys.stderr)
 
-    with saying("loading torch and transformers", report):
+    with announce_if_slow("loading torch and transformers", report):
         yield
 
 

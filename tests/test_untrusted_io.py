@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kanlm.errors import UserError
-from kanlm.reading import parse_object, read_bytes, read_object, read_text
+from kanlm.untrusted_io import parse_object, read_bytes, read_object, read_text
 
 
 def test_a_link_may_lead_within_its_folder_and_not_out_of_it(tmp_path: Path):

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from kanlm.config import Config, from_tree, merge, to_tree
 from kanlm.kan import BSpline, KANLinear
 from kanlm.kan.penalties import penalty
-from kanlm.training import polish as polishing_module
+from kanlm.training import lbfgs_polish
 from kanlm.training import run as runs
-from kanlm.training.polish import Polish, coefficients, polish
+from kanlm.training.lbfgs_polish import Polish, coefficients, polish
 from kanlm.training.resolve import resolve
 
 
@@ -181,6 +181,6 @@ def test_a_validation_that_got_worse_is_said(
                 parameter.add_(torch.randn_like(parameter))
         return Polish(2.0, 1.0, 5, 6, 64, 0.1)
 
-    monkeypatch.setattr(polishing_module, "polish", spoil)
+    monkeypatch.setattr(lbfgs_polish, "polish", spoil)
     runs.run(polishing)
     assert "validation got worse" in " ".join(capsys.readouterr().out.split())

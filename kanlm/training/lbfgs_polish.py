@@ -70,7 +70,7 @@ class PolishAtEnd(Callback):
         assert before is not None
         assert after is not None
         worse = "; validation got worse: leave out training.polish_steps, or raise "
-        trainer.tracker.note(
+        trainer.tracker.print_line(
             f"polished: {before:.4f} to {after:.4f} nats per token in validation"
             f"{worse + 'polish_batch_size' if after > before else ''}"
         )
@@ -93,7 +93,7 @@ class PolishAtEnd(Callback):
         trainer.state.seconds += outcome.seconds
         trainer.state.tokens += outcome.tokens
         trainer.record("polish", asdict(outcome))
-        trainer.tracker.note(
+        trainer.tracker.print_line(
             f"polished in {outcome.iterations} iterations: {outcome.loss_before:.4f} to "
             f"{outcome.loss_after:.4f} nats per token on its batch"
         )

@@ -1,16 +1,25 @@
-"""The run's folder: whose it is, and whether it is new, unfinished or finished.
+"""The run's folder: whose it is, whether it is new, unfinished or finished, and its lock.
 
 A folder belongs to one configuration. Starting the same one again resumes it; starting
 another there is refused, because two runs mixed in one folder prove nothing. Only its length may
 change, as far as `length` says so.
+
+One job works in a folder at a time, however often it is started: the operating system gives the
+lock back when the process dies, by whatever cause.
 """
 
 import itertools
+import os
 import re
+import socket
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
+from kanlm.atomic_io import cannot_write, remove_folder, write_errors_as_user_errors, write_text
 from kanlm.config import (
     Config,
     from_tree,
@@ -23,7 +32,6 @@ from kanlm.config import (
     to_yaml,
 )
 from kanlm.errors import UserError
-from kanlm.files import discard, said_of, write_text
 from kanlm.training.length import study_around, why_not
 
 #: What the verbs that take finished runs read of a run's settings.
@@ -61,6 +69,10 @@ _FREE = (
     "training.sharding",
     "training.background_checkpoints",
 )
+
+_LOCK = ".lock"
+#: Seconds in which a lock is taken whose file a job deletes as it ends.
+_LOCK_PATIENCE = 0.1
 
 _RUN, _STUDY = "a single run", "a study"
 _LENGTH = "training.steps"
@@ -157,7 +169,7 @@ def _length_before(folder: Path) -> Any:
 
 def _used(folder: Path) -> bool:
     """Whether a folder holds more than what a job leaves that dies as it begins."""
-    return any(path.name not in (".lock", ".config.yaml.draft") for path in folder.iterdir())
+    return any(path.name not in (_LOCK, ".config.yaml.draft") for path in folder.iterdir())
 
 
 def _contents(folder: Path) -> str | None:
@@ -175,10 +187,10 @@ def write_config(folder: Path, config: Config) -> None:
     before all: in between the folder holds an unfinished run of the former length.
     """
     if change_of_length(folder, config) is not None:
-        with said_of(folder):
+        with write_errors_as_user_errors(folder):
             for name in ("results.json", "documents.jsonl", "report.html"):
                 (folder / name).unlink(missing_ok=True)
-            discard(folder / "model")
+            remove_folder(folder / "model")
     write_text(folder / "config.yaml", to_yaml(config))
 
 
@@ -214,7 +226,7 @@ def check_weights(folder: Path) -> None:
 def is_finished(folder: Path, config: Config | None = None) -> bool:
     """Whether the run's results have been written, which happens last.
 
-    Arguments:
+    Args:
         config: if given, those of a run of its length.
     """
     if config is not None and change_of_length(folder, config) is not None:
@@ -265,3 +277,67 @@ def load_config(folder: Path, overrides: list[str], verb: str) -> Config:
                 f"{', '.join(READ_BY[verb])}"
             )
     return config
+
+
+def check_free(folder: Path) -> None:
+    """Check that no job is at work in a folder, before anything is prepared for it.
+
+    Raises:
+        UserError: naming the job.
+    """
+    path = folder / _LOCK
+    if path.exists():
+        with _acquired(path, folder):
+            pass
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Keep other jobs out of a folder, which is made if it is not there and goes if it is empty.
+
+    Raises:
+        UserError: another job is at work there, or the folder cannot be written.
+    """
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    path = folder / _LOCK
+    try:
+        with write_errors_as_user_errors(path):
+            folder.mkdir(parents=True, exist_ok=True)
+        with _acquired(path, folder):
+            with write_errors_as_user_errors(path):
+                path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+    finally:
+        with suppress(OSError):
+            for place in made:
+                place.rmdir()
+
+
+@contextmanager
+def _acquired(path: Path, folder: Path) -> Iterator[None]:
+    """Hold the lock.
+
+    Raises:
+        UserError: another job holds it, or its file cannot be written.
+    """
+    holder = ""
+    # A soft lock would outlive a killed process.
+    lock = FileLock(
+        path, timeout=_LOCK_PATIENCE, poll_interval=_LOCK_PATIENCE / 10, fallback_to_soft=False
+    )
+    try:
+        acquired = lock.acquire()
+    except Timeout:
+        with suppress(OSError):
+            holder = path.read_text().strip()
+        raise UserError(
+            f"output_dir = {folder} is in use by {holder or 'another job'}; "
+            "wait for it, or choose another output_dir"
+        ) from None
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    with acquired:
+        yield

@@ -15,11 +15,11 @@ from typing import IO, Any
 from safetensors import SafetensorError
 
 from kanlm.errors import UserError
-from kanlm.faults import point
+from kanlm.faults import fault_point
 
 
 @contextmanager
-def replacing(target: Path) -> Iterator[Path]:
+def atomic_folder(target: Path) -> Iterator[Path]:
     """Yield an empty folder that becomes `target` when the block ends without an error.
 
     Raises:
@@ -37,7 +37,7 @@ def replacing(target: Path) -> Iterator[Path]:
                 path.chmod(mode)
             flush(path)
         flush(draft)
-        discard(target)
+        remove_folder(target)
         draft.rename(target)
         flush(target.parent)
     except (OSError, SafetensorError) as error:
@@ -48,7 +48,7 @@ def replacing(target: Path) -> Iterator[Path]:
         raise
 
 
-def discard(folder: Path) -> None:
+def remove_folder(folder: Path) -> None:
     """Delete a folder, if it is there, such that it is never seen half deleted."""
     if folder.is_symlink():
         raise OSError(errno.ELOOP, "it is a link to another folder")
@@ -56,11 +56,11 @@ def discard(folder: Path) -> None:
         doomed = folder.with_name(f".{folder.name}.deleted")
         _remove(doomed)
         folder.rename(doomed)
-        point("inside-pruning")
+        fault_point("inside-pruning")
         _remove(doomed)
 
 
-def sweep(folder: Path) -> None:
+def remove_leftovers(folder: Path) -> None:
     """Delete what killed processes left of drafts and of deleted folders in `folder`."""
     for pattern in (".*.draft", ".*.deleted"):
         for path in folder.glob(pattern):
@@ -68,7 +68,7 @@ def sweep(folder: Path) -> None:
 
 
 @contextmanager
-def said_of(target: Path) -> Iterator[None]:
+def write_errors_as_user_errors(target: Path) -> Iterator[None]:
     """Around what is written for `target`.
 
     Raises:
@@ -86,7 +86,7 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         UserError: the disk is full or the folder cannot be written.
     """
-    with said_of(path):
+    with write_errors_as_user_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{path.name}.draft")
         write_atomically(path, lambda file: file.write(text.encode()), draft)

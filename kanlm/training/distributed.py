@@ -26,19 +26,19 @@ _TIMEOUT = timedelta(days=365)
 _PATIENCE = 0.05
 
 
-def is_first() -> bool:
+def is_main_rank() -> bool:
     """Whether this is the main process of a run, by what its launcher says, before they join."""
     return os.environ.get("RANK", "0") == "0"
 
 
-def sum_over_processes(accelerator: Accelerator, tensor: torch.Tensor) -> torch.Tensor:
+def sum_over_ranks(accelerator: Accelerator, tensor: torch.Tensor) -> torch.Tensor:
     """All-reduce; the tensor itself where there is one process."""
     total = accelerator.reduce(tensor, "sum")
     assert isinstance(total, torch.Tensor)
     return total
 
 
-def on_main(accelerator: Accelerator, act: Callable[[], T]) -> T:
+def run_on_main(accelerator: Accelerator, act: Callable[[], T]) -> T:
     """Call `act` in the main process alone, and let all processes share in what came of it.
 
     A process that went on while the main one had failed would wait for it for ever.
@@ -59,11 +59,11 @@ def on_main(accelerator: Accelerator, act: Callable[[], T]) -> T:
     if failure is not None:
         raise failure
     if message is not None:
-        raise told_elsewhere(UserError(message))
+        raise reported_by_other_rank(UserError(message))
     return result
 
 
-def in_all(accelerator: Accelerator, act: Callable[[], T]) -> list[T]:
+def gather_results(accelerator: Accelerator, act: Callable[[], T]) -> list[T]:
     """Call `act` in every process, and give all of them what came of it, by rank.
 
     Raises:
@@ -80,18 +80,18 @@ def in_all(accelerator: Accelerator, act: Callable[[], T]) -> list[T]:
     if not failed:
         return [result for result, _ in outcomes]
     if failure is not None and failed[0] == accelerator.process_index:
-        failure.told_elsewhere = False
+        failure.reported_by_other_rank = False
         raise failure
-    raise told_elsewhere(UserError(outcomes[failed[0]][1]))
+    raise reported_by_other_rank(UserError(outcomes[failed[0]][1]))
 
 
-def told_elsewhere(error: UserError) -> UserError:
+def reported_by_other_rank(error: UserError) -> UserError:
     """The same error, of which another process tells the user."""
-    error.told_elsewhere = True
+    error.reported_by_other_rank = True
     return error
 
 
-def part(accelerator: Accelerator) -> None:
+def tear_down(accelerator: Accelerator) -> None:
     """End what the processes have in common; nothing of this module can be called afterwards."""
     _groups.clear()
     accelerator.end_training()
@@ -152,5 +152,5 @@ def _died(accelerator: Accelerator, error: RuntimeError) -> UserError:
         "another process of this run has ended, which says above why, or was killed "
         f"({first_line(error)})"
     )
-    died.told_elsewhere = accelerator.process_index > 1
+    died.reported_by_other_rank = accelerator.process_index > 1
     return died
