@@ -8,7 +8,7 @@ they are the keyword arguments of its class in `feed_forward/`.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 #: More than any model has, so that what is a slip is refused before it is counted out.
 MOST_LAYERS = 100_000
@@ -22,8 +22,6 @@ class ModelSettings:
     Raises:
         ValueError: naming the setting that is impossible.
     """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     #: Rows of the embedding; null takes the tokenizer's.
     vocab_size: int | None = None

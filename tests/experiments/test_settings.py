@@ -1,9 +1,13 @@
 """`kanlm settings`: everything is there, and says what it means."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
 
+from kanlm.config.documentation import REQUIRED
+from kanlm.data.sources import SOURCES
 from kanlm.errors import UserError
 from kanlm.experiments.settings import _sections, settings_text
 from kanlm.kan import BASES
@@ -26,9 +30,22 @@ def test_every_setting_says_what_it_means():
     assert silent == []
 
 
-def test_every_kind_and_basis_has_its_options():
+def test_every_type_and_default_is_in_the_words_of_yaml():
+    limit = r"( [≥>] [^ ,]+)?(,? ?[≤<] [^ ,]+)?"
+    one = rf"(`[^`]*`|null|text|mapping|(whole )?number{limit})"
+    kind = re.compile(rf"(list of )?{one}|\[{one}(, {one})*\]")
+    for section in _sections():
+        for name, setting in section.settings.items():
+            for alternative in setting.type.split(" or "):
+                assert kind.fullmatch(alternative), (section.name, name, setting.type)
+            if setting.default is not REQUIRED:
+                json.dumps(setting.default)
+
+
+def test_every_kind_basis_and_source_has_a_meaning_and_its_options():
+    assert [section.name for section in _sections() if not section.meaning] == []
     text = settings_text()
-    assert all(f"### `{name}`" in text for name in (*FEED_FORWARDS, *BASES))
+    assert all(f"### `{name}`" in text for name in (*FEED_FORWARDS, *BASES, *SOURCES))
     assert "- `grid_size` (whole number; default `6`)" in settings_text("bspline")
     assert "- `optimizer.learning_rate`" in settings_text("optimizer")
 
