@@ -179,9 +179,12 @@ class KanLMModel(KanLMPreTrainedModel):
             use_cache: return a cache.
 
         Raises:
-            ValueError: both or none of the inputs are given, or the mask does not say which
-                tokens are padding and a block needs to know.
+            ValueError: both or none of the inputs are given, the mask does not say which
+                tokens are padding and a block needs to know, or a cache has another name.
         """
+        if kwargs.get("cache") is not None:
+            # As transformers 5.24 and later do; passed over, it would make other text unnoticed.
+            raise ValueError("cache: give it as past_key_values, with transformers below 5.24")
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds

@@ -409,3 +409,9 @@ def test_compiled_without_a_break_it_computes_the_same(feed_forward: list, train
         gradients = torch.autograd.grad(loss, list(model.parameters())) if training else ()
         found.append([loss, *gradients])
     torch.testing.assert_close(*found, rtol=1e-10, atol=1e-10)
+
+
+def test_a_cache_by_another_name_is_refused() -> None:
+    model, ids = make(), tokens()
+    with pytest.raises(ValueError, match="cache: give it as past_key_values"):
+        model(ids, cache=model(ids, use_cache=True).past_key_values)
