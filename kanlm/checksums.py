@@ -1,7 +1,7 @@
 """Checksums of files, and a folder's index: size and SHA-256 of each file, written last.
 
-A disk that lies, a copy that broke off and a flipped bit are found before anything is read
-from the folder, and a file that was put there by somebody else as well.
+A faulty disk, an incomplete copy, a flipped bit and an added file are found before anything is
+read from the folder.
 """
 
 import hashlib

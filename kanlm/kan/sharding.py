@@ -101,7 +101,7 @@ def own_part(tensor: Tensor) -> Tensor:
 
 
 def from_own_part(tensor: Tensor, part: Tensor) -> Tensor:
-    """A tensor shared as `tensor` is, of the rows that each process gives.
+    """A tensor sharded as `tensor` is, of the rows that each rank gives.
 
     Arguments:
         part: of the shape of `own_part(tensor)`.

@@ -14,7 +14,7 @@ import torch
 
 from kanlm.config import TrainingSettings
 
-#: What cuBLAS needs to be told before it starts, to add up in one order.
+#: The variable that makes cuBLAS add up in one order; it must be set before cuBLAS starts.
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 

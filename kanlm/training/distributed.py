@@ -39,13 +39,13 @@ def sum_over_ranks(accelerator: Accelerator, tensor: torch.Tensor) -> torch.Tens
 
 
 def run_on_main(accelerator: Accelerator, act: Callable[[], T]) -> T:
-    """Call `act` in the main process alone, and let all processes share in what came of it.
+    """Call `act` on the main rank alone, and return its result on all ranks.
 
-    A process that went on while the main one had failed would wait for it for ever.
+    Ranks that continued after the main rank has failed would wait for it forever.
 
     Raises:
-        UserError: as `act` does, in every process; the main one tells it. Or the main process
-            has died.
+        UserError: as `act` does, on all ranks; the main rank reports it. Or the main rank has
+            died.
     """
     outcome: Any = None, None
     failure: UserError | None = None
@@ -64,10 +64,10 @@ def run_on_main(accelerator: Accelerator, act: Callable[[], T]) -> T:
 
 
 def gather_results(accelerator: Accelerator, act: Callable[[], T]) -> list[T]:
-    """Call `act` in every process, and give all of them what came of it, by rank.
+    """Call `act` on every rank, and return all results, by rank, on all of them.
 
     Raises:
-        UserError: as `act` does in one of them, in every process; the first of those tells it.
+        UserError: as `act` does on one of them, on all ranks; the first that failed reports it.
     """
     result: T | None = None
     failure: UserError | None = None
@@ -86,13 +86,13 @@ def gather_results(accelerator: Accelerator, act: Callable[[], T]) -> list[T]:
 
 
 def reported_by_other_rank(error: UserError) -> UserError:
-    """The same error, of which another process tells the user."""
+    """Mark the error as one that another rank reports to the user."""
     error.reported_by_other_rank = True
     return error
 
 
 def tear_down(accelerator: Accelerator) -> None:
-    """End what the processes have in common; nothing of this module can be called afterwards."""
+    """Destroy the process groups; nothing of this module can be called afterwards."""
     _groups.clear()
     accelerator.end_training()
 

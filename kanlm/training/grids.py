@@ -1,8 +1,8 @@
 """Grids that change while a model trains: when, and what becomes of the optimizer.
 
-Coarse-to-fine training starts on a small grid and splits its cells as training goes on
+Coarse-to-fine training starts on a small grid and splits its cells later in training
 (Liu et al., arXiv 2404.19756, §2.4). The function stays as it is at each refinement, and
-the optimizer's moments are mapped with the coefficients, so that training goes on as if
+the optimizer's moments are mapped with the coefficients, so that training continues as if
 nothing had happened.
 """
 

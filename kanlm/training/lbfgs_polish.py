@@ -133,7 +133,7 @@ def polish(
 
     Args:
         model: unwrapped; its forward takes `shift_labels` and `num_items_in_batch`.
-        batches: this process's share of what is together one batch.
+        batches: this rank's rows of what is together one batch.
         micro_batch_size: sequences in one forward pass; None takes those of a batch.
         steps: iterations at most.
         options: of the model's forward.

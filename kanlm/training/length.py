@@ -11,7 +11,7 @@ from kanlm.training.schedule import learning_rate_ratio
 
 
 def why_not(steps_before: int, config: Config, step: int, *, finished: bool) -> str | None:
-    """Why a run cannot go on to the length in `config`, in words; None if it can.
+    """Why a run cannot be continued to the length in `config`, in words; None if it can.
 
     Args:
         steps_before: its length so far.

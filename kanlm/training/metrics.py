@@ -30,13 +30,13 @@ ModuleSums = dict[str, list[float]]
 class Window:
     """Sums over the steps since the last log line, over all ranks."""
 
-    #: Nats a token, without what the blocks want minimised beside them.
+    #: Nats a token of the language model alone.
     loss: float = 0.0
     gradient_norm: float = 0.0
     tokens: int = 0
     steps: int = 0
     seconds: float = 0.0
-    #: What is minimised beside the loss, by its name in log lines.
+    #: What is minimised in addition to the loss, by its name in log lines.
     terms: dict[str, float] = field(default_factory=dict)
     #: Of the model's monitored modules.
     statistics: ModuleSums = field(default_factory=dict)
@@ -88,7 +88,7 @@ class Accumulator:
         """Add to one of the sums of the step in progress, without waiting for the device.
 
         Args:
-            name: `loss`, `gradient_norm`, `tokens`, or of a term beside the loss; of what depends
+            name: `loss`, `gradient_norm`, `tokens`, or of another term; of what depends
                 on the weights alone `penalty`, or `penalty/…`.
         """
         if name not in self._step:

@@ -125,8 +125,8 @@ def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.opti
 class MuonAndAdamW(torch.optim.Optimizer):
     """Muon and AdamW as one optimizer, each over the groups whose `algorithm` names it.
 
-    To the outside there is one list of groups and one state by parameter, so that nobody
-    who saves, loads, places or schedules an optimizer need know that there are two.
+    To the outside there is one list of groups and one state by parameter, so that code
+    that saves, loads, places or schedules an optimizer need not know that there are two.
 
     Raises:
         UserError: there is no group `hidden`.

@@ -131,7 +131,7 @@ def figures(values: Mapping[str, Any]) -> list[str]:
 def line(task: Task, width: int, *, bar: bool = True) -> str:
     """The run in a line of at most `width` characters.
 
-    Count and time left are always there; figures that do not fit are left out, whole.
+    Count and time left are always there; figures that do not fit are omitted.
     """
     longest = max(2, int(NAME * width))
     name = task.name if len(task.name) <= longest else f"…{task.name[1 - longest :]}"

@@ -109,7 +109,7 @@ def _run(
     folder: Path,
     callbacks: Sequence[Callback],
 ) -> Outcome | None:
-    """`run` in a folder that nobody else is at work in."""
+    """`run` in a folder that is locked for it."""
     # The main process prepares what the others then find.
     prepared: list[_Text] = []
     run_on_main(accelerator, lambda: prepared.append(_text(config, print_line)))

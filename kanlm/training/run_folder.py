@@ -82,7 +82,7 @@ def claim(folder: Path, config: Config, *, study: bool = False) -> None:
     """Check that `folder` is empty, absent, or holds a run, or a study, of this very `config`.
 
     `output_dir` may differ, so that a run can be moved, and so may the time limit, what
-    processes share, how checkpoints are written, and `study`: it may get more arms, seeds or
+    sharding, how checkpoints are written, and `study`: it may get more arms, seeds or
     trials, for each of its runs is claimed by itself. A run by itself may get more or fewer
     steps where those that it has taken would have been the same.
 
@@ -146,7 +146,7 @@ def change_of_length(folder: Path, config: Config) -> str | None:
     if before in (None, config.training.steps):
         return None
     after, steps = config.training.steps, checkpoint_steps(folder / "checkpoints")
-    done = f"goes on from step {steps[0]:,}" if steps else "starts from the beginning"
+    done = f"resumes from step {steps[0]:,}" if steps else "starts from the beginning"
     word = "lengthened" if after > before else "shortened"
     return f"{folder}: {word} from {before:,} to {after:,} steps; {done}"
 
@@ -219,7 +219,7 @@ def check_weights(folder: Path) -> None:
     first = "at its end" if every is None else f"after step {min(every, training.steps):,}"
     raise UserError(
         f"{folder} has no model/ yet and no checkpoint, of which the first comes {first}: "
-        "let that run go on"
+        "resume that run first"
     )
 
 

@@ -56,7 +56,7 @@ def accelerator_options(sharding: str) -> dict[str, Any]:
 
 
 def fsdp_plugin() -> FullyShardedDataParallelPlugin:
-    """FSDP2 with a decoder block as unit, as Accelerate is told of it."""
+    """FSDP2 with a decoder block as unit, as Accelerate expects it."""
     return FullyShardedDataParallelPlugin(
         fsdp_version=2,
         auto_wrap_policy="transformer_based_wrap",
@@ -187,7 +187,7 @@ def gathered_copy(
 def gradient_sync(accelerator: Accelerator, wrapped: nn.Module, last: bool) -> Iterator[None]:
     """Around a micro-batch: gradients are added up over processes after the last alone.
 
-    Shared ones are after each, or every process would hold all of them whole meanwhile.
+    Sharded ones are after each, or every rank would hold all of them whole meanwhile.
     """
     now = last or isinstance(wrapped, FSDPModule)
     with nullcontext() if now else accelerator.no_sync(wrapped):

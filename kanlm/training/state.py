@@ -34,5 +34,5 @@ class TrainingState:
     guard: StepGuard = field(default_factory=StepGuard)
     #: Of the text trained on; a resumed run must have the same.
     tokens_hash: str = ""
-    #: By name, what callbacks keep beside tensors.
+    #: By callback, what it keeps apart from tensors.
     callbacks: dict[str, dict[str, Any]] = field(default_factory=dict)

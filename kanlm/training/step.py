@@ -223,7 +223,7 @@ class StepGuard:
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    #: Steps skipped, all told and since the last that was taken.
+    #: Steps skipped, in all and since the last that was taken.
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
     loss_spikes: int = 0

@@ -18,7 +18,7 @@ class Stop:
     """Whether this process is asked to stop, and with which exit code.
 
     Args:
-        time_limit: seconds from now, on a clock that nobody sets; None is no limit.
+        time_limit: seconds from now, on a monotonic clock; None is no limit.
     """
 
     def __init__(self, time_limit: float | None) -> None:
@@ -27,7 +27,7 @@ class Stop:
 
     @property
     def exit_code(self) -> int | None:
-        """Of the first signal or the time limit; None goes on."""
+        """Of the first signal or the time limit; None where neither has come."""
         if self.signal is not None:
             return 128 + self.signal
         if self.deadline is not None and time.monotonic() >= self.deadline:

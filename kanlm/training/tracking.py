@@ -133,7 +133,7 @@ class Tracker:
             self.display.update(self.task, done, left)
 
     def show_figures(self, values: Mapping[str, Any]) -> None:
-        """Put the figures of a training line beside the bar."""
+        """Show the figures of a training line next to the bar."""
         if self.main:
             self.task.figures = figures(values)
 

@@ -209,7 +209,7 @@ class Trainer:
 
     @property
     def forward_options(self) -> dict[str, Any]:
-        """What the model's forward is called with in training, beside batch and token count."""
+        """Options of the model's forward in training, in addition to batch and token count."""
         wanted = any(callback.needs_logits for callback in self.callbacks)
         return {"skip_logits": False} if wanted else {}
 

@@ -78,7 +78,7 @@ def test_a_finished_run_that_is_lengthened_equals_a_longer_one(make, capsys):
     before = outcome(make(12))
     train(make(20))
     said = capsys.readouterr().out
-    assert f"{make(12).output_dir}: lengthened from 12 to 20 steps; goes on from step 12\n" in said
+    assert f"{make(12).output_dir}: lengthened from 12 to 20 steps; resumes from step 12\n" in said
     train(make(20, "whole"))
     assert outcome(make(20)) == outcome(make(20, "whole")) != before
     # The former end was validated besides.

@@ -63,7 +63,7 @@ def checkpoint_to_resume(folder: Path, report: Callable[[str], None]) -> Path | 
         problem = find_damage(place)
         if problem is None:
             if problems:
-                report(f"{problems[0]}; going on from {place.name}")
+                report(f"{problems[0]}; resuming from {place.name}")
             return place
         problems.append(f"{place} is damaged: {problem}")
     if problems:
@@ -96,7 +96,7 @@ def load_checkpoint(
     """Put weights and moments into place and return the contents of state.json.
 
     Args:
-        model, optimizer: whole, or shared by any number of processes.
+        model, optimizer: whole, or sharded over any number of ranks.
 
     Raises:
         UserError: a file cannot be read, or the weights are of another architecture.

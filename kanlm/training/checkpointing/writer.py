@@ -1,8 +1,8 @@
-"""Writing checkpoints, beside training where that is wanted.
+"""Writing checkpoints, in the background where that is wanted.
 
 1. The main process makes a folder under another name, in which all processes write.
-2. Each writes its own part. Waiting for nobody, it may do this on a thread, from a copy of
-   what is to be written, while training goes on.
+2. Each writes its own part. This may happen on a thread, from a copy of what is to be
+   written, while training continues.
 3. When all have written, the main process adds the index and moves the folder into place,
    then `latest`, and deletes what is not kept.
 
@@ -38,7 +38,7 @@ from kanlm.training.checkpointing.tensors import Index, Kind, OwnPart, write_ind
 from kanlm.training.distributed import gather_results, run_on_main
 from kanlm.training.run_folder import checkpoint_steps
 
-#: What a process has written: where rows of shared tensors are, and facts by file name.
+#: What a rank has written: where rows of sharded tensors are, and size and checksum by file name.
 Written = tuple[Index, dict[str, FileFacts]]
 #: By kind and name.
 Tensors = Mapping[Kind, Mapping[str, torch.Tensor]]
@@ -77,7 +77,7 @@ class Writer:
             tensors: by kind and name, whole or sharded; each rank with its part (`reshard`).
             state: as of the main rank.
             keep: how many of the newest are kept.
-            best_step: of a checkpoint that is kept besides.
+            best_step: of a checkpoint that is kept as well.
 
         Raises:
             UserError: the disk is full or the folder cannot be written.

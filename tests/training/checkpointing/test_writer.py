@@ -121,7 +121,7 @@ def test_a_damaged_file_makes_the_previous_checkpoint_take_over(tmp_path, file, 
     # A wrong checksum may be the file's or the index's fault.
     named = "" if file == "index.json" else f"{file} "
     assert line.startswith(f"{newest} is damaged: {named}")
-    assert line.endswith("; going on from step-00000001")
+    assert line.endswith("; resuming from step-00000001")
     assert "\n" not in line
 
 
