@@ -126,7 +126,9 @@ def seeds_and_documents_interval(
         UserError: fewer than two seeds, or fewer than two documents of a domain.
         ValueError: shapes that do not belong together.
     """
-    (seeds,) = {len(domain) for domain in nats}
+    seeds = len(nats[0])
+    if any(len(domain) != seeds for domain in nats):
+        raise ValueError(f"seeds by domain {[len(domain) for domain in nats]}: expected the same")
     if any(d.shape[1:] != b.shape for d, b in zip(nats, bytes, strict=True)):
         raise ValueError("nats and bytes are not of the same documents")
     if seeds < 2:

@@ -138,6 +138,9 @@ def test_too_few_seeds_or_documents_are_refused(shape: tuple[int, int], expected
         seeds_and_documents_interval([np.ones(shape)], [np.ones(shape[1])], resamples=9, seed=0)
 
 
-def test_losses_of_other_documents_are_refused() -> None:
+def test_losses_of_other_documents_or_seeds_are_refused() -> None:
     with pytest.raises(ValueError, match="same documents"):
         seeds_and_documents_interval([np.ones((2, 3))], [np.ones(4)], resamples=9, seed=0)
+    nats, bytes = [np.ones((2, 4)), np.ones((3, 4))], [np.ones(4), np.ones(4)]
+    with pytest.raises(ValueError, match=r"seeds by domain \[2, 3\]"):
+        seeds_and_documents_interval(nats, bytes, resamples=9, seed=0)
