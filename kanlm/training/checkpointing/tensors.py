@@ -11,9 +11,11 @@ Where it is sharded (FSDP2), each writes the rows that it holds, of several copi
     model-rank-R.safetensors, optimizer-rank-R.safetensors, callbacks-rank-R.safetensors
     shards.json                 which rows of what lie where
 
-Any number of processes reads either: each takes its own rows out of the files, so that none
-ever holds the whole. torch.distributed.checkpoint does the same, but reads its index with
-pickle, which runs what somebody wrote there.
+Any number of ranks reads either: each takes its own rows out of the files, so that none ever
+holds the whole. The safetensors storage of torch.distributed.checkpoint does the same, but has no
+index: it takes a tensor to be as long as the pieces that it finds, so that a missing last piece
+shortens it. And ranks plan every write together, for which a write in the background would need a
+process group of its own.
 """
 
 import json
