@@ -1,6 +1,8 @@
 """The launchers' decisions, with programs of the same names that only say how they are called."""
 
+import importlib.util
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -179,3 +181,15 @@ def test_torch_has_an_upper_bound():
     stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     (torch,) = [Requirement(each) for each in stated if Requirement(each).name == "torch"]
     assert any(each.operator == "<" for each in torch.specifier)
+
+
+@pytest.mark.parametrize(
+    "name", ["bench", "benchmarks", "chaos", "controls", "fuzz", "golden", "gpu_kernels"]
+)
+def test_a_script_runs_the_program_of_its_name(name: str):
+    path = ROOT / "scripts" / name
+    last = path.read_text().splitlines()[-1]
+    found = re.search(r'exec \.venv/bin/python (?:-m )?(\S+) "\$@"$', last)
+    assert found is not None
+    assert os.access(path, os.X_OK)
+    assert (ROOT / found[1]).exists() or importlib.util.find_spec(found[1]) is not None

@@ -13,8 +13,8 @@ import pytest
 import scipy.interpolate
 import scipy.special
 import torch
+from benchmarking.measure import saved_bytes
 
-from benchmarks.measure import saved_bytes
 from kanlm.kan import BSpline, Chebyshev, Hermite, KANLinear, Legendre
 from kanlm.kan.kernels import edge_sums, fused, use_backend
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from benchmarking.measure import saved_bytes
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
 
-from benchmarks.measure import saved_bytes
 from kanlm.kan import RBF, BSpline, Chebyshev, Fourier, Hermite, KANLinear, Legendre
 from kanlm.kan.kernels import recompute, use_backend
 from kanlm.kan.kernels.recompute import contract_recomputing

@@ -14,9 +14,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from benchmarks.blocks import LLAMA, llama, matched_spec
-from benchmarks.measure import interleaved, ratio, synchronizer, warn_of_scalar_code
-from benchmarks.report import Results, markdown_table, rules, where
+from benchmarking.blocks import LLAMA, llama, matched_spec
+from benchmarking.measure import interleaved, ratio, synchronizer, warn_of_scalar_code
+from benchmarking.report import Results, markdown_table, rules, where
 from kanlm.config import OptimizerSettings
 from kanlm.kan.kernels import Backend, use_backend
 from kanlm.model import KanLMConfig, KanLMForCausalLM

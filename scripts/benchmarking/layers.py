@@ -16,9 +16,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from benchmarks.blocks import REFERENCE, matched_block
-from benchmarks.measure import interleaved, ratio, saved_bytes, synchronizer, warn_of_scalar_code
-from benchmarks.report import Results, lines, markdown_table, rules, saved_by_mlp, where
+from benchmarking.blocks import REFERENCE, matched_block
+from benchmarking.measure import interleaved, ratio, saved_bytes, synchronizer, warn_of_scalar_code
+from benchmarking.report import Results, lines, markdown_table, rules, saved_by_mlp, where
 from kanlm.errors import UserError
 from kanlm.kan.kernels import Backend, use_backend
 from kanlm.reporting.figures import Picture

@@ -20,8 +20,8 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from benchmarks.measure import interleaved, ratio
-from benchmarks.report import Results, markdown_table, rules, where
+from benchmarking.measure import interleaved, ratio
+from benchmarking.report import Results, markdown_table, rules, where
 from kanlm.config import DataSettings, TokenizerSettings
 from kanlm.data.corpus import open_corpus
 from kanlm.data.loader import Batches
@@ -161,7 +161,7 @@ def _memory_of_preparing(tokenizer: PreTrainedTokenizerFast, path: Path, cache: 
     """Measure by how much preparing in a new process raises the largest memory that it has used."""
     saved = path.with_name(f"{cache}.json")
     saved.write_text(tokenizer.backend_tokenizer.to_str())
-    code = "import sys; from benchmarks.data import print_rise; print_rise(*sys.argv[1:])"
+    code = "import sys; from benchmarking.data import print_rise; print_rise(*sys.argv[1:])"
     command = [sys.executable, "-c", code, str(saved), str(path), cache]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=_ROOT)
     return int(done.stdout)

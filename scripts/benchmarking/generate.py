@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.blocks import llama, matched_spec
-from benchmarks.decode_model import model_bytes_read
-from benchmarks.measure import bytes_read, interleaved, ratio
-from benchmarks.report import Results, markdown_table, rules, where
+from benchmarking.blocks import llama, matched_spec
+from benchmarking.decode_model import model_bytes_read
+from benchmarking.measure import bytes_read, interleaved, ratio
+from benchmarking.report import Results, markdown_table, rules, where
 from kanlm.kan import KANLinear
 from kanlm.model import KanLMConfig, KanLMForCausalLM
 from kanlm.model.accounting import account
@@ -24,7 +24,7 @@ from kanlm.reporting.format import duration, fixed, span
 from kanlm.reporting.table import Table
 
 if TYPE_CHECKING:
-    from benchmarks.decode import Settings
+    from benchmarking.decode import Settings
 
 _PROMPT, _NEW_TOKENS = 8, 12
 #: Layers of one kind that take turns.

@@ -3,8 +3,7 @@
 import json
 
 import pytest
-
-from benchmarks import BENCHMARKS, publish
+from benchmarking import BENCHMARKS, publish
 
 
 def test_tables_are_made_of_the_json():

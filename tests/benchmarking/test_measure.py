@@ -1,6 +1,6 @@
 """Turns are taken, and ratios are those of one round."""
 
-from benchmarks.measure import interleaved, ratio
+from benchmarking.measure import interleaved, ratio
 
 
 def test_functions_take_turns() -> None:

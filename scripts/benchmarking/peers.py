@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measure import interleaved, ratio, saved_bytes, synchronizer, warn_of_scalar_code
-from benchmarks.report import Results, markdown_table, rules, where
+from benchmarking.measure import interleaved, ratio, saved_bytes, synchronizer, warn_of_scalar_code
+from benchmarking.report import Results, markdown_table, rules, where
 from kanlm.errors import UserError
 from kanlm.kan import RBF, BSpline, KANLinear
 from kanlm.reporting.format import MISSING, count, duration, fixed, span

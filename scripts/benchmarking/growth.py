@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from scipy.stats import linregress
 
-from benchmarks.blocks import REFERENCE, matched_spec
-from benchmarks.measure import interleaved, synchronizer
-from benchmarks.report import Results, lines, markdown_table, rules, where
+from benchmarking.blocks import REFERENCE, matched_spec
+from benchmarking.measure import interleaved, synchronizer
+from benchmarking.report import Results, lines, markdown_table, rules, where
 from kanlm.model.feed_forward import FeedForward, make_feed_forward
 from kanlm.reporting.figures import Picture
 from kanlm.reporting.format import duration, fixed

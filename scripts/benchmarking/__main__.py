@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import BENCHMARKS
+from benchmarking import BENCHMARKS
 from kanlm.atomic_io import write_text
 from kanlm.config import check, merge, parse_override, to_tree
 from kanlm.config.documentation import fields_of
@@ -29,7 +29,7 @@ def bench(name: str, overrides: Sequence[str], report: Callable[[str], object] =
     Raises:
         UserError: a setting is unknown or impossible.
     """
-    module = importlib.import_module(f"benchmarks.{name}")
+    module = importlib.import_module(f"benchmarking.{name}")
     tree: dict[str, Any] = {}
     for override in overrides:
         tree = merge(tree, parse_override(override))
@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _settings(name: str) -> str:
     """Describe what can be set of a benchmark."""
-    module = importlib.import_module(f"benchmarks.{name}")
+    module = importlib.import_module(f"benchmarking.{name}")
     about = (module.__doc__ or "").strip()
     lines = [f"usage: ./scripts/bench {name} [SETTING=VALUE …]", "", about, ""]
     for setting in fields_of(module.Settings):

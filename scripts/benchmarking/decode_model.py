@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.blocks import REFERENCE, matched_spec
-from benchmarks.measure import bytes_read, interleaved, ratio
-from benchmarks.report import Results, rules, where
+from benchmarking.blocks import REFERENCE, matched_spec
+from benchmarking.measure import bytes_read, interleaved, ratio
+from benchmarking.report import Results, rules, where
 from kanlm.kan import decoding
 from kanlm.model import KanLMConfig, KanLMForCausalLM
 from kanlm.model.accounting import account
@@ -23,7 +23,7 @@ from kanlm.reporting.format import count, fixed, span
 from kanlm.reporting.table import Table
 
 if TYPE_CHECKING:
-    from benchmarks.decode import Settings
+    from benchmarking.decode import Settings
 
 #: Tokens in the cache before the first that is timed.
 _PROMPT = 16

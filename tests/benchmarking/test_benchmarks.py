@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarking import BENCHMARKS, peers, step
+from benchmarking.__main__ import bench, main
+from benchmarking.blocks import matched_block
+from benchmarking.decode_model import model_bytes_read
+from benchmarking.growth import fitted_exponent
+from benchmarking.measure import bytes_read, saved_bytes
 
-from benchmarks import BENCHMARKS, peers, step
-from benchmarks.__main__ import bench, main
-from benchmarks.blocks import matched_block
-from benchmarks.decode_model import model_bytes_read
-from benchmarks.growth import fitted_exponent
-from benchmarks.measure import bytes_read, saved_bytes
 from kanlm.errors import UserError
 from kanlm.model import KanLMConfig, KanLMForCausalLM
 from kanlm.model.accounting import account
@@ -195,7 +195,7 @@ def test_of_an_untied_embedding_one_row_is_read(tie_embeddings: bool) -> None:
 def test_data(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("benchmarks.data._TOKENS", 2**10)
+    monkeypatch.setattr("benchmarking.data._TOKENS", 2**10)
     text = "".join(f"the cat number {number} sat on the mat\n" for number in range(400))
     (tmp_path / "text.txt").write_text(text)
     settings = ["megabytes=0.1", "tokenizers=[bpe]", "vocab_size=300", "rounds=2"]

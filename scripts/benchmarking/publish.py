@@ -14,11 +14,11 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks import BENCHMARKS
-from benchmarks.report import Results, markdown_table, of_block, saved_by_mlp
+from benchmarking import BENCHMARKS
+from benchmarking.report import Results, markdown_table, of_block, saved_by_mlp
 from kanlm.reporting.format import fixed
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 JSON = ROOT / "scripts" / "benchmarks.json"
 MARKDOWN = ROOT / "scripts" / "benchmarks.md"
 README = ROOT / "README.md"
@@ -30,7 +30,7 @@ def page(benchmarks: Mapping[str, Results]) -> str:
     parts = ["# Speed and memory", _made_with(benchmarks)]
     for name in BENCHMARKS:
         if name in benchmarks:
-            section = importlib.import_module(f"benchmarks.{name}").section
+            section = importlib.import_module(f"benchmarking.{name}").section
             parts.append(section(benchmarks[name]))
     return "\n\n".join(parts) + "\n"
 
@@ -151,7 +151,7 @@ def main() -> None:
     kept = json.loads(JSON.read_text()) if JSON.exists() else {}
     for name in () if options.write_only else options.names or BENCHMARKS:
         folder = ROOT / "runs" / "bench" / name
-        command = [sys.executable, "-m", "benchmarks", name, f"output_dir={folder}"]
+        command = [sys.executable, "-m", "benchmarking", name, f"output_dir={folder}"]
         peers = [f"peers.{peer}" for peer in options.peer] if name == "peers" else []
         subprocess.run([*command, *peers], check=True, cwd=ROOT)
         kept[name] = json.loads((folder / "results.json").read_text())

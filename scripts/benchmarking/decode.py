@@ -13,9 +13,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from benchmarks.blocks import REFERENCE, matched_block
-from benchmarks.decode_model import measure_models, models_table, speed
-from benchmarks.generate import (
+from benchmarking.blocks import REFERENCE, matched_block
+from benchmarking.decode_model import measure_models, models_table, speed
+from benchmarking.generate import (
     few_tokens_section,
     generate_section,
     generate_table,
@@ -23,8 +23,8 @@ from benchmarks.generate import (
     measure_few_tokens,
     measure_generate,
 )
-from benchmarks.measure import bytes_read, interleaved, ratio
-from benchmarks.report import Results, lines, markdown_table, rules, where
+from benchmarking.measure import bytes_read, interleaved, ratio
+from benchmarking.report import Results, lines, markdown_table, rules, where
 from kanlm.kan import decoding
 from kanlm.model.feed_forward import FeedForward
 from kanlm.reporting.figures import Picture
