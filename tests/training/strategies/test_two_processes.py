@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_sharding import run_in  # pyright: ignore[reportMissingImports]
 
 from kanlm.config import Config
 from kanlm.training import run as runs
 from kanlm.training.strategies import STRATEGIES
+from tests.training.test_sharding import run_in
 
 #: With options by which each changes the few steps; of masks and matrices one has a control.
 SPECS: list[dict[str, Any]] = [
