@@ -91,6 +91,7 @@ def make_tree(make_text: Callable[..., str]) -> MakeTree:
                 "evaluate_every": 5,
                 "checkpoint_every": 4,
                 "compile": "off",
+                "kan_backend": "recompute",
             },
             "schedule": {"warmup_steps": 2},
             "evaluation": {"bootstrap_resamples": 50},

@@ -83,9 +83,12 @@ def _write_results(config: Config, outcome: Outcome) -> None:
         references={
             name: cached_references(corpus, split) for name, corpus in outcome.corpora.items()
         },
-        provenance=provenance.collect(
-            config, {name: corpus.fingerprint for name, corpus in outcome.corpora.items()}
-        ),
+        provenance={
+            **provenance.collect(
+                config, {name: corpus.fingerprint for name, corpus in outcome.corpora.items()}
+            ),
+            "kan_backend": outcome.progress.kan_backend,
+        },
         notes=[
             Note(arm=None, domain=name, note=line)
             for name, corpus in outcome.corpora.items()

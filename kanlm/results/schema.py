@@ -234,6 +234,7 @@ class Provenance(TypedDict, total=False):
     commit: str | None
     dirty: bool | None
     parallel_runs: Whole
+    kan_backend: str
     versions: dict[str, str]
     hardware: Hardware
     config_hash: str

@@ -78,6 +78,7 @@ def _deterministic(wanted: bool) -> Iterator[None]:
     if not wanted:
         yield
         return
+    # Private, but the documented place of Inductor's options.
     import torch._inductor.config as inductor
 
     compiling: Any = inductor

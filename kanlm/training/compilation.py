@@ -11,13 +11,14 @@ from functools import partial
 import torch
 from accelerate import Accelerator
 from torch import nn
+
+# Private: nothing public says how long compiling took.
 from torch._dynamo.utils import calculate_time_spent
-from torch.utils._triton import has_triton
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from kanlm.errors import UserError
-from kanlm.kan.compilers import no_c_compiler
+from kanlm.kan.compilers import has_triton, no_c_compiler
 from kanlm.model.decoder import KanLMDecoderLayer
 
 
@@ -51,6 +52,13 @@ def compile_model(
         return "compiled block by block"
     model.compile()
     return "compiled"
+
+
+def is_compiled(choice: str, device: torch.device) -> bool:
+    """Whether `compile_model` compiles for such a choice."""
+    if choice == "auto":
+        return device.type != "cpu" and _obstacle(device) is None
+    return choice != "off"
 
 
 def compile_seconds() -> float:

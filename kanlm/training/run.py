@@ -40,10 +40,11 @@ from kanlm.training.checkpointing.export import (
     run_tokenizer,
     write_model,
 )
-from kanlm.training.compilation import compile_model, recompute_blocks
+from kanlm.training.compilation import compile_model, is_compiled, recompute_blocks
 from kanlm.training.distributed import gather_results, run_on_main
 from kanlm.training.gpus import reported_gpu
 from kanlm.training.grids import GridChanges
+from kanlm.training.kernel_choice import KernelChoice
 from kanlm.training.lbfgs_polish import PolishAtEnd
 from kanlm.training.metrics import TrainLog
 from kanlm.training.penalties import Penalties
@@ -126,7 +127,8 @@ def _run(
     tokenizer, corpora = text.tokenizer, text.corpora
     evaluator = Evaluator(config, accelerator, corpora)
     with announce_if_slow("placing the model and looking for a checkpoint", report):
-        own = _own_callbacks(config, accelerator, model, text, evaluator)
+        kernels = _kernel_choice(config, accelerator)
+        own = [kernels, *_own_callbacks(config, accelerator, model, text, evaluator)]
         trainer = _trainer(config, accelerator, model, corpora, [*own, *callbacks], stop)
     # Nothing is wrong with the settings: the folder becomes this run's.
     fault_point("before-config")
@@ -147,6 +149,7 @@ def _run(
         with announce_if_slow("writing the model", report):
             run_on_main(accelerator, save)
     finally:
+        kernels.close()
         trainer.leave()
     if model is None:
         return None
@@ -268,6 +271,14 @@ def _model(config: Config, tokenizer: PreTrainedTokenizerFast) -> KanLMForCausal
     if config.training.activation_checkpointing:
         recompute_blocks(model)
     return model.double() if config.training.precision == "fp64" else model
+
+
+def _kernel_choice(config: Config, accelerator: Accelerator) -> KernelChoice:
+    return KernelChoice(
+        compiled=is_compiled(config.training.compile, accelerator.device),
+        on_main=lambda measure: run_on_main(accelerator, measure),
+        report=print_line if accelerator.is_main_process else _silent,
+    )
 
 
 def _own_callbacks(

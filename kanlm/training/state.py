@@ -1,8 +1,9 @@
 """What the loop must remember between steps, and a checkpoint between processes."""
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+from kanlm.kan.kernels import TrainingBackend
 from kanlm.training.metrics import Window
 from kanlm.training.step import StepGuard
 
@@ -27,6 +28,8 @@ class TrainingState:
     best_step: int = 0
     stale_validations: int = 0
     wandb_id: str | None = None
+    #: Backend of KAN layers' sums; empty until it is chosen.
+    kan_backend: TrainingBackend | Literal[""] = ""
     #: Lines of metrics.jsonl.
     metrics_lines: int = 0
     #: As of the last reading of the accumulator.

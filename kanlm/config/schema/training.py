@@ -40,6 +40,12 @@ class TrainingSettings:
     #: its choice; `regional` compiles one decoder block at a time, which takes a fraction of the
     #: time for deep models. With sharding, `on` and `auto` are regional, too.
     compile: Literal["off", "on", "regional", "auto"] = "auto"
+    #: Backend of KAN layers' sums. `auto` times those that could serve before the first step, and
+    #: keeps the fastest in checkpoints: `recompute` (C++ inside the products on a CPU, torch's
+    #: products on a GPU) and `torch` on a CPU, `recompute` and `triton` on a GPU. They differ by
+    #: rounding: name one for runs that are repeated to the bit. `reference` is the formula in
+    #: plain torch. Layers that cannot take a backend take the next plainer one.
+    kan_backend: Literal["auto", "recompute", "torch", "triton", "reference"] = "auto"
     #: Keep only the inputs of decoder blocks, and recompute the blocks in the backward pass.
     activation_checkpointing: bool = False
     #: `none` replicates the model on every rank (DDP); `full` shards parameters, gradients and
