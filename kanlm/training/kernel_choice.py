@@ -1,6 +1,6 @@
 """Which backend adds up KAN layers in a run: measured before its first step, and kept."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 import torch
@@ -47,7 +47,8 @@ class KernelChoice(Callback):
         wanted = state.kan_backend or setting
         if wanted in ("auto", "triton"):
             # A single one is tried, because its kernels may fail on this machine.
-            found = self.on_main(lambda: self._measure(None if wanted == "auto" else [wanted]))
+            single: list[TrainingBackend] | None = None if wanted == "auto" else [wanted]
+            found = self.on_main(lambda: self._measure(single))
             if wanted == "auto" and found.seconds:
                 self.report(self._in_words(found))
             wanted = found.backend
@@ -67,7 +68,7 @@ class KernelChoice(Callback):
         self._preferred.close()
         self._preferred.enter_context(prefer_backend(backend))
 
-    def _measure(self, candidates: list[TrainingBackend] | None) -> Measured:
+    def _measure(self, candidates: Sequence[TrainingBackend] | None) -> Measured:
         training = self.trainer.config.training
         rows = training.batch_size // self.trainer.accelerator.num_processes
         return fastest_backend(

@@ -101,8 +101,8 @@ def fastest_backend(
         failed: dict[TrainingBackend, str] = {
             each: why for each in chosen if (why := _failure(each, passes.values()))
         }
-        able = [each for each in chosen if each not in failed]
-        seconds = dict.fromkeys(able, 0.0)
+        able: list[TrainingBackend] = [each for each in chosen if each not in failed]
+        seconds: dict[TrainingBackend, float] = dict.fromkeys(able, 0.0)
         for key, run in passes.items():
             for each, best in _interleaved(run, able, device).items():
                 seconds[each] += counts[key] * best
@@ -134,8 +134,12 @@ def _shape(layer: KANLinear) -> tuple[object, ...]:
 def _obstacles(backends: Iterable[TrainingBackend], layer: KANLinear) -> dict[TrainingBackend, str]:
     """Backends that cannot add up a layer, and why."""
     x, coefficients, _ = _tensors(layer, 1)
-    found = {each: obstacle_of(each, x, coefficients, layer.basis) for each in backends}
-    return {each: why for each, why in found.items() if why is not None}
+    found: dict[TrainingBackend, str] = {}
+    for each in backends:
+        why = obstacle_of(each, x, coefficients, layer.basis)
+        if why is not None:
+            found[each] = why
+    return found
 
 
 def _differ(layer: KANLinear) -> bool:
