@@ -42,6 +42,27 @@ def test_a_local_function_keeps_old_peaks(measured):
     assert outcome.untouched == 0
 
 
+def test_from_a_random_start_only_the_borders_of_regions_change(controls):
+    """Functions reach three cells of 0.01 over a border, so that inside nothing may change."""
+    (control,) = [each for each in controls.CONTROLS if "random start" in each.name]
+    task, seed = control.task, 0
+    model = controls._built(control, seed)
+
+    def errors() -> tuple[torch.Tensor, torch.Tensor]:
+        x = task.unseen(0)
+        with torch.no_grad():
+            error = (model(x) - task.target(x)).abs()
+        inside = (x - task.centres[0][0]).abs() < task.half_width - 0.03
+        return error[inside], error[~inside]
+
+    controls._train(control, model, control.start(model), task.seen(0, seed))
+    inside, border = errors()
+    controls._train(control, model, control.start(model), task.seen(1, seed))
+    later_inside, later_border = errors()
+    torch.testing.assert_close(later_inside, inside, rtol=0, atol=0)
+    assert later_border.square().mean() > border.square().mean()
+
+
 def test_a_global_function_beside_it_loses_them(measured):
     _, outcome = measured["KAN [1, 1] + SiLU", "L-BFGS"]
     assert outcome.times > 10
