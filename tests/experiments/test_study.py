@@ -521,6 +521,25 @@ def test_a_stage_is_refused_before_the_first_is_trained(refuse, stages, tmp_path
     assert "short" in refuse("continual", study={"arms": ARMS, "stages": [short]})
 
 
+def test_a_strategy_is_that_of_stages_after_the_first(tmp_path, make_tree, stages, here):
+    kan = {"arms": {"kan": {}}, "stages": stages[:1]}
+    tree = make_tree(tmp_path, **SHORT, study=kan, strategy={"kind": "replay", "fraction": 0.5})
+    main(["continual", str(write(tmp_path, {**tree, "shrink": True}))])
+    first, second = sorted((tmp_path / "run" / "kan" / "seed-0").iterdir())
+    assert load(first / "config.yaml").strategy == {"kind": "plain"}
+    assert load(second / "config.yaml").strategy == {"kind": "replay", "fraction": 0.5}
+    records = results_of(tmp_path / "run")["records"]
+    assert {record["strategy"] for record in records} == {"replay"}
+
+
+def test_a_strategy_that_no_stage_or_no_arm_can_use_is_refused(refuse, stages):
+    assert "strategy.kind = replay needs study.stages" in refuse(
+        study={"arms": ARMS}, strategy="replay"
+    )
+    line = refuse("continual", study={"arms": ARMS, "stages": stages}, strategy="banded")
+    assert "strategy.kind = banded" in line
+
+
 def test_a_hybrid_that_does_not_add_up_is_refused(refuse):
     layers = [{"kind": "gelu", "repeat": 4}, {"kind": "kan", "repeat": 2}]
     line = refuse(study={"arms": {**ARMS, "hybrid": {"model": {"feed_forward": layers}}}})

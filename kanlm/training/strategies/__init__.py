@@ -53,6 +53,9 @@ def complete_strategy(spec: Mapping[str, Any]) -> dict[str, Any]:
         UserError: the kind or an option is unknown, or an option has a wrong type or value.
     """
     kind = spec.get("kind")
+    if kind is None:
+        known = ", ".join(STRATEGIES)
+        raise UserError(f"setting 'strategy.kind' is missing; expected one of: {known}")
     if not isinstance(kind, str) or kind not in STRATEGIES:
         raise UserError(f"strategy.kind = {kind!r} is unknown{nearest(str(kind), STRATEGIES)}")
     options = {name: value for name, value in spec.items() if name != "kind"}

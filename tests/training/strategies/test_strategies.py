@@ -112,6 +112,7 @@ def test_only_the_named_part_moves(tuned, bases: Path, kind: str, part: str):
 @pytest.mark.parametrize(
     ("strategy", "said"),
     [
+        ({"fraction": 0.2}, r"'strategy\.kind' is missing; expected one of: plain, replay"),
         ("repaly", "strategy.kind = 'repaly' is unknown; did you mean 'replay'?"),
         ({"kind": "ewc", "wieght": 1.0}, "unknown setting 'strategy.wieght'.*'weight'"),
         ({"kind": "l2sp", "weight": -1.0}, r"strategy\.weight = -1\.0: .*greater than or equal"),

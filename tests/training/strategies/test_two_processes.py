@@ -32,7 +32,7 @@ SPECS: list[dict[str, Any]] = [
     {"kind": "frozen"},
 ]
 #: Those that keep or compute with tensors in a way of their own.
-QUICK = ("replay", "ewc", "occupancy-mask", "banded")
+QUICK = ("ewc", "occupancy-mask")
 
 
 def tensors(folder: str | Path, name: str) -> dict[str, torch.Tensor]:
