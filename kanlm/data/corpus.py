@@ -314,6 +314,9 @@ def open_tokenizer(
         settings: kind, and what belongs to it.
         data: the text that `characters` and `bpe` learn from, and where the cache is.
         report: takes lines on what is being done.
+
+    Raises:
+        UserError: there is no training document to learn from.
     """
     if settings.kind not in ("characters", "bpe"):
         return build_tokenizer(settings, lambda: iter(()))
@@ -332,6 +335,11 @@ def open_tokenizer(
             return wrap(Tokenizer.from_str(path.read_text()))
         except Exception:  # What tokenizers raises is a bare Exception.
             raise UserError(f"{path}: damaged; delete it to have it made anew") from None
+    if next(texts(), None) is None:
+        raise UserError(
+            f"data '{data.domain}': no document to learn a vocabulary from in "
+            f"{', '.join(source.label for source in sources)}: there is none, or all is held out"
+        )
     report(f"learning a {settings.kind} vocabulary")
     tokenizer = build_tokenizer(settings, texts)
     content = tokenizer.backend_tokenizer.to_str().encode()

@@ -17,8 +17,10 @@ user adds: `kanlm.train(config, callbacks=[Replay(...)])`.
       after_validation      where one was made
     finish                  after the last step; the model may be changed once more
 
-Callbacks are called in the order of their list, `after_update` in the reverse order. All ranks
-call all methods at the same moments, so collectives are allowed everywhere.
+Callbacks are called in the order of their list, after the loop's own; `after_update` in the reverse
+order. `trainer.state.step` counts updates done: up to `after_update` it is the number of the step
+in progress, in `after_step` one more. All ranks call all methods at the same moments, so
+collectives are allowed everywhere.
 
 What a callback keeps from step to step is its `state_dict`, a part of checkpoints. What `finish`
 returns is kept in the run's folder, where the run that is fine-tuned from it finds it.
@@ -44,7 +46,8 @@ class Callback:
     Attributes:
         trainer: the run, from before `start` on: `trainer.model` (without wrappers),
             `trainer.optimizer`, `trainer.config`, `trainer.batches`, `trainer.corpora`,
-            `trainer.state.step` (updates done) and `trainer.accelerator`.
+            `trainer.state.step` (updates done), `trainer.accelerator`, and
+            `trainer.record(kind, values)`, which writes a line of metrics.jsonl.
         name: what the state is stored under, unique within a run; the class's name if not set.
         needs_logits: whether `loss` reads `outputs.logits`, which the model otherwise never
             makes in whole.

@@ -87,6 +87,10 @@ class Accumulator:
     def add(self, name: str, value: Tensor) -> None:
         """Add to one of the sums of the step in progress, without waiting for the device.
 
+        For parts of the loss and what the loop counts: `step_loss`, by which a step is judged, is
+        the sum of all but `gradient_norm`, `tokens` and penalties. What is only logged goes to
+        `trainer.record`.
+
         Args:
             name: `loss`, `gradient_norm`, `tokens`, or of another term; of what depends
                 on the weights alone `penalty`, or `penalty/…`.

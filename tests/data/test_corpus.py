@@ -228,3 +228,9 @@ def test_a_file_in_two_sources_is_refused(make_data, stories, byte_tokenizer):
         open_corpus(replace(data, sources=twice), byte_tokenizer)
     other_column = [data.sources[0], {**data.sources[0], "column": "title"}]
     assert len(open_sources(replace(data, sources=other_column))) == 2
+
+
+def test_a_vocabulary_is_learned_from_some_text(make_data, stories):
+    settings = TokenizerSettings(kind="bpe", vocab_size=300)
+    with pytest.raises(UserError, match="no document to learn a vocabulary from in part0"):
+        open_tokenizer(settings, make_data(["", "  \n"]))

@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+import os
 import re
 from collections.abc import Iterator
 from itertools import accumulate
@@ -76,8 +77,14 @@ class Files(Source):
         self.separator = separator and separator.replace("\r\n", "\n").replace("\r", "\n")
         self.files = _find(self.patterns, self.root)
         self._check_options(column)
-        stem = self.files[0].name.split(".")[0] + ("" if len(self.files) == 1 else "-and-more")
-        self.label = re.sub(r"[^\w-]+", "-", stem) or "files"
+        self.label = re.sub(r"[^\w-]+", "-", self._name()) or "files"
+
+    def _name(self) -> str:
+        """The file's name without suffixes; of several that of the folder that holds them all."""
+        first, *others = self.files
+        if not others:
+            return first.name.split(".")[0]
+        return Path(os.path.commonpath([path.absolute().parent for path in self.files])).name
 
     def read(self, cursor: Cursor | None = None) -> Iterator[tuple[str | None, Cursor]]:
         start = cursor or {"file": 0, "documents": 0}

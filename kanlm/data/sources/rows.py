@@ -7,7 +7,7 @@ import csv
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -169,7 +169,7 @@ def _column(path: Path, rows: Iterator[tuple[str, Any]], column: str) -> Iterato
         yield checked_text(value, column, where)
     if number and not known:
         some = f"{number} row" + ("s" if number > 1 else "")
-        raise UserError(f"{path}: no column '{column}' in {some}{nearest(column, names)}")
+        raise UserError(f"{path}: no column '{column}' in {some}{_expected(column, names)}")
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
@@ -290,7 +290,7 @@ def _delimited(path: Path, column: str, delimiter: str) -> Iterator[str | None]:
             raise UserError(
                 f"{path}: {several}"
                 if column in names
-                else f"{path}: no column '{column}'{nearest(column, names)}"
+                else f"{path}: no column '{column}'{_expected(column, names)}"
             )
         place = names.index(column)
         for row in reader:
@@ -332,7 +332,12 @@ def _top_name(schema: Any, column: str, path: Path) -> str:
         raise UserError(f"{path}: {count} columns are named '{column}'")
     tree = {part.name: fields(part.type) for part in schema}
     if field(tree, column, str(path)) is ABSENT:
-        raise UserError(f"{path}: no column '{column}'{nearest(column, tree)}")
+        raise UserError(f"{path}: no column '{column}'{_expected(column, tree)}")
     heads = [column, *(column[: dot.start()] for dot in re.finditer(r"\.", column))]
     found = (name for name in heads if name in tree)
     return next(n for n in found if field({n: tree[n]}, column, str(path)) is not ABSENT)
+
+
+def _expected(column: str, names: Iterable[str]) -> str:
+    """The nearest of the columns that there are, and how one is named."""
+    return f"{nearest(column, names)} (as {{kind: files, path: …, column: NAME}})"

@@ -122,6 +122,8 @@ class Checkpointer:
                 "a step: resume with it, or choose another output_dir"
             )
         trainer.state = state
+        if trainer.accelerator.is_main_process:
+            print_line(f"resuming from {found}")
         for callback in trainer.callbacks:
             callback.before_resume(state.step)
 

@@ -7,6 +7,7 @@ import lzma
 import os
 import tracemalloc
 from itertools import chain
+from pathlib import Path
 
 import pyarrow
 import pytest
@@ -295,3 +296,11 @@ def test_files_that_differ_in_content_alone_are_told_apart(tmp_path):
         os.utime(tmp_path / name / "train.txt", ns=(10**18, 10**18))
         found.append(Files(tmp_path, path=f"{name}/train.txt").fingerprint())
     assert found[0] != found[1]
+
+
+def test_several_files_are_named_after_the_folder_that_holds_them(tmp_path: Path):
+    for name in ("law/a.txt", "law/old/b.txt", "prose.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("text")
+    assert Files(tmp_path, path="law/**/*.txt").label == "law"
+    assert Files(tmp_path, path="prose.txt").label == "prose"
