@@ -17,7 +17,7 @@ from benchmarking.blocks import llama, matched_spec
 from benchmarking.decode_model import model_bytes_read
 from benchmarking.measure import bytes_read, interleaved, ratio
 from benchmarking.report import Results, markdown_table, rules, where
-from kanlm.kan import KANLinear
+from kanlm.kan import KANLinear, decoding
 from kanlm.model import KanLMConfig, KanLMForCausalLM
 from kanlm.model.accounting import account
 from kanlm.reporting.format import duration, fixed, span
@@ -109,7 +109,8 @@ def measure_few_tokens(settings: "Settings", report: Callable[[str], object]) ->
                 "own": _turns(layers, torch.randn(64, tokens, inputs).to(dtype)),
                 "linear": _turns(linears, torch.randn(64, tokens, width).to(dtype)),
             }
-            seconds = interleaved(runs, settings.rounds, lambda: None)
+            with decoding(nn.ModuleList(layers)):
+                seconds = interleaved(runs, settings.rounds, lambda: None)
             rows.append(
                 {
                     "what": "layer",
