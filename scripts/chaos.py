@@ -164,7 +164,7 @@ class Attempt:
 class Chaos:
     """The peaceful runs, and what is done to others.
 
-    Arguments:
+    Args:
         folder: for all that is written.
         draw: random numbers.
     """

@@ -43,7 +43,7 @@ class Outcome:
 def compare(folder: Path, overrides: list[str]) -> Outcome:
     """Run both, in folders of their own in `folder`.
 
-    Arguments:
+    Args:
         overrides: of settings, for both.
     """
     steps = load(CONFIG, overrides).training.steps

@@ -61,7 +61,7 @@ class _Narrow(torch.autograd.Function):
 def kept(make: Callable[[], Tensor], dtype: torch.dtype, *weights: Tensor | None) -> Tensor:
     """What `make` casts weights to, of which nobody asks a gradient and which nobody changes.
 
-    Arguments:
+    Args:
         dtype: of the result.
         weights: all that it is made of.
     """

@@ -49,7 +49,7 @@ def refine_layer(layer: KANLinear | SharedFunctions, grid_size: int) -> Tensor:
     `layer.basis` and `layer.coefficients` are new objects afterwards: optimizers, wrappers
     and compiled code that hold the old ones must be made anew.
 
-    Arguments:
+    Args:
         grid_size: a multiple of the present one.
 
     Returns: the matrix of `Refinable.refined`, for `refine_moments`.
@@ -92,7 +92,7 @@ def refine_moments(
     movement is 14 to 29% (RMS) off the coarse one's for k = 2 and 25 to 42% for k = 4. With M
     applied to both moments it is 35 to 67% off, with the moments at zero 320 to 500%.
 
-    Arguments:
+    Args:
         matrix: (in or 1, new B, old B).
         exp_avg, exp_avg_sq: m and v of the old coefficients, (in, old B, out).
         eps: AdamW's ε.
@@ -122,7 +122,7 @@ def adapt_layer(
     As `refine_layer`, it replaces basis and coefficients. A basis with one grid for all
     channels gets one for all their inputs together.
 
-    Arguments:
+    Args:
         inputs: (…, in), what the layer has been given.
         tail: share of the inputs to leave outside at either end.
         margin: how far the range reaches beyond the rest, as a share of its width.
@@ -174,7 +174,7 @@ def grid_from_quantiles(
     A channel whose inputs are all but the same gets a range of at least a thousandth of
     their size and of the widest channel's range.
 
-    Arguments:
+    Args:
         quantiles: (channels, 2 or more), of equally spaced levels.
         grid_size, margin, uniform_share: as of `adapt_layer`; cells of no width are refused
             later, and a small uniform_share avoids them.
@@ -215,7 +215,7 @@ def refit_layer(layer: KANLinear, basis: Basis, inputs: Tensor) -> Refit:
 
     As `refine_layer`, it replaces basis and coefficients.
 
-    Arguments:
+    Args:
         basis: any for this layer's inputs, of another kind, too.
         inputs: (…, in).
 

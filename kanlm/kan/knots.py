@@ -50,7 +50,7 @@ def insertion_matrix(coarse: Tensor, fine: Tensor, degree: int) -> Tensor:
 
     and M_fb = α_{b,degree}(f). No entry is negative, and every row sums to one.
 
-    Arguments:
+    Args:
         coarse: (channels, K), increasing.
         fine: (channels, F), increasing; holds every coarse knot between its own ends.
         degree: of both.

@@ -38,7 +38,7 @@ class KANLinear(Watchable):
     - `zero`: all coefficients are 0. The base carries all the variance; without one the
       layer starts as 0.
 
-    Arguments:
+    Args:
         in_features, out_features: channels.
         basis: evaluates φ; `Hermite()` when not given (configs/README.md has the comparison).
         base: function beside the basis that keeps gradients alive everywhere, or None;

@@ -14,7 +14,7 @@ def unit_normal_mean(function: Callable[[torch.Tensor], torch.Tensor]) -> float:
     for functions with a few kinks and far better for smooth ones; to 1% for splines of
     hundreds of cells.
 
-    Arguments:
+    Args:
         function: maps z of shape (n,) to (n,).
     """
     z, weights = _quadrature()
@@ -29,7 +29,7 @@ def unit_normal_projection(
 
     Of several such c, the shortest.
 
-    Arguments:
+    Args:
         functions: maps z of shape (n,) to (n, B).
         target: maps z of shape (n,) to (n,).
     """
@@ -45,7 +45,7 @@ def unit_normal_products(
 ) -> list[list[float]]:
     """E[φ_a(z) φ_b(z)] for z ~ N(0, 1), the matrix (B, B) of functions' inner products.
 
-    Arguments:
+    Args:
         functions: maps z of shape (n,) to (n, B).
     """
     z, weights = _quadrature()

@@ -18,7 +18,7 @@ class Occupancy:
     Only inputs in the range count towards a function's use: where functions go on linearly,
     one far input would drown the rest.
 
-    Arguments:
+    Args:
         basis: read at each update, and neither changed nor kept in step: after its grid has
             changed, start anew.
         in_features: channels of the inputs.

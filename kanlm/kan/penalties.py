@@ -114,7 +114,7 @@ PENALTIES = {
 def penalty(model: nn.Module, weights: Mapping[str, float]) -> Tensor:
     """Weighted sum of penalties over all layers with edge functions in a model, ().
 
-    Arguments:
+    Args:
         weights: λ by the name in `PENALTIES`; those of 0 are not computed.
 
     Raises:

@@ -31,7 +31,7 @@ def gathered(tensor: Tensor) -> Tensor:
 def split_as(tensor: Tensor, whole: Tensor, *, alike: bool = False) -> Tensor:
     """Split what every process has whole, as `tensor` is split; `whole` itself if it is not.
 
-    Arguments:
+    Args:
         whole: of the tensor's shape.
         alike: it is the same in every process. Otherwise the first one's is sent to all.
     """
@@ -103,7 +103,7 @@ def own_part(tensor: Tensor) -> Tensor:
 def from_own_part(tensor: Tensor, part: Tensor) -> Tensor:
     """A tensor sharded as `tensor` is, of the rows that each rank gives.
 
-    Arguments:
+    Args:
         part: of the shape of `own_part(tensor)`.
     """
     if not is_sharded(tensor):

@@ -34,7 +34,7 @@ class SharedFunctions(nn.Module):
     (least squares under a unit normal); `random` draws each on its own, scaled so that a
     unit normal input gives it mean square 1.
 
-    Arguments:
+    Args:
         channels: inputs.
         basis: evaluates φ; `BSpline()` when not given. One with parameters or a grid of its
             own may hold one set a group.
@@ -171,7 +171,7 @@ class SharedFunctionLinear(nn.Module):
 
     For unit-normal inputs the outputs start with E[y_o²] = gain² over the draw of w.
 
-    Arguments:
+    Args:
         in_features, out_features: channels.
         basis, rank, groups, start: as of `SharedFunctions`.
         bias: add a learned constant; None adds one unless the basis spans constants.

@@ -63,7 +63,7 @@ class Accounting:
 def account(model: ModelSettings | KanLMConfig, vocab_size: int | None = None) -> Accounting:
     """Count a model that settings or a config describe.
 
-    Arguments:
+    Args:
         vocab_size: tokens, where the settings leave them to the tokenizer.
 
     Raises:

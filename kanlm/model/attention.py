@@ -23,7 +23,7 @@ class Attention(nn.Module):
     The kernel is chosen by the config's `attn_implementation` among transformers' own
     (`sdpa` by default).
 
-    Arguments:
+    Args:
         config: the model's.
         layer: index of the layer, its place in the cache.
         output_scale: gain of the output projection.
@@ -55,7 +55,7 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Attend.
 
-        Arguments:
+        Args:
             x: (batch, length, d_model).
             rotation: cosines and sines of `rotary_angles`.
             attention_mask: as transformers' `create_causal_mask` makes it for the kernel, or
@@ -116,7 +116,7 @@ def rotary_angles(position_ids: Tensor, head_dim: int, theta: float, dtype: torc
     Angles are computed here at every forward pass, in float32 or float64: there is no
     buffer that saving could lose, and no longest position.
 
-    Arguments:
+    Args:
         position_ids: (batch, length).
 
     Returns: two tensors (batch, 1, length, head_dim) in float32 or float64; both halves of the

@@ -168,7 +168,7 @@ class KanLMModel(KanLMPreTrainedModel):
     ) -> KanLMModelOutput:
         """Run the blocks.
 
-        Arguments:
+        Args:
             input_ids: (batch, length), or `inputs_embeds` (batch, length, d_model).
             attention_mask: (batch, length seen), 0 at padding; or what transformers'
                 `create_masks_for_generate` makes of that for static caches.
@@ -302,7 +302,7 @@ class KanLMForCausalLM(KanLMPreTrainedModel, GenerationMixin):
         In training the loss includes the blocks' auxiliary losses. They are means over the
         tokens here, so with `num_items_in_batch` they weigh as much as these are of them.
 
-        Arguments:
+        Args:
             labels: (batch, length), the input ids or -100 to leave out; shifted here, as
                 everywhere in transformers.
             shift_labels: (batch, length), the next token at each place or -100, for

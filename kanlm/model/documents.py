@@ -46,7 +46,7 @@ def causal_within(documents: Tensor) -> Tensor:
 def flex_mask(documents: Tensor, compiled: bool = False) -> BlockMask:
     """The same for FlexAttention, which asks by tiles.
 
-    Arguments:
+    Args:
         compiled: make it without a dense mask meanwhile, in code of its own.
     """
 
@@ -62,7 +62,7 @@ def flex_mask(documents: Tensor, compiled: bool = False) -> BlockMask:
 def within_documents(documents: Tensor, x: Tensor, head_dim: int) -> "BlockMask | Pieces | Tensor":
     """What keeps attention within documents here, in the place of a mask for `sdpa`.
 
-    Arguments:
+    Args:
         documents: (batch, length), as of `document_numbers`.
         x: (batch, length, d_model), what attends.
     """
@@ -82,7 +82,7 @@ def _compiles_for_gpus() -> bool:
 class Pieces:
     """Pieces of packed rows, of whole documents each.
 
-    Arguments:
+    Args:
         documents: (batch, length), as of `document_numbers`, on a CPU.
     """
 

@@ -48,7 +48,7 @@ def refine_model(model: KanLMForCausalLM, grid_size: int) -> dict[str, Tensor]:
 
     The layers' coefficients are new parameters afterwards.
 
-    Arguments:
+    Args:
         grid_size: a multiple of the present one.
 
     Returns: name of each new parameter → the matrix that `refine_moments` takes.
@@ -72,7 +72,7 @@ def adapt_model(
     Functions stay as they are where inputs fall. All inputs are those before any grid moves.
     The layers' coefficients are new parameters afterwards.
 
-    Arguments:
+    Args:
         batch: what the model's forward takes.
         uniform_share: as of `kanlm.kan.grid.adapt_layer`.
 
@@ -93,7 +93,7 @@ def adapt_model(
 def occupancies(model: KanLMForCausalLM, batch: Mapping[str, Any]) -> dict[str, Occupancy]:
     """Where the inputs of every KAN layer on a batch fall in the range of its basis.
 
-    Arguments:
+    Args:
         batch: what the model's forward takes.
     """
     layers = {name: m for name, m in model.named_modules() if isinstance(m, KANLinear)}

@@ -42,7 +42,7 @@ class Head(Linear):
     ) -> Tensor:
         """Logits, or with labels the cross-entropy in nats.
 
-        Arguments:
+        Args:
             input: (…, d_model).
             labels: (…), the tokens to be predicted, or -100.
             num_items_in_batch: divisor of the summed loss in place of the number of labels.
@@ -153,7 +153,7 @@ def _loss_and_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss and its gradients by x and weight, empty where there is no need.
 
-    Arguments:
+    Args:
         dtype: of the products. Sums over tokens are in float32, or float64.
     """
     wide = _wide(dtype)

@@ -67,7 +67,7 @@ def solve_hidden(
 ) -> int:
     """Find the hidden width at which a block comes nearest to a cost.
 
-    Arguments:
+    Args:
         feed_forward: kind and options; its `hidden`, if any, is not looked at.
         d_model: width of the residual stream.
         parameters, flops: the cost, exactly one of them.
@@ -182,7 +182,7 @@ def twin(
 ) -> ModelSettings:
     """Give `settings` other kinds, as costly in total as its own.
 
-    Arguments:
+    Args:
         feed_forward: one kind with its options for all layers, or a list as in
             `ModelSettings`. Its widths are solved, whatever it says of them.
 

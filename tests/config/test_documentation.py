@@ -55,7 +55,7 @@ class Lower:
 class Upper(Lower):
     """Upper.
 
-    Arguments:
+    Args:
         own: its own.
         left: as of `Lower`; here the upper one.
         right: as of `Lower`.

@@ -60,7 +60,7 @@ for name, path, allowed in tasks:
 def prepare_within(*tasks: tuple[str, Path, int], batch: int = 2**20) -> list[str]:
     """Prepare texts in a process, each with so many bytes to allocate; 0 sets no limit.
 
-    Arguments:
+    Args:
         batch: characters that are tokenised at once.
     """
     named = [(name, str(path), allowed) for name, path, allowed in tasks]

@@ -106,7 +106,7 @@ class Basis(nn.Module, ABC):
         One matrix product over the flattened (in, B): the reference that the backends of
         `kanlm.kan.kernels` agree with.
 
-        Arguments:
+        Args:
             x: (…, in).
             coefficients: (in, B, out).
 
@@ -238,7 +238,7 @@ class Smooth(Differentiable):
     Subclasses give the formulas and their derivatives; this class extends them beyond the
     range, and owns their parameters if they have any.
 
-    Arguments:
+    Args:
         num_functions: B.
         half_width: R; the range is (−R, R). Inputs are expected normalised.
         outside: behaviour beyond the range.
@@ -296,7 +296,7 @@ class Smooth(Differentiable):
     def functions(self, x: Tensor, parameters: Mapping[str, Tensor]) -> list[Tensor]:
         """Values of the B functions for x (…, in) in the range, each (…, in).
 
-        Arguments:
+        Args:
             parameters: by the names of `starting_parameters`, (k, channels or 1) each.
         """
 

@@ -31,7 +31,7 @@ class BSpline(Adaptable, Curved, Differentiable):
     input in narrower ones that precisely. The knots keep float32's precision when the module
     is cast to less, for bfloat16 would move them by up to a hundredth of the range.
 
-    Arguments:
+    Args:
         channels: number of inputs, where each is to have a grid of its own.
         grid_size: number of cells G; there are G + degree functions.
         degree: 0 to 5.
@@ -144,7 +144,7 @@ class BSpline(Adaptable, Curved, Differentiable):
         A layer made over them starts at the scale that suits `grid_range`, and resetting them
         goes back to it: to have a layer start on a range, state that as `grid_range`.
 
-        Arguments:
+        Args:
             grid: (channels or 1, cells + 1), increasing. More than one row gives every
                 channel its own.
 
@@ -303,7 +303,7 @@ class BSpline(Adaptable, Curved, Differentiable):
 def _triangle(x, below, above, denominator):
     """Values and slopes of the degree + 1 B-splines over a cell, by growing the degree.
 
-    Arguments:
+    Args:
         x: positions, for the shape and dtype of the constant 1 that it starts from.
         below, above: distances to the m-th knot at or below x, and above it, m from 0.
         denominator: (j, r) → distance between the knots that bound function r of degree

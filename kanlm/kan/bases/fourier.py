@@ -19,7 +19,7 @@ class Fourier(Smooth):
     In bfloat16 a value inside the range is the exact one rounded, within 2⁻⁸ |value| + 10⁻⁵ up
     to 32 frequencies.
 
-    Arguments:
+    Args:
         frequencies: K; there are 2 K functions.
         half_width: half a period.
     """

@@ -25,7 +25,7 @@ class Implicit(Smooth):
     In bfloat16 a value inside the range is the exact one rounded, within 2⁻⁸ |value| + 10⁻⁵ for
     the parameters as they are (bfloat16 rounds those, too).
 
-    Arguments:
+    Args:
         outputs: B.
         hidden: units.
         half_width: R; the range is (−R, R).

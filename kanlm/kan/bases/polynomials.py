@@ -93,7 +93,7 @@ class Chebyshev(Polynomials):
 
     In bfloat16 a value inside the range is the exact one rounded, within 2⁻⁸ |value| + 10⁻⁵.
 
-    Arguments:
+    Args:
         degree: highest degree.
         constant: keep T_0.
         half_width: R; with `squash`, u = tanh(x / R).

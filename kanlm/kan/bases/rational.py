@@ -23,7 +23,7 @@ class Rational(Smooth):
     In bfloat16 a value inside the range is the exact one rounded, within 2⁻⁸ |value| + 10⁻⁵ for
     the parameters as they are (bfloat16 rounds those, too).
 
-    Arguments:
+    Args:
         numerator: degree p.
         denominator: degree q.
         half_width: R; the range is (−R, R).

@@ -24,7 +24,7 @@ class RBF(Smooth):
 
     In bfloat16 a value inside the range is the exact one rounded, within 2⁻⁸ |value| + 10⁻⁵.
 
-    Arguments:
+    Args:
         centers: number of functions.
         shape: ψ.
         width: reach of a function, in distances between centres.

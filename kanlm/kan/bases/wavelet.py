@@ -32,7 +32,7 @@ class Wavelet(Smooth):
     In bfloat16 a value inside the range is the exact one rounded, within 2⁻⁸ |value| + 10⁻⁵ for
     the parameters as they are (bfloat16 rounds those, too).
 
-    Arguments:
+    Args:
         wavelets: number of functions.
         mother: ψ.
         half_width: R; the range is (−R, R).

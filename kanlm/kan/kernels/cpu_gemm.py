@@ -44,7 +44,7 @@ def sums(
 ) -> Tensor:
     """(N, in) → (N, out).
 
-    Arguments:
+    Args:
         coefficients: (in, B, out).
         base: function beside the basis, with `base_weight` (out, in).
 

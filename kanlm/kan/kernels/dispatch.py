@@ -112,7 +112,7 @@ def edge_sums(
 ) -> Tensor:
     """y_o = Σ_i [ Σ_b φ_b(x_i) c_ibo + w_oi base(x_i) ] + bias_o, by the chosen backend.
 
-    Arguments:
+    Args:
         x: (…, in).
         coefficients: (in, B, out).
         base: function beside the basis, with `base_weight` (out, in).

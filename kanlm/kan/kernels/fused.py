@@ -91,7 +91,7 @@ def fused_sums(
     Products are accumulated in float32, and functions evaluated in it. As everywhere in torch,
     float32 is multiplied as TF32 where `torch.set_float32_matmul_precision` allows it.
 
-    Arguments:
+    Args:
         x: (…, in), on an NVIDIA GPU, or on a CPU under Triton's interpreter.
         coefficients: (in, B, out).
         basis: one that `triton_formula` knows.

@@ -36,7 +36,7 @@ def contract_recomputing(
 
     The base is one more function, so that one product adds up all.
 
-    Arguments:
+    Args:
         x: (…, in).
         coefficients: (in, B, out).
         basis: without parameters: it gets no gradient.
@@ -155,7 +155,7 @@ def gradients_of_sums(
     """Gradients of x, coefficients and base weights, by cpu_gemm.cpp or block by block, of which
     nobody asks one.
 
-    Arguments:
+    Args:
         needs: whether that of x is asked for, and whether those of the weights are.
     """
     formulas = basis.cpp_formulas()

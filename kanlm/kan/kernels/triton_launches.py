@@ -87,7 +87,7 @@ def sums(
 ) -> tuple[Tensor, Launch]:
     """y of x (tokens, in) and c (in, B, out), both contiguous, in the dtype of c.
 
-    Arguments:
+    Args:
         formula, numbers, places: of the basis.
         base: the function that the last of B is, `silu`, `identity` or `none`.
     """
@@ -247,7 +247,7 @@ def _choose(
 ) -> tuple[Any, tuple[triton.Config, ...], dict[str, Any]]:
     """Kernel, its configurations, and how it multiplies float32.
 
-    Arguments:
+    Args:
         formula, numbers: of the basis.
     """
     exact = _products(dtype) == "exact"

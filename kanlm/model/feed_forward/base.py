@@ -36,7 +36,7 @@ class FeedForward(nn.Module, ABC):
     to say to the training loss, sets `takes_context` and is called with a `Context`, or
     without one where it is used on its own.
 
-    Arguments:
+    Args:
         d_model: width of the residual stream.
         hidden: inner width, the one number that matching solves for. A kind without one
             sets `has_width` to False, and is built with d_model in its place.

@@ -105,7 +105,7 @@ class ConvKAN(FeedForward):
     Decoding keeps the last `kernel_size` inputs a layer in transformers' cache, beside keys
     and values: beam search reorders them and assisted decoding crops them.
 
-    Arguments:
+    Args:
         kernel_size: tokens a channel sees, its own included.
         block: `{"kind": …}` with options, without `hidden`. An MLP here is the control that
             tells the convolution's merit from the KAN's.

@@ -25,7 +25,7 @@ class KAN(FeedForward):
     A basis has a range, so each layer's input is normalised: the first by the norm before
     the block, the second by the inner one.
 
-    Arguments:
+    Args:
         basis: `{"kind": …}` with the options of a class in `kanlm.kan.BASES`.
         base: function beside the basis on every edge, as of `KANLinear`.
         start: how the edges' functions start, as of `KANLinear`.
@@ -110,7 +110,7 @@ class KANGLU(FeedForward):
     with `down` linear. The products are those of SwiGLU, silu(linear) ⊙ linear, with the
     gate, its activation included, or the value replaced by functions learned edge by edge.
 
-    Arguments:
+    Args:
         learned: which of the two factors is the KAN layer.
         basis, base, start: as of `KAN`.
 
@@ -158,7 +158,7 @@ class KANGLU(FeedForward):
 class KANSingle(FeedForward):
     """One KAN layer from width d to d. It has no inner width.
 
-    Arguments:
+    Args:
         basis, base, start: as of `KAN`; with `start: zero` and no base the block starts as 0.
 
     Raises:

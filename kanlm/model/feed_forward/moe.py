@@ -71,7 +71,7 @@ class MoE(FeedForward, Monitored):
     expert runs on just its tokens, for which the device is waited for, or under
     torch.compile on all of them, with num_experts / top_k times the work.
 
-    Arguments:
+    Args:
         experts: `{"kind": …}` with options, without `hidden`, repeated in turn.
         num_experts: how many there are, a multiple of those listed.
         top_k: experts a token is sent to.

@@ -28,7 +28,7 @@ class SplineMLP(FeedForward):
     f_i starts as SiLU: by the default spline to 0.001 within its grid, and at twice the
     grid's range to 0.11.
 
-    Arguments:
+    Args:
         basis: `{"kind": …}` with the options of a class in `kanlm.kan.BASES`.
         gate: make it a gated linear unit.
 
@@ -82,7 +82,7 @@ class KAT(FeedForward):
     paper F₁ starts as the identity, here exactly, and F₂ as GELU, here to 0.015 on
     [-10, 10].
 
-    Arguments:
+    Args:
         basis: `{"kind": …}` with the options of a class in `kanlm.kan.BASES`. The default's
             half_width is the one with which its starting denominator fits GELU best.
         groups: groups of channels. It must divide d_model and `hidden`.
@@ -141,7 +141,7 @@ class LowRankKAN(FeedForward):
     """Two layers of R shared functions a channel, with an RMS norm between them: as `KAN`,
     with the edges that leave a channel confined to combinations of R functions.
 
-    Arguments:
+    Args:
         basis: `{"kind": …}` with the options of a class in `kanlm.kan.BASES`.
         rank: R, from 1 to the number of the basis's functions.
         groups: groups of channels that share their functions; None gives each channel its
