@@ -147,6 +147,6 @@ def _norms(layer: Edges) -> Tensor:
 
 
 def _wide(layer: Edges) -> Tensor:
-    """The coefficients in float32 at least; all of them where processes share them."""
+    """The coefficients in float32 at least; gathered where they are sharded."""
     coefficients = gathered(layer.coefficients)
     return coefficients.to(torch.promote_types(coefficients.dtype, torch.float32))

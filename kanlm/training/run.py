@@ -212,7 +212,7 @@ def _accelerator(config: Config) -> Accelerator:
     if accelerator.num_processes != started:
         raise UserError(
             f"{started} processes were started and {accelerator.num_processes} joined: "
-            f"Accelerate does not share {accelerator.device.type} work between processes"
+            f"Accelerate does not divide {accelerator.device.type} work among processes"
         )
     if config.training.batch_size % started:
         raise UserError(

@@ -59,7 +59,7 @@ def memory(
 
     Args:
         config: resolved; its batch must divide among the devices.
-        node_devices: devices of one machine, among which a hybrid shares.
+        node_devices: devices of one machine, among which a hybrid shards.
     """
     model_config = KanLMConfig.from_settings(config.model, vocab_size)
     training = config.training

@@ -154,7 +154,7 @@ class Legendre(Polynomials):
     In bfloat16 a value inside the range is the exact one rounded, within 2⁻⁸ |value| + 10⁻⁵ up
     to degree 16.
 
-    Arguments: as of `Chebyshev`.
+    Args: as of `Chebyshev`.
     """
 
     name = "legendre"
@@ -215,7 +215,7 @@ class Hermite(Polynomials):
 
     In bfloat16 a value inside the range is the exact one rounded, within 2⁻⁸ |value| + 10⁻⁵.
 
-    Arguments: as of `Chebyshev`; the polynomials' variable is x itself, R tanh(x / R) with
+    Args: as of `Chebyshev`; the polynomials' variable is x itself, R tanh(x / R) with
     `squash`.
     """
 

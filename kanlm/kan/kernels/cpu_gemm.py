@@ -73,7 +73,7 @@ def gradients(
     """Gradients of x, coefficients and base weights for dy (N, out), each laid out as what it
     is of.
 
-    Arguments: as of `sums`, and
+    Args: as of `sums`, and
         needs: whether that of x is asked for, and whether those of the weights are.
 
     Raises:

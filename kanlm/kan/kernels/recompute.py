@@ -56,7 +56,7 @@ def contract_recomputing(
 class _Contract(torch.autograd.Function):
     """Sums over edges of x (N, in), computed block by block.
 
-    Arguments: as of `contract_recomputing`; `dtype` is that of the products.
+    Args: as of `contract_recomputing`; `dtype` is that of the products.
     """
 
     @staticmethod

@@ -85,7 +85,7 @@ class KANLocal(KAN):
     edge's coefficients: they can be refined, read one by one in decoding, and learned
     without changing what the edge does elsewhere.
 
-    Arguments: as of `KAN`.
+    Args: as of `KAN`.
     """
 
     def __init__(
