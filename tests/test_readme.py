@@ -38,6 +38,8 @@ PYTHON, LAYERS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 WRITES = {
     "kanlm pretrain configs/pretrain.yaml": "runs/pretrain",
     "kanlm finetune": "runs/finetune",
+    "kanlm finetune configs/finetune.yaml strategy=replay": "runs/replay",
+    "kanlm finetune configs/finetune.yaml strategy.kind=ewc": "runs/ewc",
     "kanlm compare configs/shakespeare.yaml output_dir=runs/sweep": "runs/sweep",
     "kanlm compare configs/shakespeare.yaml output_dir=runs/gpus": "runs/gpus",
     "kanlm compare configs/shakespeare.yaml": "runs/shakespeare",
