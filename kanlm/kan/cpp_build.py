@@ -93,7 +93,7 @@ def _load(source: Path, functions: Sequence[str]) -> ctypes.CDLL:
     from filelock import FileLock
 
     compiler = _compiler()
-    folder = _cache_folder()
+    folder = cache_folder("kernels")
     library = folder / f"{source.stem}-{_fingerprint(source, compiler)}.so"
     # A damaged library is compiled again.
     with contextlib.suppress(OSError):
@@ -182,8 +182,8 @@ def _warn_once(message: str) -> None:
         warnings.warn(message, stacklevel=3)
 
 
-def _cache_folder() -> Path:
-    """The folder of compiled libraries; made if it is missing.
+def cache_folder(name: str) -> Path:
+    """The folder of this name in kanlm's cache, which only the user writes to; made if missing.
 
     Raises:
         OSError: it cannot be made, belongs to somebody else, or others may write to it.
@@ -195,7 +195,7 @@ def _cache_folder() -> Path:
         root = Path.home() / ".cache"
     if not root.is_absolute():
         raise OSError(f"HOME = {os.environ.get('HOME')!r} is not an absolute path")
-    folder = root / "kanlm" / "kernels"
+    folder = root / "kanlm" / name
     for part in (*reversed(folder.parents), folder):
         part.mkdir(mode=0o700, exist_ok=True)
     folder = folder.resolve()
@@ -221,11 +221,11 @@ def _check_private(path: Path) -> None:
 def _fingerprint(source: Path, compiler: Sequence[str]) -> str:
     version = _run(*compiler, "--version")
     sources = [path.read_bytes() for path in (source, *_HEADERS)]
-    parts = (*sources, " ".join((*compiler[1:], *_FLAGS)).encode(), version, _processor())
+    parts = (*sources, " ".join((*compiler[1:], *_FLAGS)).encode(), version, processor())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
-def _processor() -> bytes:
+def processor() -> bytes:
     """What `-march=native` goes by: a home folder may be shared between machines."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     flags = sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))})

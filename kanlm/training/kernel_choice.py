@@ -1,6 +1,6 @@
 """Which backend adds up KAN layers in a run: measured before its first step, and kept."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 
 import torch
@@ -8,7 +8,7 @@ from torch import nn
 
 from kanlm.kan.kernels import TrainingBackend, prefer_backend
 from kanlm.kan.kernels.dispatch import chosen_backend
-from kanlm.kan.kernels.measured import NAMES, Measured, fastest_backend
+from kanlm.kan.kernels.measured import NAMES, Measured, fastest_backend, remembered_backend
 from kanlm.training.callbacks import Callback
 
 
@@ -17,7 +17,8 @@ class KernelChoice(Callback):
 
     The main rank times the backends that could serve, and all ranks take the same. The choice is
     kept in `TrainingState.kan_backend`, so that a resumed run computes the same, also on another
-    machine. Kernels that fail there leave layers to torch's, with a warning.
+    machine, and remembered on this one, so that a run that starts anew does. Kernels that fail
+    leave layers to torch's, with a warning.
 
     Args:
         compiled: time compiled code, as the run's is.
@@ -47,7 +48,7 @@ class KernelChoice(Callback):
         wanted = state.kan_backend or setting
         if wanted in ("auto", "triton"):
             # A single one is tried, because its kernels may fail on this machine.
-            single: list[TrainingBackend] | None = None if wanted == "auto" else [wanted]
+            single: TrainingBackend | None = None if wanted == "auto" else wanted
             found = self.on_main(lambda: self._measure(single))
             if wanted == "auto" and found.seconds:
                 self.report(self._in_words(found))
@@ -68,15 +69,17 @@ class KernelChoice(Callback):
         self._preferred.close()
         self._preferred.enter_context(prefer_backend(backend))
 
-    def _measure(self, candidates: Sequence[TrainingBackend] | None) -> Measured:
-        training = self.trainer.config.training
+    def _measure(self, single: TrainingBackend | None) -> Measured:
+        training, model = self.trainer.config.training, self.trainer.model
         rows = training.batch_size // self.trainer.accelerator.num_processes
+        tokens = (training.micro_batch_size or rows) * self.trainer.config.model.context_length
+        autocast = torch.bfloat16 if training.precision == "bf16" else None
+        if single is None:
+            return remembered_backend(
+                model, tokens=tokens, autocast=autocast, compiled=self.compiled
+            )
         return fastest_backend(
-            self.trainer.model,
-            tokens=(training.micro_batch_size or rows) * self.trainer.config.model.context_length,
-            autocast=torch.bfloat16 if training.precision == "bf16" else None,
-            compiled=self.compiled,
-            candidates=candidates,
+            model, tokens=tokens, autocast=autocast, compiled=self.compiled, candidates=[single]
         )
 
     def _in_words(self, found: Measured) -> str:

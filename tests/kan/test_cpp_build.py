@@ -120,8 +120,8 @@ def test_whatever_is_wrong_is_one_warning(tmp_path, monkeypatch, stack, what) ->
     if what == "locked for long":
         monkeypatch.setattr(cpp_build, "_COMPILE_SECONDS", 0.1)
         monkeypatch.setattr(cpp_build, "_fingerprint", lambda *_: "0")
-        stack.enter_context(FileLock(cpp_build._cache_folder() / "six.lock"))
-        stack.enter_context(FileLock(cpp_build._cache_folder() / "seven.lock"))
+        stack.enter_context(FileLock(cpp_build.cache_folder("kernels") / "six.lock"))
+        stack.enter_context(FileLock(cpp_build.cache_folder("kernels") / "seven.lock"))
     if what == "no cache":
         (tmp_path / "cache").touch()
     if what == "no home":
@@ -163,7 +163,7 @@ def test_a_processor_that_is_not_described_warns(tmp_path, monkeypatch) -> None:
         raise FileNotFoundError("/proc/cpuinfo")
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(cpp_build, "_processor", unreadable)
+    monkeypatch.setattr(cpp_build, "processor", unreadable)
     source = tmp_path / "six.cpp"
     source.write_text('extern "C" int six() { return 6; }')
     with pytest.warns(UserWarning, match=r"six\.cpp is not compiled; .* /proc/cpuinfo"):
@@ -285,7 +285,7 @@ def test_what_has_long_been_unused_is_removed(tmp_path, monkeypatch) -> None:
         (tmp_path / f"{name}.cpp").write_text(f'extern "C" int {name}() {{ return 0; }}')
     for name in names[:2]:
         assert cpp_build.load_library(tmp_path / f"{name}.cpp") is not None
-    folder = cpp_build._cache_folder()
+    folder = cpp_build.cache_folder("kernels")
     (folder / "tmpabandoned").mkdir()
     for path in folder.iterdir():
         os.utime(path, (then, then))

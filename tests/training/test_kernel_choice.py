@@ -24,7 +24,11 @@ native_only = pytest.mark.skipif(
 
 
 @pytest.fixture
-def choosing(config: Config) -> Config:
+def choosing(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """A run that chooses, on a machine that has not been asked before."""
+    empty = tmp_path / "cache" / "backends"
+    empty.mkdir(mode=0o700, parents=True)
+    monkeypatch.setattr(measured, "cache_folder", lambda name: empty)
     training = {"kan_backend": "auto", "steps": 3, "checkpoint_every": 2, "evaluate_every": None}
     model = {"feed_forward": "kan"}
     return resolve(from_tree(merge(to_tree(config), {"training": training, "model": model})))
@@ -73,7 +77,7 @@ def test_a_setting_is_taken_without_timing(choosing, monkeypatch) -> None:
 
 
 def test_use_backend_around_a_run_holds(choosing, monkeypatch) -> None:
-    monkeypatch.setattr(kernel_choice, "fastest_backend", None)
+    monkeypatch.setattr(kernel_choice, "remembered_backend", None)
     with use_backend("recompute"):
         train(choosing)
     assert read(choosing.output_dir) == ""
@@ -94,11 +98,11 @@ def test_timing_changes_no_number(choosing, tmp_path, monkeypatch) -> None:
 
 def test_a_resumed_run_takes_what_it_took(choosing, monkeypatch) -> None:
     found = Measured("torch", {"recompute": 2.0, "torch": 1.0}, 64, {})
-    monkeypatch.setattr(kernel_choice, "fastest_backend", lambda *_, **__: found)
+    monkeypatch.setattr(kernel_choice, "remembered_backend", lambda *_, **__: found)
     with pytest.raises(Interrupted):
         train(choosing, callbacks=[Preferred(stop_after=1)])
     assert dispatch._preferred == "recompute"
-    monkeypatch.setattr(kernel_choice, "fastest_backend", None)
+    monkeypatch.setattr(kernel_choice, "remembered_backend", None)
     noted = Preferred()
     train(choosing, callbacks=[noted])
     assert noted.seen == ["torch"] * 2
@@ -112,3 +116,37 @@ def test_kernels_that_fail_leave_the_run_to_others(choosing) -> None:
         train(resolve(from_tree(tree)))
     assert read(choosing.output_dir) == "recompute"
     assert torch.get_default_dtype() == torch.float32
+
+
+@native_only
+def test_a_machine_is_asked_once(choosing, tmp_path, monkeypatch) -> None:
+    """Times are never twice the same, and a run that is started anew must be the same."""
+    taken = []
+    for name, degree, fastest in (
+        ("first", 3, "torch"),
+        ("again", 3, "recompute"),
+        ("other", 2, "recompute"),
+    ):
+        times = {"recompute": 2.0, "torch": 2.0, fastest: 1.0}
+        monkeypatch.setattr(measured, "_interleaved", lambda *_, times=times: times)
+        block = {"kind": "kan", "basis": {"kind": "hermite", "degree": degree}}
+        parts = {"output_dir": str(tmp_path / name), "model": {"feed_forward": block}}
+        config = resolve(from_tree(merge(to_tree(choosing), parts)))
+        train(config)
+        taken.append(read(config.output_dir))
+    assert taken == ["torch", "torch", "recompute"]
+
+
+def test_a_damaged_memory_is_measured_again(choosing, tmp_path, monkeypatch) -> None:
+    found = Measured("torch", {"recompute": 2.0, "torch": 1.0}, 64, {})
+    monkeypatch.setattr(measured, "fastest_backend", lambda *_, **__: found)
+    model = torch.nn.ModuleList()
+    model.weight = torch.nn.Parameter(torch.ones(1))
+    assert measured.remembered_backend(model, tokens=64) == found
+    (path,) = (tmp_path / "cache" / "backends").iterdir()
+    for content in ("", "[]", '["nothing", {}, 3]', "{}"):
+        path.write_text(content)
+        assert measured.remembered_backend(model, tokens=64) == found
+    monkeypatch.setattr(measured, "fastest_backend", None)
+    path.write_text('["recompute", {"recompute": 1.0}, 64]')
+    assert measured.remembered_backend(model, tokens=64).backend == "recompute"

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from kanlm.config import GenerationSettings
+from kanlm.config import GenerationSettings, from_tree
+from kanlm.errors import UserError
 from kanlm.experiments.generate import generate
 from kanlm.training.checkpointing.export import load_tokenizer, load_trained
 from kanlm.training.sampling import device_at_hand, sample_text, seeded
@@ -30,8 +31,8 @@ def test_temperature_0_takes_the_likeliest_token_each_time(finished_runs: Path):
 
 
 def test_a_negative_temperature_is_refused():
-    with pytest.raises(ValueError, match=r"temperature = -1: expected 0 \(greedy\) or more"):
-        GenerationSettings(temperature=-1)
+    with pytest.raises(UserError, match=r"generation\.temperature = -1: .* or equal to 0"):
+        from_tree({"generation": {"temperature": -1}})
 
 
 def test_generating_leaves_the_random_state_as_it_was(finished_runs: Path):

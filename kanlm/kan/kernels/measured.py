@@ -1,16 +1,21 @@
 """Which backend trains a model's layers fastest on this machine, measured on throwaway tensors."""
 
+import hashlib
+import json
+import os
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
-from typing import NamedTuple
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ..bases import Differentiable
+from ..cpp_build import cache_folder, processor
 from ..layer import KANLinear
 from . import cpu_gemm
 from .dispatch import TrainingBackend, edge_sums, obstacle_of, use_backend
@@ -27,6 +32,7 @@ NAMES = {
     ("cuda", "recompute"): "torch",
     ("cuda", "triton"): "triton",
 }
+BACKENDS = get_args(TrainingBackend)
 _MARGIN = 0.95
 _ROUNDS = 3
 #: Floating-point operations of one pass over all shapes, by device: a few tens of milliseconds.
@@ -49,6 +55,74 @@ class Measured(NamedTuple):
     seconds: Mapping[TrainingBackend, float]
     tokens: int
     failed: Mapping[TrainingBackend, str]
+
+
+def remembered_backend(
+    model: nn.Module,
+    *,
+    tokens: int,
+    autocast: torch.dtype | None = None,
+    compiled: bool = False,
+) -> Measured:
+    """Return what `fastest_backend` found when this machine was first asked for such layers.
+
+    Times are never twice the same, and two backends differ by rounding: without a memory a run
+    that is started again from nothing might end with other weights. It is a file in kanlm's cache,
+    for a processor or GPU, number of threads, version of torch, shapes and settings. Where the
+    cache cannot be used, backends are timed each time.
+
+    Args:
+        tokens, autocast, compiled: as of `fastest_backend`.
+    """
+
+    def measure() -> Measured:
+        return fastest_backend(model, tokens=tokens, autocast=autocast, compiled=compiled)
+
+    try:
+        asked = (*_machine(model), _shapes(model), tokens, str(autocast), compiled)
+        key = hashlib.sha256(repr(asked).encode()).hexdigest()[:16]
+        path = cache_folder("backends") / f"{key}.json"
+    except (OSError, RuntimeError):
+        return measure()
+    known = _read(path)
+    if known is not None:
+        return known
+    with suppress(OSError):
+        path.unlink()
+    found = measure()
+    if found.failed:
+        return found
+    with suppress(OSError):
+        draft = path.with_name(f"{key}-{os.getpid()}.draft")
+        draft.write_text(json.dumps([found.backend, found.seconds, found.tokens]))
+        # Of two that measure at once the first decides, for both.
+        with suppress(FileExistsError):
+            path.hardlink_to(draft)
+        draft.unlink()
+    return _read(path) or found
+
+
+def _read(path: Path) -> Measured | None:
+    """What was remembered; None if nothing that can be read."""
+    try:
+        backend, seconds, tokens = json.loads(path.read_text())
+        return Measured(backend, {**seconds}, tokens, {}) if backend in BACKENDS else None
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _machine(model: nn.Module) -> tuple[object, ...]:
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        return torch.__version__, torch.cuda.get_device_name(device)
+    return torch.__version__, processor(), torch.get_num_threads()
+
+
+def _shapes(model: nn.Module) -> list[str]:
+    """Shapes of the KAN layers, and how many there are of each."""
+    layers = [module for module in model.modules() if isinstance(module, KANLinear)]
+    counts = Counter((*_shape(each), str(each.coefficients.dtype)) for each in layers)
+    return sorted(map(repr, counts.items()))
 
 
 def fastest_backend(
