@@ -39,7 +39,16 @@ class KernelChoice(Callback):
         self._tried = False
         self._preferred = ExitStack()
 
+    def before_resume(self, step: int) -> None:
+        """Take the run's backend before what its last step has left to do, such as validation."""
+        if self.trainer.state.kan_backend:
+            self._choose()
+
     def before_step(self) -> None:
+        self._choose()
+
+    def _choose(self) -> None:
+        """Take what the run has taken, what the setting says, or what is fastest; once a start."""
         # What `use_backend` asks for around the run holds.
         if self._tried or chosen_backend() != "auto":
             return

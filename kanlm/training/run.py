@@ -12,7 +12,7 @@ import re
 import resource
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,7 +100,8 @@ def run(
         if said and accelerator.is_main_process:
             print_line(f"{accelerator.device}: {said}")
         run_on_main(accelerator, lambda: (keep or own).enter_context(lock_folder(folder)))
-        return _run(config, accelerator, stop, folder, callbacks)
+        kernels = own.enter_context(closing(_kernel_choice(config, accelerator)))
+        return _run(config, accelerator, stop, folder, kernels, callbacks)
 
 
 def _run(
@@ -108,6 +109,7 @@ def _run(
     accelerator: Accelerator,
     stop: Stop,
     folder: Path,
+    kernels: KernelChoice,
     callbacks: Sequence[Callback],
 ) -> Outcome | None:
     """`run` in a folder that is locked for it."""
@@ -127,7 +129,6 @@ def _run(
     tokenizer, corpora = text.tokenizer, text.corpora
     evaluator = Evaluator(config, accelerator, corpora)
     with announce_if_slow("placing the model and looking for a checkpoint", report):
-        kernels = _kernel_choice(config, accelerator)
         own = [kernels, *_own_callbacks(config, accelerator, model, text, evaluator)]
         trainer = _trainer(config, accelerator, model, corpora, [*own, *callbacks], stop)
     # Nothing is wrong with the settings: the folder becomes this run's.
@@ -149,7 +150,6 @@ def _run(
         with announce_if_slow("writing the model", report):
             run_on_main(accelerator, save)
     finally:
-        kernels.close()
         trainer.leave()
     if model is None:
         return None

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kanlm.config import Config, from_tree, merge, to_tree
-from kanlm.errors import Interrupted
+from kanlm.errors import Interrupted, UserError
 from kanlm.experiments.single import train
 from kanlm.kan import cpp_build
 from kanlm.kan.kernels import dispatch, measured, use_backend
@@ -107,6 +107,45 @@ def test_a_resumed_run_takes_what_it_took(choosing, monkeypatch) -> None:
     train(choosing, callbacks=[noted])
     assert noted.seen == ["torch"] * 2
     assert read(choosing.output_dir) == "torch"
+
+
+class PreferredInValidation(Callback):
+    """Notes what layers prefer in validations, and may stop the run ahead of the first."""
+
+    def __init__(self, *, stop: bool) -> None:
+        self.stop, self.seen = stop, []
+
+    def after_update(self) -> None:
+        if self.stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def after_validation(self, figures: object) -> None:
+        self.seen.append(dispatch._preferred)
+
+
+def test_a_validation_left_to_the_resumed_run_takes_it_too(choosing, monkeypatch) -> None:
+    parts = {"training": {"kan_backend": "torch", "evaluate_every": 1}}
+    config = resolve(from_tree(merge(to_tree(choosing), parts)))
+    with pytest.raises(Interrupted):
+        train(config, callbacks=[PreferredInValidation(stop=True)])
+    noted = PreferredInValidation(stop=False)
+    train(config, callbacks=[noted])
+    assert noted.seen == ["torch"] * 3
+
+
+def test_a_resume_that_is_refused_leaves_layers_as_they_were(choosing) -> None:
+    parts = {"training": {"kan_backend": "torch"}}
+    config = resolve(from_tree(merge(to_tree(choosing), parts)))
+    with pytest.raises(Interrupted):
+        train(config, callbacks=[Preferred(stop_after=1)])
+
+    class Stateful(Callback):
+        def state_dict(self) -> dict[str, int]:
+            return {"count": 0}
+
+    with pytest.raises(UserError, match="Stateful"):
+        train(config, callbacks=[Stateful()])
+    assert dispatch._preferred == "recompute"
 
 
 def test_kernels_that_fail_leave_the_run_to_others(choosing) -> None:
