@@ -72,16 +72,18 @@ class OldText:
 
     def __init__(self, config: Config, earlier: Sequence[Earlier]) -> None:
         self.earlier = earlier
-        self.batches = [
-            Batches(
+
+        def batches(each: Earlier, seed: int) -> Batches:
+            return Batches(
                 each.corpus,
-                seed=config.seed,
+                seed=seed,
                 batch_size=each.config.training.batch_size,
                 context_length=config.model.context_length,
                 attention_within_documents=config.data.attention_within_documents,
             )
-            for each in earlier
-        ]
+
+        self.batches = [batches(each, config.seed) for each in earlier]
+        self.continued = batches(earlier[0], earlier[0].config.seed)
 
     @property
     def hashes(self) -> list[str]:
@@ -93,9 +95,9 @@ class OldText:
         return row(self.batches[number % len(self.batches)], number // len(self.batches))
 
     def first_text_row(self, number: int) -> Batch:
-        """Row `number` of the first run's text alone, counted from where that run ended."""
+        """Row `number` of the first run's text alone, in that run's order from where it ended."""
         training = self.earlier[0].config.training
-        return row(self.batches[0], training.steps * training.batch_size + number)
+        return row(self.continued, training.steps * training.batch_size + number)
 
 
 def row(batches: Batches, number: int) -> Batch:

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 import torch
 
+from kanlm.training import run as runs
+from kanlm.training.run import make_batches
 from kanlm.training.strategies.base import Strategy
-from kanlm.training.strategies.old_text import OldText
+from kanlm.training.strategies.old_text import OldText, stack
 from kanlm.training.strategies.rows import ContinueOnBase, Joint, Replay
 
 CONTEXT = 3
@@ -30,6 +32,7 @@ def prepared(strategy: Any, seed: int = 0, texts: int = 2) -> Strategy:
     strategy.trainer = SimpleNamespace(config=SimpleNamespace(seed=seed))
     old = object.__new__(OldText)
     old.batches = [Series(4, 1000 * (n + 1)) for n in range(texts)]  # type: ignore[list-item]
+    old.continued = old.batches[0]
     settings = SimpleNamespace(training=SimpleNamespace(steps=5, batch_size=4))
     old.earlier = [SimpleNamespace(config=settings)] * texts  # type: ignore[list-item]
     strategy.old_text = old
@@ -93,6 +96,19 @@ def test_joint_adds_old_rows_to_all_new_ones():
         assert rows[4:] == [1000 * (1 + n % 2) + n // 2 for n in range(first, first + 8)]
     two = numbers(prepared(Joint(old_rows=2)), 3, 4, ranks=2)
     assert [sorted(rows) for rows in two] == [sorted(rows) for rows in found]
+
+
+def test_continuing_follows_the_first_runs_order_whatever_this_runs_seed(tuned):
+    config = tuned("continue-on-base", seed=5)
+    old = runs._text(config, print).old
+    assert old is not None
+    first = old.earlier[0]
+    assert first.config.seed != config.seed
+    theirs = make_batches(first.corpus, first.config)
+    size, steps = first.config.training.batch_size, first.config.training.steps
+    found = stack([old.first_text_row(n) for n in range(2 * size)])["input_ids"]
+    wanted = [theirs.batch(steps + n)["input_ids"] for n in range(2)]
+    assert torch.equal(found, torch.cat(wanted))
 
 
 def test_continuing_begins_where_the_first_run_ended():
