@@ -168,7 +168,9 @@ def at_equal_learning(arms: Mapping[str, Curve], *, share: float) -> Matched:
     seeds = {name: curves.gain.shape[0] for name, curves in arms.items()}
     if len(set(seeds.values())) > 1:
         raise ValueError(f"seeds by arm {seeds}: expected equally many")
-    gain = common_gain(*(curves.gain for curves in arms.values()), share=share)
+    # A gain counts where it is known what it cost.
+    gains = (np.where(np.isnan(c.lost), np.nan, c.gain) for c in arms.values())
+    gain = common_gain(*gains, share=share)
     return Matched(gain, {name: least_lost_at_gain(curves, gain) for name, curves in arms.items()})
 
 

@@ -201,3 +201,13 @@ def test_arms_at_equal_learning_have_the_same_seeds():
     two, three = (Curve(np.zeros((n, 1, 2)), np.zeros((n, 1, 2))) for n in (2, 3))
     with pytest.raises(ValueError, match="expected equally many"):
         at_equal_learning({"kan": two, "gelu": three}, share=1.0)
+
+
+def test_arms_are_compared_where_it_is_known_what_both_lost():
+    gain = np.array([[[0.0, 0.5, 1.0]]])
+    ours = Curve(gain, np.array([[[0.0, 0.2, np.nan]]]))
+    theirs = Curve(gain, np.array([[[0.0, 0.1, 0.3]]]))
+    found = at_equal_learning({"ours": ours, "theirs": theirs}, share=1.0)
+    assert found.gain == pytest.approx([0.5])
+    assert found.lost["ours"] == pytest.approx([0.2])
+    assert found.lost["theirs"] == pytest.approx([0.1])
