@@ -42,7 +42,9 @@ class Distillation(Anchored):
         self.anchors = {}
         trainer = self.trainer
         assert trainer.config.initialize_from is not None
-        teacher = load_trained(Path(trainer.config.initialize_from), dropout=0.0)
+        # The model that is trained drops out what it would without a teacher.
+        with torch.random.fork_rng(devices=[]):
+            teacher = load_trained(Path(trainer.config.initialize_from), dropout=0.0)
         teacher.requires_grad_(False)
         first = next(trainer.model.parameters())
         self.teacher = teacher.to(trainer.accelerator.device, first.dtype).eval()

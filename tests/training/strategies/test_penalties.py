@@ -156,3 +156,13 @@ def test_checksums_tell_models_apart():
     with torch.no_grad():
         other.weight[0, 0] += 1e-6  # type: ignore[union-attr]
     assert checksum(one) != checksum(other)  # type: ignore[arg-type]
+
+
+def test_a_teacher_changes_no_random_number(tuned):
+    parts = {"model": {"dropout": 0.2}, "training": {"steps": 2, "evaluate_every": None}}
+    found = []
+    for kind in ("plain", {"kind": "distillation", "weight": 0.0}):
+        config = tuned(kind, f"tuned-{len(found)}", **parts)
+        runs.run(config)
+        found.append(load_file(Path(config.output_dir) / "model" / "model.safetensors"))
+    torch.testing.assert_close(found[1], found[0])
