@@ -180,7 +180,7 @@ def _arguments(cls: type) -> tuple[dict[str, str], str | None]:
     for line in (inspect.getdoc(cls) or "").splitlines():
         heading = _SECTION.match(line)
         if heading:
-            inside = heading[1] in ("Args", "Arguments")
+            inside = heading[1] == "Args"
             named = _REFERENCE.search(heading[2]) if inside else None
             reference = named[1] if named else reference
             names = []
